@@ -1,0 +1,102 @@
+"""The recency-bias wrapper: a vanilla Qwen3 seen as an AttnRes model whose routing has an analytic answer."""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from attnres.configuration_attnres import AttnResConfig
+from attnres.modeling_attnres import AttnResForCausalLM
+from attnres.sites import ReadSite, read_sites
+
+
+def wrap_qwen3(
+    model_or_path: Qwen3ForCausalLM | str | PathLike[str],
+    num_blocks: int = 8,
+    recency_bias: float = 3.0,
+) -> AttnResForCausalLM:
+    """See a vanilla Qwen3 as an AttnRes model with zero queries and a fixed recency bias (cumulative sources).
+
+    With n sources the mass on `current` is `e^b / (e^b + n - 1)` and each other source gets `1 / (e^b + n - 1)`,
+    whatever the input; as b grows the vanilla model comes back (arXiv:2606.13168, baseline).
+
+    Args:
+        model_or_path: the model, or what `Qwen3ForCausalLM.from_pretrained` takes (a folder or a hub id).
+        num_blocks: N of the block partition.
+        recency_bias: b of every read.
+
+    Returns:
+        a model that shares the parameters of the vanilla one, in its dtype, with its routing frozen.
+
+    Raises:
+        ValueError: not a vanilla Qwen3, or more blocks than layers.
+    """
+    if isinstance(model_or_path, (str, PathLike)):
+        model_or_path = Qwen3ForCausalLM.from_pretrained(model_or_path)
+    vanilla = model_or_path
+    if not isinstance(vanilla, Qwen3ForCausalLM):
+        raise ValueError(f"wrap_qwen3 takes a Qwen3ForCausalLM, got {type(vanilla).__name__}")
+    fields = vanilla.config.to_dict()
+    for key in ("model_type", "architectures", "transformers_version"):
+        fields.pop(key, None)
+    config = AttnResConfig(
+        **fields,
+        attnres_num_blocks=num_blocks,
+        attnres_recency_bias_init=recency_bias,
+        attnres_routing="frozen",
+    )
+    config._attn_implementation = vanilla.config._attn_implementation
+    with torch.device("meta"):
+        wrapped = AttnResForCausalLM(config)
+    wrapped.load_state_dict(vanilla.state_dict(keep_vars=True), assign=True, strict=False)
+    wrapped.tie_weights()
+    wrapped.model.rotary_emb = vanilla.model.rotary_emb  # its buffers are in no state dict
+    reference = vanilla.model.norm.weight
+    for name, parameter in wrapped.routing_parameters().items():
+        module_name, _, attribute = name.rpartition(".")
+        value = torch.empty(parameter.shape, dtype=reference.dtype, device=reference.device)
+        value.fill_(0.0 if "_proj" in name else 1.0 if "_norm" in name else recency_bias)
+        setattr(wrapped.get_submodule(module_name), attribute, nn.Parameter(value, requires_grad=False))
+    return wrapped.train(vanilla.training)
+
+
+def _site_schedule(site: ReadSite, bias: float) -> Tensor:
+    logits = torch.zeros(site.num_sources, dtype=torch.float64)
+    if site.has_current:
+        logits[-1] = bias
+    return torch.softmax(logits, dim=-1)
+
+
+def recency_schedule(model_or_config: AttnResForCausalLM | AttnResConfig | Qwen3Config) -> tuple[Tensor, ...]:
+    """The analytic routing weights of a model whose queries are zero.
+
+    Args:
+        model_or_config: a model (its own biases are used) or a configuration (`attnres_recency_bias_init` is used).
+
+    Returns:
+        one float64 tensor (num_sources,) per read, in the order of `attnres.read_sites`.
+
+    Raises:
+        ValueError: the model has learned (non-zero) queries, so that its weights depend on the input; or the
+            configuration is not an AttnRes one.
+    """
+    config = model_or_config if isinstance(model_or_config, Qwen3Config) else model_or_config.config
+    if not isinstance(config, AttnResConfig):
+        raise ValueError(f"recency_schedule needs an AttnRes model or config, got {type(model_or_config).__name__}")
+    sites = read_sites(config)
+    if isinstance(model_or_config, Qwen3Config):
+        return tuple(_site_schedule(site, config.attnres_recency_bias_init) for site in sites)
+    router = model_or_config.model.router()
+    if bool(router.queries.any()):
+        raise ValueError(
+            "recency_schedule: this model has learned queries, its routing weights depend on the input; "
+            "only models with zero queries (wrap_qwen3, attnres_routing='frozen') have an analytic schedule"
+        )
+    biases = [0.0 if bias is None else float(bias) for bias in router.biases]
+    if not all(map(math.isfinite, biases)):
+        raise ValueError("recency_schedule: the model has a recency bias that is not finite")
+    return tuple(_site_schedule(site, bias) for site, bias in zip(sites, biases, strict=True))

@@ -1,0 +1,314 @@
+"""Block Attention Residuals on Qwen3: only the difference from transformers' own Qwen3 is stated here.
+
+Data flows one way: tokens -> `DepthState` -> for each layer *read, run, write* (twice) and *close the block* ->
+final read (block_sum) -> norm -> logits. What a read is: `attnres/routing.py`. Where reads are: `attnres/sites.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm, Qwen3RotaryEmbedding
+from transformers.utils.generic import can_return_tuple
+
+from attnres import routing
+from attnres.configuration_attnres import AttnResConfig
+from attnres.routing import DepthState, Intervention, Router
+from attnres.sites import read_sites
+
+
+@dataclass
+class AttnResModelOutputWithPast(BaseModelOutputWithPast):
+    """`routing_weights`: one (batch, seq, num_sources) float32 tensor per read; `depth_states`: one per layer start."""
+
+    routing_weights: tuple[Tensor, ...] | None = None
+    depth_states: tuple[DepthState, ...] | None = None
+
+
+@dataclass
+class AttnResCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """`routing_weights`: one (batch, seq, num_sources) float32 tensor per read, in order; see `attnres.read_sites`."""
+
+    routing_weights: tuple[Tensor, ...] | None = None
+
+
+class AttnResDecoderLayer(GradientCheckpointingLayer):
+    """A Qwen3 layer whose two residual additions are replaced by depth-wise reads and writes."""
+
+    def __init__(self, config: AttnResConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = Qwen3Attention(config=config, layer_idx=layer_idx)
+        self.mlp = Qwen3MLP(config)
+        self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        # The routing parameters carry the names of the published checkpoints; `AttnResModel.router` reads them.
+        self.attn_res_proj = nn.Linear(config.hidden_size, 1, bias=False)
+        self.attn_res_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attn_res_bias = nn.Parameter(torch.tensor(float(config.attnres_recency_bias_init)))
+        self.mlp_res_proj = nn.Linear(config.hidden_size, 1, bias=False)
+        self.mlp_res_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp_res_bias = nn.Parameter(torch.tensor(float(config.attnres_recency_bias_init)))
+        self.closes_block = tuple(config.closes_block(layer_idx, name) for name in ("self_attn", "mlp"))
+
+    def forward(
+        self, state: DepthState, router: Router, intervention: Intervention | None = None, **kwargs: Any
+    ) -> tuple[DepthState, tuple[Tensor, Tensor]]:
+        """Read, run, write for attention, then for the MLP; returns the new state and both reads' routing weights."""
+        hidden_states, attn_weights, state = routing.read(router, state, intervention)
+        attn_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        state = routing.write(state, attn_output)
+        if self.closes_block[0]:
+            state = routing.close_block(router, state)
+
+        hidden_states, mlp_weights, state = routing.read(router, state, intervention)
+        state = routing.write(state, self.mlp(self.post_attention_layernorm(hidden_states)))
+        if self.closes_block[1]:
+            state = routing.close_block(router, state)
+        return state, (attn_weights, mlp_weights)
+
+
+class AttnResPreTrainedModel(PreTrainedModel):
+    config_class = AttnResConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AttnResDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """
+        | parameter | initial value |
+        |---|---|
+        | linear and embedding weights | normal(0, `initializer_range`) |
+        | norm gains, key gains `*_res_norm.weight` | 1 |
+        | pseudo-queries `*_res_proj.weight` | 0: a uniform read, but for the recency bias |
+        | recency biases `*_res_bias` | `attnres_recency_bias_init` |
+
+        Values that came from a checkpoint are left as they are (`transformers.initialization` skips them).
+        """
+        super()._init_weights(module)
+        if isinstance(module, AttnResDecoderLayer):
+            for name in ("attn", "mlp"):
+                init.zeros_(getattr(module, f"{name}_res_proj").weight)
+                bias = getattr(module, f"{name}_res_bias")
+                init.constant_(bias, self.config.attnres_recency_bias_init)
+        elif isinstance(module, AttnResModel) and module.final_res_proj is not None:
+            init.zeros_(module.final_res_proj.weight)
+
+    def routing_parameters(self) -> dict[str, nn.Parameter]:
+        """Pseudo-queries, key gains and recency biases by name."""
+        return {name: p for name, p in self.named_parameters() if "_res_" in name}
+
+    def _apply_frozen_routing(self) -> None:
+        if self.config.attnres_routing == "frozen":
+            for parameter in self.routing_parameters().values():
+                parameter.requires_grad_(False)
+
+
+class AttnResModel(AttnResPreTrainedModel):
+    """Embedding, layers, final read (block_sum) and final norm."""
+
+    def __init__(self, config: AttnResConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(AttnResDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen3RotaryEmbedding(config=config)
+        self.sites = read_sites(config)
+        self.final_res_proj: nn.Linear | None = None
+        self.final_res_norm: Qwen3RMSNorm | None = None
+        if self.sites[-1].sublayer == "final":
+            self.final_res_proj = nn.Linear(config.hidden_size, 1, bias=False)
+            self.final_res_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+        self._apply_frozen_routing()
+
+    def router(self) -> Router:
+        """The routing parameters as they are now, gains folded into queries."""
+        projections, norms, biases = [], [], []
+        for layer in self.layers:
+            projections += [layer.attn_res_proj, layer.mlp_res_proj]
+            norms += [layer.attn_res_norm, layer.mlp_res_norm]
+            biases += [layer.attn_res_bias, layer.mlp_res_bias]
+        if self.final_res_proj is not None:
+            projections.append(self.final_res_proj)
+            norms.append(self.final_res_norm)
+            biases.append(None)
+        dtype = routing.routing_dtype(self.norm.weight.dtype)
+        queries = torch.cat([p.weight for p in projections]).to(dtype)
+        gains = torch.stack([n.weight for n in norms]).to(dtype)
+        cumulative = self.config.attnres_source == "cumulative"
+        return Router(queries * gains, tuple(biases), self.config.rms_norm_eps, cumulative, self.sites)
+
+    def _causal_masks(self, attention_mask: Tensor | dict | None, **kwargs: Any) -> dict[str, Tensor | None]:
+        if isinstance(attention_mask, dict):  # prepared by `generate`
+            return attention_mask
+        kwargs = {"config": self.config, "attention_mask": attention_mask, **kwargs}
+        masks = {"full_attention": create_causal_mask(**kwargs)}
+        if "sliding_attention" in self.config.layer_types:
+            masks["sliding_attention"] = create_sliding_window_causal_mask(**kwargs)
+        return masks
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_routing_weights: bool = False,
+        intervention: Intervention | None = None,
+        depth_state: DepthState | None = None,
+        output_depth_states: bool = False,
+        **kwargs: Any,
+    ) -> AttnResModelOutputWithPast:
+        """
+        As [`~transformers.Qwen3Model.forward`], and:
+
+        Args:
+            output_routing_weights: return the routing weights of every read.
+            intervention: called at every read; see `attnres.routing.Intervention`.
+            depth_state: resume from this state (of a layer's start) instead of from tokens. The layers before it are
+                not run; a full run and its resumption give the same bits.
+            output_depth_states: return the state at the start of every layer that is run, and after the last.
+
+        Raises:
+            ValueError: not exactly one of `input_ids`, `inputs_embeds`, `depth_state` was given.
+        """
+        if (input_ids is not None) + (inputs_embeds is not None) + (depth_state is not None) != 1:
+            raise ValueError("give exactly one of input_ids, inputs_embeds or depth_state")
+        router = self.router()
+        if depth_state is None:
+            if inputs_embeds is None:
+                inputs_embeds = self.embed_tokens(input_ids)
+            state = routing.start(router, inputs_embeds)
+        else:
+            state = depth_state
+        embedding = state.completed[0]
+
+        if use_cache is None:
+            use_cache = self.config.use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(embedding.shape[1], device=embedding.device) + num_past).unsqueeze(0)
+        masks = self._causal_masks(
+            attention_mask, inputs_embeds=embedding, past_key_values=past_key_values, position_ids=position_ids
+        )
+        position_embeddings = self.rotary_emb(embedding, position_ids)
+
+        all_weights: list[Tensor] = []
+        all_states = [state]
+        first_layer = state.read_index // 2
+        for layer, layer_type in zip(self.layers[first_layer:], self.config.layer_types[first_layer:], strict=True):
+            state, weights = layer(
+                state,
+                router,
+                intervention,
+                attention_mask=masks[layer_type],
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+            all_weights += weights
+            all_states.append(state)
+
+        if self.final_res_proj is not None:
+            hidden_states, weights, _ = routing.read(router, state, intervention)
+            all_weights.append(weights)
+        else:
+            hidden_states = state.current
+        return AttnResModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values if use_cache else None,
+            routing_weights=tuple(all_weights) if output_routing_weights else None,
+            depth_states=tuple(all_states) if output_depth_states else None,
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embed_tokens = value
+
+
+class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
+    """A Block AttnRes Qwen3 with a language-model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: AttnResConfig) -> None:
+        super().__init__(config)
+        self.model = AttnResModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_routing_weights: bool = False,
+        intervention: Intervention | None = None,
+        **kwargs: Any,
+    ) -> AttnResCausalLMOutputWithPast:
+        """
+        As [`~transformers.Qwen3ForCausalLM.forward`], and:
+
+        Args:
+            output_routing_weights: return `routing_weights`, one (batch, seq, num_sources) float32 tensor per read in
+                order (layer 0 self_attn, layer 0 mlp, layer 1 …, [final]); sources ordered embedding, completed
+                blocks, current (where the read has one).
+            intervention: called at every read; see `attnres.routing.Intervention`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_routing_weights=output_routing_weights,
+            intervention=intervention,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return AttnResCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            routing_weights=outputs.routing_weights,
+        )
+
+
+__all__ = ["AttnResForCausalLM", "AttnResModel", "AttnResPreTrainedModel"]

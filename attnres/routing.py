@@ -1,0 +1,148 @@
+"""The depth-wise read: one pure function, and the one place where an intervention acts.
+
+Legend of shapes: B batch, T sequence, H hidden, n sources of a read, R reads of the model.
+
+At a read with source values `v_n`, pseudo-query `w`, key gain `g` and recency bias `b` (arXiv:2603.15031):
+
+    logit_n         = w . (g * v_n) / rms(v_n)      (+ b for current only)
+    routing_weights = softmax over n                in float32
+    hidden_states   = sum_n routing_weights_n v_n   (values un-normalised)
+
+A completed source never changes, so its logits for *all* later reads are one matrix product, taken when it is
+completed; the gain is folded into the query (`w * g`); and sources are summed one by one, never stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnres.sites import ReadSite
+
+
+class Read(NamedTuple):
+    """What an intervention sees and returns: a read between its softmax and its sum."""
+
+    site: ReadSite
+    routing_weights: Tensor  # (B, T, n), float32
+    sources: tuple[Tensor, ...]  # n times (B, T, H)
+
+
+Intervention = Callable[[Read], Read]
+"""Maps a read to the read that happens instead. The identity changes no bit of the model's output."""
+
+
+class DepthState(NamedTuple):
+    """Everything that flows from one layer to the next. Immutable: a recomputation sees what the first run saw."""
+
+    completed: tuple[Tensor, ...]  # each (B, T, H): embedding, then completed blocks
+    completed_logits: tuple[tuple[Tensor, ...], ...]  # per completed source, (B, T) for each read after it
+    current: Tensor | None  # (B, T, H) running stream; None where block_sum has just closed a block
+    read_index: int  # index of the next read
+
+
+@dataclass(frozen=True)
+class Router:
+    """The routing parameters of all reads of one forward call.
+
+    Attributes:
+        queries: (R, H) pseudo-queries with the key gain folded in, in routing precision.
+        biases: recency bias of each read, a scalar tensor; `None` for the final read.
+        eps: epsilon of the key norm.
+        cumulative: whether completed blocks are snapshots of the stream (else sums of a block's outputs).
+        sites: the reads.
+    """
+
+    queries: Tensor
+    biases: tuple[Tensor | None, ...]
+    eps: float
+    cumulative: bool
+    sites: tuple[ReadSite, ...]
+
+
+def routing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision of logits, softmax and sum: float32, or float64 for a float64 model."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _full_precision(value: Tensor):
+    device_type = value.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def source_logits(value: Tensor, queries: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """Logits of one source `value` (B, T, H) for each of `queries` (r, H): r tensors (B, T)."""
+    with _full_precision(value):
+        value = value.to(queries.dtype)
+        inv_rms = torch.rsqrt(value.pow(2).mean(-1) + eps)  # (B, T)
+        logits = torch.matmul(queries, value.transpose(-1, -2))  # (B, r, T)
+        return (logits * inv_rms.unsqueeze(-2)).unbind(-2)
+
+
+def start(router: Router, embedding: Tensor) -> DepthState:
+    """The state before the first read: the embedding is the one completed source."""
+    state = DepthState((), (), embedding, 0)
+    return close_block(router, state)
+
+
+def close_block(router: Router, state: DepthState) -> DepthState:
+    """Make the running stream a completed source, and compute its logits for every read still to come."""
+    assert state.current is not None
+    logits = source_logits(state.current, router.queries[state.read_index :], router.eps)
+    return DepthState(
+        (*state.completed, state.current),
+        (*state.completed_logits, logits),
+        state.current if router.cumulative else None,
+        state.read_index,
+    )
+
+
+def read(
+    router: Router, state: DepthState, intervention: Intervention | None = None
+) -> tuple[Tensor, Tensor, DepthState]:
+    """Route over the sources of the next read.
+
+    Returns:
+        hidden_states (B, T, H) in the sources' dtype, routing_weights (B, T, n) in routing precision, and the state
+        whose next read is the following one.
+    """
+    site = router.sites[state.read_index]
+    num_left = len(router.sites) - site.index  # logits are kept for the reads after a source: index from the end
+    logits = [source[-num_left] for source in state.completed_logits]
+    sources = state.completed
+    if site.has_current:
+        assert state.current is not None
+        if site.current_is_alias:  # the same tensor as the newest completed source: its logit is known
+            logit = logits[-1]
+        else:
+            (logit,) = source_logits(state.current, router.queries[site.index : site.index + 1], router.eps)
+        bias = router.biases[site.index]
+        logits.append(logit if bias is None else logit + bias.to(logit.dtype))
+        sources = (*sources, state.current)
+    with _full_precision(sources[0]):
+        routing_weights = torch.softmax(torch.stack(logits, dim=-1), dim=-1)  # (B, T, n)
+        if intervention is not None:
+            _, routing_weights, sources = intervention(Read(site, routing_weights, sources))
+        hidden_states = mix(routing_weights, sources)
+    return hidden_states, routing_weights, state._replace(read_index=site.index + 1)
+
+
+def mix(routing_weights: Tensor, sources: tuple[Tensor, ...]) -> Tensor:
+    """`sum_n routing_weights_n v_n`, accumulated in routing precision: (B, T, H) in the sources' dtype."""
+    weights = routing_weights.unsqueeze(-2).unbind(-1)  # n times (B, T, 1)
+    mixed = weights[0] * sources[0]
+    for weight, source in zip(weights[1:], sources[1:], strict=True):
+        mixed = torch.addcmul(mixed, weight, source)
+    return mixed.to(sources[0].dtype)
+
+
+def write(state: DepthState, output: Tensor) -> DepthState:
+    """Add a sublayer's output to the running stream."""
+    return state._replace(current=output if state.current is None else state.current + output)

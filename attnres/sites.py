@@ -1,0 +1,97 @@
+"""Where a model reads: a typed description of every depth-wise read, shared by model, probes and plots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from attnres.configuration_attnres import AttnResConfig
+
+Sublayer = Literal["self_attn", "mlp", "final"]
+Family = Literal["embedding", "current", "prev_completed", "older"]
+
+SUBLAYERS: tuple[Sublayer, ...] = ("self_attn", "mlp")
+FAMILIES: tuple[Family, ...] = ("embedding", "current", "prev_completed", "older")
+REGIONS = ("early", "middle", "late")
+
+
+@dataclass(frozen=True)
+class ReadSite:
+    """One read.
+
+    Attributes:
+        index: position among the model's reads, in the order in which they happen.
+        layer_idx: the layer it belongs to; `None` for the final read of block_sum.
+        sublayer: "self_attn", "mlp" or "final".
+        num_layers: layers of the model.
+        num_completed: completed sources it sees, the embedding included.
+        has_current: whether the running stream is its last source.
+        current_is_alias: whether `current` is tensor for tensor the newest completed source, because no sublayer has
+            written since that was taken (cumulative sources only).
+    """
+
+    index: int
+    layer_idx: int | None
+    sublayer: Sublayer
+    num_layers: int
+    num_completed: int
+    has_current: bool
+    current_is_alias: bool
+
+    @property
+    def num_sources(self) -> int:
+        return self.num_completed + self.has_current
+
+    @cached_property
+    def families(self) -> tuple[Family, ...]:
+        """The family of each source, in source order: embedding, completed blocks, current."""
+        num_blocks = self.num_completed - 1
+        blocks: tuple[Family, ...] = ("older",) * (num_blocks - 1) + ("prev_completed",) * (num_blocks > 0)
+        return ("embedding", *blocks, *(("current",) if self.has_current else ()))
+
+    @property
+    def aliased_sources(self) -> tuple[int, ...]:
+        """Indices of the sources that are one and the same tensor; empty when there are none."""
+        return (self.num_completed - 1, self.num_completed) if self.current_is_alias else ()
+
+    @property
+    def region(self) -> str:
+        """The third of the layers it lies in (`3 * layer_idx // num_layers`); "final" for the final read."""
+        return "final" if self.layer_idx is None else REGIONS[3 * self.layer_idx // self.num_layers]
+
+
+def read_sites(config: AttnResConfig) -> tuple[ReadSite, ...]:
+    """All reads of a model of this configuration, in order: layer 0 self_attn, layer 0 mlp, layer 1 …, [final]."""
+    cumulative = config.attnres_source == "cumulative"
+    num_layers = config.num_hidden_layers
+    sites: list[ReadSite] = []
+    num_completed, at_block_start = 1, True
+    for layer_idx in range(num_layers):
+        for sublayer in SUBLAYERS:
+            sites.append(
+                ReadSite(
+                    index=len(sites),
+                    layer_idx=layer_idx,
+                    sublayer=sublayer,
+                    num_layers=num_layers,
+                    num_completed=num_completed,
+                    has_current=cumulative or not at_block_start,
+                    current_is_alias=cumulative and at_block_start,
+                )
+            )
+            at_block_start = config.closes_block(layer_idx, sublayer)
+            num_completed += at_block_start
+    if not cumulative:
+        sites.append(
+            ReadSite(
+                index=len(sites),
+                layer_idx=None,
+                sublayer="final",
+                num_layers=num_layers,
+                num_completed=num_completed,
+                has_current=False,
+                current_is_alias=False,
+            )
+        )
+    return tuple(sites)
