@@ -7,7 +7,7 @@ final read (block_sum) -> norm -> logits. What a read is: `attnres/routing.py`. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +79,8 @@ class AttnResPreTrainedModel(PreTrainedModel):
     config_class = AttnResConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["AttnResDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules: ClassVar = ["AttnResDecoderLayer"]
+    _skip_keys_device_placement: ClassVar = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -195,9 +195,8 @@ class AttnResModel(AttnResPreTrainedModel):
             raise ValueError("give exactly one of input_ids, inputs_embeds or depth_state")
         router = self.router()
         if depth_state is None:
-            if inputs_embeds is None:
-                inputs_embeds = self.embed_tokens(input_ids)
-            state = routing.start(router, inputs_embeds)
+            embedding = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            state = routing.start(router, embedding)
         else:
             state = depth_state
         embedding = state.completed[0]
@@ -254,7 +253,7 @@ class AttnResModel(AttnResPreTrainedModel):
 class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
     """A Block AttnRes Qwen3 with a language-model head."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: AttnResConfig) -> None:
         super().__init__(config)

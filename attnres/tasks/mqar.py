@@ -116,7 +116,19 @@ class MQAR:
         return keys, values, rng.permutation(num_pairs)
 
     def to_dict(self) -> dict[str, str | int]:
+        """Plain settings, as saved beside a model; `from_dict` reads them back."""
         return {"task": "mqar", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, str | int]) -> MQAR:
+        """Inverse of `to_dict`. Raises ValueError for another task, or for settings that are not this one's."""
+        fields = dict(settings)
+        if fields.pop("task", None) != "mqar":
+            raise ValueError(f"task '{settings.get('task')}' is not supported; the one task is 'mqar'")
+        unknown = fields.keys() - {"num_pairs", "vocab_size", "seed"}
+        if unknown:
+            raise ValueError(f"unknown task setting '{min(unknown)}'; choose from num_pairs, vocab_size, seed")
+        return cls(**fields)  # type: ignore[arg-type]
 
 
 __all__ = ["IGNORE_INDEX", "MQAR", "SPLITS", "RecallBatch"]

@@ -1,0 +1,201 @@
+"""Probes while a model trains: decides *when*; what a probe is, `probe.runner` says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from attnres import REGIONS, AttnResForCausalLM
+from attnres.tasks import MQAR
+from probe import results
+from probe.motifs import primary_rows
+from probe.runner import Probe, ProbeSettings, probe_model
+
+MIN_SEQUENCES, MIN_QUERIES = 64, 1024
+
+
+class ProbeCallback(Callback):
+    """Ablate the routing of the model in training, at steps that the schedule names, and write `probe/`.
+
+    A probe leaves random state, train/eval mode and gradients as it found them: losses are bit for bit those of a run
+    without it. Vanilla models, which have no routing, are left alone.
+
+    Args:
+        enabled: probe at all.
+        every_n_steps: evenly spaced probes; 0 for none.
+        log_spaced: also at steps 1, 2, 4, 8, …
+        at_steps: also at these steps.
+        accuracy_jump: also when validation accuracy has risen by this much since the last probe; 0 for never.
+            Steps 0 and the last one are always probed.
+        num_sequences: sequences per probe; `None` for the fewest that are allowed: 64, and 1,024 queries.
+        positions: where ablations act, "all" and / or "query".
+        families: source families to ablate.
+        sublayers: "self_attn", "mlp", and / or "both" together.
+        num_resamples: bootstrap resamples and sign flips.
+
+    Raises:
+        ValueError: a name that does not exist, a negative number, or fewer sequences than allowed.
+    """
+
+    def __init__(
+        self,
+        enabled: bool = True,
+        every_n_steps: int = 50,
+        log_spaced: bool = True,
+        at_steps: list[int] | None = None,
+        accuracy_jump: float = 0.1,
+        num_sequences: int | None = None,
+        positions: list[str] | None = None,
+        families: list[str] | None = None,
+        sublayers: list[str] | None = None,
+        num_resamples: int = 2000,
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("accuracy_jump", accuracy_jump)):
+            if value < 0:
+                raise ValueError(f"probe.{name} must not be negative, got {value}")
+        if num_sequences is not None and num_sequences < MIN_SEQUENCES:
+            raise ValueError(f"probe.num_sequences must be at least {MIN_SEQUENCES}, got {num_sequences}")
+        self.enabled = enabled
+        self.every_n_steps = every_n_steps
+        self.log_spaced = log_spaced
+        self.at_steps = frozenset(at_steps or ())
+        self.accuracy_jump = accuracy_jump
+        self.num_sequences = num_sequences
+        defaults = ProbeSettings()
+        self.settings = ProbeSettings(
+            positions=tuple(positions or ("all",)),
+            families=tuple(families or defaults.families),
+            sublayers=tuple(sublayers or ("self_attn", "mlp")),
+            num_resamples=num_resamples,
+        )
+        self.last_step = -1
+        self.last_accuracy = 0.0
+        self.probe_seconds = 0.0
+        self._started = 0.0
+
+    def is_scheduled(self, step: int, max_steps: int) -> bool:
+        """Whether the schedule (without accuracy jumps) names `step`."""
+        return (
+            step in (0, max_steps)
+            or (self.every_n_steps > 0 and step % self.every_n_steps == 0)
+            or (self.log_spaced and step & (step - 1) == 0)
+            or step in self.at_steps
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not self._applies(pl_module):
+            return
+        task = self._task(trainer)
+        num_sequences = max(MIN_SEQUENCES, -(-MIN_QUERIES // task.num_pairs))
+        if self.num_sequences is not None:
+            if self.num_sequences < num_sequences:
+                raise ValueError(
+                    f"probe.num_sequences ({self.num_sequences}) gives under {MIN_QUERIES} queries at "
+                    f"{task.num_pairs} pairs; it must be at least {num_sequences}"
+                )
+            num_sequences = self.num_sequences
+        self._num_sequences = num_sequences
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+        if trainer.global_step == 0:
+            self._probe_once(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self.is_scheduled(trainer.global_step, trainer.max_steps):
+            self._probe_once(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        accuracy = trainer.callback_metrics.get("val/accuracy")
+        if trainer.sanity_checking or not trainer.training or accuracy is None or not self.accuracy_jump:
+            return
+        if float(accuracy) - self.last_accuracy >= self.accuracy_jump:
+            self._probe_once(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._probe_once(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        keys = ("last_step", "last_accuracy", "probe_seconds")
+        return {key: getattr(self, key) for key in keys}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for key, value in state_dict.items():
+            setattr(self, key, value)
+
+    def _applies(self, pl_module: LightningModule) -> bool:
+        return self.enabled and isinstance(pl_module.model, AttnResForCausalLM)
+
+    @staticmethod
+    def _task(trainer: Trainer) -> MQAR:
+        return trainer.datamodule.task  # type: ignore[attr-defined]
+
+    def _probe_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Probe now, unless this step has been probed (several triggers can name one step)."""
+        step = trainer.global_step
+        if not self._applies(pl_module) or step == self.last_step or not trainer.is_global_zero:
+            return
+        started = time.perf_counter()
+        task = self._task(trainer)
+        directory = Path(trainer.default_root_dir) / "probe"
+        model: AttnResForCausalLM = pl_module.model  # type: ignore[assignment]
+        settings = replace(self.settings, num_sequences=self._num_sequences)
+        with undisturbed(model):
+            probe = probe_model(
+                model,
+                task,
+                settings,
+                directory,
+                run=Path(trainer.default_root_dir).resolve().name,
+                condition=str(pl_module.condition),
+                seed=task.seed,
+                step=step,
+            )
+        self.last_step, self.last_accuracy = step, probe.accuracy
+        self.probe_seconds += time.perf_counter() - started
+        self._report(trainer, probe, step, directory)
+
+    def _report(self, trainer: Trainer, probe: Probe, step: int, directory: Path) -> None:
+        training = time.perf_counter() - self._started - self.probe_seconds
+        timing = {"in_training_seconds": self.probe_seconds, "training_seconds": training}
+        results.write_summary(directory, {**probe.summary, "probe": {**probe.summary["probe"], **timing}})
+        rank_zero_info(f"probe at step {step}: accuracy {probe.accuracy:.3f} on the probe split, {probe.seconds:.1f} s")
+        scalars = _scalars(probe)
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):  # the table on disk holds more
+                logger.log_metrics(scalars, step=step)
+
+
+def _scalars(probe: Probe) -> dict[str, float]:
+    rows = primary_rows(probe.effects)
+    rows = rows[rows["scope"].isin([*REGIONS, "all", "final"])]
+    scalars = {"probe/accuracy": probe.accuracy}
+    for row in rows.to_dict("records"):
+        name = f"probe/{row['sublayer']}/{row['scope']}/{row['family']}"
+        scalars[f"{name}/mass"] = row["mass"]
+        if row["applicable"]:
+            scalars[f"{name}/nll_effect"] = row["effect"]
+    return scalars
+
+
+@contextmanager
+def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluate inside without a trace: random state (Python, NumPy, torch, CUDA) and every module's mode come back."""
+    modes = [(module, module.training) for module in model.modules()]
+    with isolate_rng(), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training

@@ -1,0 +1,132 @@
+"""CHECKPOINT on the command line: a run directory, a `.ckpt`, an exported folder or a hub id."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from attnres import AttnResConfig
+from attnres.tasks import MQAR
+
+TASK_FILE = "task.json"
+RUN_FILE = "attnres_run.json"
+UNKNOWN = -1
+"""Seed or step of a checkpoint beside which nothing says."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with what lies beside it.
+
+    Attributes:
+        model: an `AttnResForCausalLM` or a `Qwen3ForCausalLM`, in eval mode.
+        task: the task it was trained on; `None` where nothing says.
+        run, condition, seed, step: as in the results table.
+    """
+
+    model: PreTrainedModel
+    task: MQAR | None
+    run: str
+    condition: str
+    seed: int
+    step: int
+
+
+def load_checkpoint(source: str) -> Checkpoint:
+    """Load from a run directory (its `hf/`), an exported folder, a Lightning `.ckpt` or a hub id.
+
+    Raises:
+        ValueError: nothing there, or not a model of this framework or a vanilla Qwen3.
+    """
+    path = Path(source)
+    if path.suffix == ".ckpt":
+        return _load_lightning(path)
+    if path.is_dir():
+        folder = path / "hf" if (path / "hf" / "config.json").exists() else path
+        if not (folder / "config.json").exists():
+            raise ValueError(
+                f"{source} holds no model: expected a run directory with hf/config.json, an exported folder "
+                "with config.json, a .ckpt file or a hub id"
+            )
+        run = path.name if folder is not path else folder.resolve().parent.name
+        return _load_exported(str(folder), run or path.resolve().name, folder)
+    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise ValueError(
+            f"{source} is not a checkpoint: expected a run directory, a .ckpt, an exported folder or a hub id"
+        )
+    return _load_exported(source, source, None)
+
+
+def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        hint = (
+            "no such local path, and not to be had from the hub" if folder is None else "its config.json is unreadable"
+        )
+        raise ValueError(f"{source}: {hint} ({_first_line(error)})") from error
+    _check_model_type(source, config.model_type)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True)
+    model, info = loaded
+    wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
+    if wrong:
+        raise ValueError(f"{source} does not fit its config.json: {wrong}")
+    about = _read_json(folder / RUN_FILE) if folder else {}
+    task = _read_json(folder / TASK_FILE) if folder else {}
+    return _checkpoint(model, task, run, about)
+
+
+def _load_lightning(path: Path) -> Checkpoint:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: expected a .ckpt that attnres-train wrote")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        fields = dict(content["hyper_parameters"]["model_config"])
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    except Exception as error:  # torch.load raises many kinds for a file that is not a checkpoint
+        raise ValueError(f"{path} is not a checkpoint of attnres-train ({_first_line(error)})") from error
+    _check_model_type(str(path), config.model_type)
+    model = AutoModelForCausalLM.from_config(config)
+    state = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
+    model.load_state_dict(state)
+    task = content.get("datamodule_hyper_parameters", {}).get("task", {})
+    about = {key: content["hyper_parameters"].get(key) for key in ("condition", "seed")}
+    run = path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
+    return _checkpoint(model, task, run, {**about, "step": content.get("global_step")})
+
+
+def _checkpoint(model: PreTrainedModel, task: dict[str, Any], run: str, about: dict[str, Any]) -> Checkpoint:
+    by_config = model.config.attnres_source if isinstance(model.config, AttnResConfig) else "vanilla"
+    known = {"condition": by_config, "seed": UNKNOWN, "step": UNKNOWN}
+    known |= {key: value for key, value in about.items() if value is not None}
+    return Checkpoint(
+        model=model.eval(),
+        task=MQAR.from_dict(task) if task else None,
+        run=run,
+        condition=str(known["condition"]),
+        seed=int(known["seed"]),
+        step=int(known["step"]),
+    )
+
+
+def _check_model_type(source: str, model_type: str) -> None:
+    if model_type not in (AttnResConfig.model_type, "qwen3"):
+        raise ValueError(f"{source} is a '{model_type}' model; supported are qwen3_attnres and qwen3 (vanilla)")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,76 @@
+"""The flip test: behavioural ground truth for recall, without looking inside.
+
+Change the queried key's value in the context and the output must follow; change another key's and it must not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from attnres.tasks import MQAR, RecallBatch
+
+
+@dataclass(frozen=True)
+class FlipResult:
+    """Shares of queries whose output is the new value, after the value of one key was changed.
+
+    Attributes:
+        follows_queried: over queries of the changed key (should be 1).
+        follows_other: over queries of the other keys of the same context (should be 0).
+        n_queried, n_other: the queries these rest on.
+        n_sequences: contexts.
+    """
+
+    follows_queried: float
+    follows_other: float
+    n_queried: int
+    n_other: int
+    n_sequences: int
+
+
+@torch.no_grad()
+def flip_test(
+    model: PreTrainedModel, task: MQAR, examples: RecallBatch, changes: int = 4, seed: int = 0, batch_size: int = 64
+) -> FlipResult:
+    """Change `changes` keys' values in turn, in every context, each to a value that was not in it.
+
+    Raises:
+        ValueError: the vocabulary has no value left that is not in the context, or `changes` exceeds the pairs.
+    """
+    num_pairs = examples.keys.shape[1]
+    first_value = task.vocab_size // 2
+    if num_pairs >= task.vocab_size - first_value:
+        raise ValueError(f"the flip test needs a value that is not in the context: all {num_pairs} values are in use")
+    if changes > num_pairs:
+        raise ValueError(f"changes ({changes}) must be at most the number of pairs ({num_pairs})")
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(examples.keys), task.vocab_size)
+    scores = torch.rand(shape, generator=generator).scatter(1, examples.values.cpu(), -1.0)
+    scores[:, :first_value] = -1.0
+    new_values = scores.argmax(1)  # a random value outside the context
+    changed_keys = torch.rand(examples.keys.shape, generator=generator).argsort(1)[:, :changes]
+
+    hits = {True: 0, False: 0}
+    counts = {True: 0, False: 0}
+    for changed in changed_keys.unbind(1):
+        values = examples.values.cpu().scatter(1, changed[:, None], new_values[:, None])
+        flipped = RecallBatch(examples.keys.cpu(), values, examples.query_order.cpu())
+        is_queried = flipped.query_order == changed[:, None]
+        predictions = []
+        for input_ids in flipped.input_ids.split(batch_size):
+            logits = model(input_ids.to(model.device), logits_to_keep=num_pairs, use_cache=False).logits
+            predictions.append(logits.argmax(-1).cpu())
+        follows = torch.cat(predictions) == new_values[:, None]
+        for queried in (True, False):
+            hits[queried] += int(follows[is_queried == queried].sum())
+            counts[queried] += int((is_queried == queried).sum())
+    return FlipResult(
+        follows_queried=hits[True] / counts[True],
+        follows_other=hits[False] / counts[False],
+        n_queried=counts[True],
+        n_other=counts[False],
+        n_sequences=len(examples.keys),
+    )

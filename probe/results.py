@@ -1,0 +1,197 @@
+"""Truth is a table on disk, keyed by (run, step): effects and clusters in long format, and a summary."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attnres import FAMILIES
+from probe import stats
+from probe.engine import ProbeResult
+from probe.families import Cell, is_aliased, is_maskable
+from probe.interventions import MaskRenormalise
+from probe.metrics import METRICS
+
+CELL_KEYS = ["run", "step", "sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"]
+"""One row of `effects.parquet` each."""
+EFFECT_COLUMNS = [
+    *("run", "condition", "seed", "step", "data_id"),
+    *("sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"),
+    *("mass", "mass_applicable", "aliased_mass", "dose"),
+    *("clean", "effect", "ci_low", "ci_high", "p_value", "p_adjusted"),
+    *("applicable", "applicable_share", "task_learned"),
+    *("n_reads", "n_unaliased_reads", "n_sequences", "n_queries"),
+]
+CLUSTER_COLUMNS = [*CELL_KEYS, "sequence", "n_queries", "summed_effect", "mass"]
+LEARNED_FRACTION = 0.5
+"""A model has learned the task when its clean NLL is below this fraction of ln K."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Which model was probed, on which data: the columns that all rows of one probe share."""
+
+    run: str
+    condition: str
+    seed: int
+    step: int
+    data_id: str
+    num_pairs: int
+
+
+def clean_means(result: ProbeResult) -> dict[str, float]:
+    """Mean clean value of every metric, per query."""
+    return {m: float(result.clean[m].sum() / result.counts.sum()) for m in METRICS}
+
+
+def task_learned(result: ProbeResult, num_pairs: int) -> bool:
+    """Whether clean NLL < 1/2 ln K: well below the trivial plateau."""
+    return clean_means(result)["nll"] < LEARNED_FRACTION * math.log(num_pairs)
+
+
+def build_tables(
+    result: ProbeResult, info: RunInfo, num_resamples: int = 2000, seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The effects and clusters tables of one probe (design: one row per cell, and per cell and sequence)."""
+    learned = task_learned(result, info.num_pairs)
+    shared = {"run": info.run, "condition": info.condition, "seed": info.seed, "step": info.step}
+    cleans = clean_means(result)
+    effect_rows, cluster_parts = [], []
+    for metric in METRICS:
+        estimates = _estimate_all(result, metric, num_resamples, seed)
+        for positions in result.routing.mass:
+            for index, cell in enumerate(result.cells):
+                key = {
+                    **{"sublayer": cell.sublayer, "scope": cell.scope, "family": cell.family},
+                    **{"kind": MaskRenormalise.kind, "positions": positions, "with_aliases": cell.with_aliases},
+                    "metric": metric,
+                }
+                numbers = _routing_numbers(result, cell, positions)
+                sequence_mass = numbers.pop("sequence_mass")
+                row = {**shared, "data_id": info.data_id, **key, **numbers, "clean": cleans[metric]}
+                row |= estimates.get((index, positions), dict.fromkeys(_ESTIMATED, math.nan))
+                row |= {"p_adjusted": math.nan, "applicable": (index, positions) in result.effects}
+                row |= {"task_learned": learned, "n_sequences": len(result.counts)}
+                row |= {"n_queries": int(result.counts.sum())}
+                effect_rows.append(row)
+                cluster_parts.append(_cluster_rows(result, index, positions, {**shared, **key}, sequence_mass))
+    effects = pd.DataFrame(effect_rows)[EFFECT_COLUMNS]
+    clusters = pd.concat(cluster_parts, ignore_index=True)[CLUSTER_COLUMNS]
+    return effects, clusters
+
+
+_ESTIMATED = ("effect", "ci_low", "ci_high", "p_value")
+
+
+def _estimate_all(result: ProbeResult, metric: str, num_resamples: int, seed: int) -> dict[tuple, dict[str, float]]:
+    keys = list(result.effects)
+    if not keys:
+        return {}
+    sums = np.stack([result.effects[key][metric] for key in keys], axis=1)
+    estimate = stats.cluster_bootstrap(sums, result.counts, num_resamples, seed)
+    # KL cannot be negative, so "its mean is zero" is no null hypothesis that could be true.
+    p_values = np.full(len(keys), np.nan) if metric == "kl" else stats.sign_flip_p_values(sums, num_resamples, seed)
+    columns = np.stack([estimate.mean, estimate.low, estimate.high, p_values], axis=1)
+    return {key: dict(zip(_ESTIMATED, map(float, row), strict=True)) for key, row in zip(keys, columns, strict=True)}
+
+
+def _routing_numbers(result: ProbeResult, cell: Cell, positions: str) -> dict[str, Any]:
+    """Mass, dose and what they rest on. Masses are means over sequences of means over positions and reads."""
+    family = FAMILIES.index(cell.family)
+    reads = list(cell.reads)
+    sites = [result.sites[i] for i in reads]
+    share = result.routing.applicable[positions, cell.with_aliases][:, reads, family].mean(0)  # per read
+    applicable = share > 0
+    unaliased = np.array([cell.with_aliases or not is_aliased(site, cell.family) for site in sites])
+    mass = result.routing.mass[positions][:, reads, family]  # (sequences, reads)
+    per_read = mass.mean(0)
+    doses = [result.routing.dose[positions, cell.with_aliases][i][family] for i in reads]
+    dose = np.concatenate(doses)
+    present = [is_maskable(site, cell.family, cell.with_aliases) for site in sites]
+    return {
+        "sequence_mass": mass.mean(1),
+        "mass": float(per_read.mean()),
+        "mass_applicable": float(per_read[applicable].mean()) if applicable.any() else math.nan,
+        "aliased_mass": float(per_read[[is_aliased(site, cell.family) for site in sites]].sum() / len(reads)),
+        "dose": float(np.median(dose)) if dose.size else math.nan,
+        "applicable_share": float(share[present].mean()) if any(present) else 0.0,
+        "n_reads": int(applicable.sum()),
+        "n_unaliased_reads": int((applicable & unaliased).sum()),
+    }
+
+
+def _cluster_rows(
+    result: ProbeResult, index: int, positions: str, key: dict[str, Any], sequence_mass: np.ndarray
+) -> pd.DataFrame:
+    effect = result.effects.get((index, positions))
+    values = np.full(len(result.counts), np.nan) if effect is None else effect[key["metric"]]
+    sequences = np.arange(len(result.counts))
+    columns = {"sequence": sequences, "n_queries": result.counts, "summed_effect": values, "mass": sequence_mass}
+    return pd.DataFrame({**dict.fromkeys(key), **columns}).assign(**key)
+
+
+def write_tables(directory: Path, effects: pd.DataFrame, clusters: pd.DataFrame) -> None:
+    """Add rows to the tables in `directory`; rows of the same (run, step) are replaced. Each file changes at once."""
+    directory.mkdir(parents=True, exist_ok=True)
+    probed = set(effects[["run", "step"]].itertuples(index=False, name=None))
+    for name, rows in (("effects.parquet", effects), ("clusters.parquet", clusters)):
+        path = directory / name
+        if path.exists():
+            old = pd.read_parquet(path)
+            keep = [key not in probed for key in old[["run", "step"]].itertuples(index=False, name=None)]
+            rows = pd.concat([old[keep], rows], ignore_index=True)
+        _replace(path, lambda part, rows=rows: rows.to_parquet(part, index=False, compression="zstd"))
+
+
+def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
+    """Write `summary.json`; numbers that are not finite become null."""
+    text = json.dumps(_finite(summary), indent=2) + "\n"
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / "summary.json", lambda part: Path(part).write_text(text, encoding="utf-8"))
+
+
+def read_effects(directory: Path) -> pd.DataFrame:
+    """The effects table of `directory` (a `probe/` folder, or a run directory that holds one).
+
+    Raises:
+        ValueError: there is no table there, or it lacks columns.
+    """
+    path = next(
+        (p for p in (directory / "effects.parquet", directory / "probe" / "effects.parquet") if p.exists()), None
+    )
+    if path is None:
+        raise ValueError(f"{directory} holds no probe results: expected effects.parquet there or in its probe/ folder")
+    effects = pd.read_parquet(path)
+    missing = [column for column in EFFECT_COLUMNS if column not in effects.columns]
+    if missing:
+        raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}")
+    return effects
+
+
+def package_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("attnres", "torch", "transformers", "numpy", "pandas")}
+
+
+def _replace(path: Path, write: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    write(part)
+    os.replace(part, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
