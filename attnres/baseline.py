@@ -96,7 +96,7 @@ def recency_schedule(model_or_config: AttnResForCausalLM | AttnResConfig | Qwen3
             "recency_schedule: this model has learned queries, its routing weights depend on the input; "
             "only models with zero queries (wrap_qwen3, attnres_routing='frozen') have an analytic schedule"
         )
-    biases = [0.0 if bias is None else float(bias) for bias in router.biases]
+    biases = [0.0 if bias is None else float(bias.detach()) for bias in router.biases]
     if not all(map(math.isfinite, biases)):
         raise ValueError("recency_schedule: the model has a recency bias that is not finite")
     return tuple(_site_schedule(site, bias) for site, bias in zip(sites, biases, strict=True))

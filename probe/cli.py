@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import torch
 from transformers import Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from attnres import FAMILIES, AttnResForCausalLM, wrap_qwen3
 from attnres.tasks import MQAR
-from probe import report
+from probe import report, results
 from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint
 from probe.families import ALL_SUBLAYERS, POSITIONS
+from probe.flip import recall_accuracy
 from probe.runner import ProbeSettings, probe_model
 
 CHECKPOINT_HELP = "a run directory, a .ckpt file, an exported folder or a hub id"
 
 
 class _OneLineParser(argparse.ArgumentParser):
+    """Errors are one line; options must be spelled out, and a misspelt one is answered with its nearest."""
+
+    commands: Mapping[str, argparse.ArgumentParser] = MappingProxyType({})
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
+        _, is_unknown, unknown = message.partition("unrecognized arguments: ")
+        if is_unknown:
+            known = [option for parser in (self, *self.commands.values()) for option in parser._option_string_actions]
+            nearest = difflib.get_close_matches(unknown.split()[0], known, n=1)
+            message += f" (did you mean {nearest[0]}?)" if nearest else " (see --help)"
         _fail(self.prog, message)
 
 
@@ -37,6 +53,7 @@ def _fail(prog: str, message: str) -> NoReturn:
 def build_parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="attnres-probe", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.commands = commands.choices
 
     run = commands.add_parser(
         "run", help="probe an AttnRes model", description="Probe the routing of an AttnRes model."
@@ -153,6 +170,15 @@ def baseline_command(args: argparse.Namespace) -> None:
     lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in how.items())
     (args.output / "config.yaml").write_text(lines, encoding="utf-8")
     _probe(args, settings, wrapped, model, task, args.output / "probe")
+    _record_vanilla(args, checkpoint.model, task, settings)
+
+
+def _record_vanilla(args: argparse.Namespace, vanilla: Qwen3ForCausalLM, task: MQAR, settings: ProbeSettings) -> None:
+    """Say in the wrapped model's summary how well the model it wraps does, on the same examples."""
+    accuracy = recall_accuracy(vanilla, task.batch("probe", range(settings.num_sequences)), settings.batch_size)
+    directory = args.output / "probe"
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    results.write_summary(directory, summary | {"wraps": {"source": args.checkpoint, "accuracy": accuracy}})
 
 
 def _probe(
@@ -216,6 +242,7 @@ def report_command(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()
     try:
         args.main(args)
     except ValueError as error:

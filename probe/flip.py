@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from attnres.tasks import MQAR, RecallBatch
@@ -32,6 +33,21 @@ class FlipResult:
 
 
 @torch.no_grad()
+def _predict(model: PreTrainedModel, examples: RecallBatch, batch_size: int) -> Tensor:
+    """The most probable token at each query, (sequences, pairs), on the CPU."""
+    num_pairs = examples.keys.shape[1]
+    predictions = []
+    for input_ids in examples.input_ids.split(batch_size):
+        logits = model(input_ids.to(model.device), logits_to_keep=num_pairs, use_cache=False).logits
+        predictions.append(logits.argmax(-1).cpu())
+    return torch.cat(predictions)
+
+
+def recall_accuracy(model: PreTrainedModel, examples: RecallBatch, batch_size: int = 64) -> float:
+    """Share of queries that the model answers rightly."""
+    return float((_predict(model, examples, batch_size) == examples.answers.cpu()).double().mean())
+
+
 def flip_test(
     model: PreTrainedModel, task: MQAR, examples: RecallBatch, changes: int = 4, seed: int = 0, batch_size: int = 64
 ) -> FlipResult:
@@ -59,11 +75,7 @@ def flip_test(
         values = examples.values.cpu().scatter(1, changed[:, None], new_values[:, None])
         flipped = RecallBatch(examples.keys.cpu(), values, examples.query_order.cpu())
         is_queried = flipped.query_order == changed[:, None]
-        predictions = []
-        for input_ids in flipped.input_ids.split(batch_size):
-            logits = model(input_ids.to(model.device), logits_to_keep=num_pairs, use_cache=False).logits
-            predictions.append(logits.argmax(-1).cpu())
-        follows = torch.cat(predictions) == new_values[:, None]
+        follows = _predict(model, flipped, batch_size) == new_values[:, None]
         for queried in (True, False):
             hits[queried] += int(follows[is_queried == queried].sum())
             counts[queried] += int((is_queried == queried).sum())

@@ -172,7 +172,6 @@ def _layer_table(rows: pd.DataFrame, value: str) -> np.ndarray:
 def _heat_map(axes: Axes, table: np.ndarray, limits: tuple[float, float], colors: str):
     axes.set_facecolor("#f0f0f0")
     image = axes.imshow(table, aspect="auto", cmap=colors, vmin=limits[0], vmax=limits[1], origin="lower")
-    image.cmap.set_bad(alpha=0.0)
     for layer, family in np.ndindex(*table.shape):
         number = table[layer, family]
         if np.isnan(number):

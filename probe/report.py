@@ -86,6 +86,10 @@ def describe(run: ProbedRun) -> str:
         f"  flip test: follows the queried key {flip['follows_queried']:.4f} (n = {flip['n_queried']}), "
         f"another key {flip['follows_other']:.4f} (n = {flip['n_other']})"
     )
+    if "wraps" in run.summary:
+        lines.append(
+            f"  the vanilla model it wraps: accuracy {run.summary['wraps']['accuracy']:.4f} on the same queries"
+        )
     for sublayer, found in run.summary["dissociation"].items():
         verdict = "differ" if found["dissociated"] else "agree"
         lines.append(

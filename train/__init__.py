@@ -1,0 +1,1 @@
+"""Training on Lightning: `attnres-train` (see `train/cli.py`)."""

@@ -1,0 +1,105 @@
+"""The architecture of docs/design as naively as it can be written: lists of sources, stack, softmax, einsum.
+
+Of the model under test only the weights and transformers' own modules (attention, MLP, norms, rotary embedding) are
+used. Which sources a read has is spelled out four times, once for each source and mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Replace = Mapping[int, Callable[[Tensor], Tensor]]
+"""Read index -> a function from the routing weights of that read to those to use instead."""
+
+
+@dataclass
+class _Reader:
+    """Reads one after the other; keeps the routing weights of each."""
+
+    model: torch.nn.Module
+    replace: Replace
+    routing_weights: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, name: str, completed: list[Tensor], current: Tensor | None) -> Tensor:
+        owner_name, _, prefix = name.rpartition(".")  # "layers.3.attn" -> module "layers.3", parameters "attn_res_…"
+        owner = self.model.model.get_submodule(owner_name)
+        w = getattr(owner, f"{prefix}_res_proj").weight[0]
+        g = getattr(owner, f"{prefix}_res_norm").weight
+        v = torch.stack(completed if current is None else [*completed, current])  # (n, B, T, H)
+        precision = torch.promote_types(v.dtype, torch.float32)
+        v, w, g = v.to(precision), w.to(precision), g.to(precision)
+        rms = (v.square().mean(-1, keepdim=True) + self.model.config.rms_norm_eps).sqrt()
+        logits = torch.einsum("h,nbth->nbt", w, g * v / rms)
+        if current is not None:
+            b = getattr(owner, f"{prefix}_res_bias").to(precision)
+            logits = torch.cat([logits[:-1], logits[-1:] + b])
+        weights = logits.softmax(0).permute(1, 2, 0)  # (B, T, n)
+        weights = self.replace.get(len(self.routing_weights), lambda same: same)(weights)
+        self.routing_weights.append(weights)
+        return torch.einsum("btn,nbth->bth", weights, v).to(completed[0].dtype)
+
+
+def forward(
+    model: torch.nn.Module, input_ids: Tensor, replace: Replace | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits (B, T, vocabulary) and the routing weights (B, T, n) of every read, in order."""
+    config, body = model.config, model.model
+    embedding = body.embed_tokens(input_ids)
+    seq = input_ids.shape[1]
+    rotary = body.rotary_emb(embedding, torch.arange(seq)[None])
+    mask = torch.full((seq, seq), -torch.inf, dtype=embedding.dtype).triu(1)[None, None]
+    read = _Reader(model, replace or {})
+
+    def attend(layer, x: Tensor) -> Tensor:
+        x = layer.input_layernorm(x)
+        return layer.self_attn(hidden_states=x, position_embeddings=rotary, attention_mask=mask)[0]
+
+    def feed(layer, x: Tensor) -> Tensor:
+        return layer.mlp(layer.post_attention_layernorm(x))
+
+    size = math.ceil(config.num_hidden_layers / config.attnres_num_blocks)
+    blocks = [
+        range(first, min(first + size, config.num_hidden_layers)) for first in range(0, config.num_hidden_layers, size)
+    ]
+    completed = [embedding]
+    match config.attnres_source, config.attnres_mode:
+        case "cumulative", "block":
+            current = embedding
+            for block in blocks:
+                for i in block:
+                    layer = body.layers[i]
+                    current = current + attend(layer, read(f"layers.{i}.attn", completed, current))
+                    current = current + feed(layer, read(f"layers.{i}.mlp", completed, current))
+                completed.append(current)
+            output = current
+        case "cumulative", "full":
+            current = embedding
+            for i, layer in enumerate(body.layers):
+                current = current + attend(layer, read(f"layers.{i}.attn", completed, current))
+                completed.append(current)
+                current = current + feed(layer, read(f"layers.{i}.mlp", completed, current))
+                completed.append(current)
+            output = current
+        case "block_sum", "block":
+            for block in blocks:
+                current = None
+                for i in block:
+                    layer = body.layers[i]
+                    written = attend(layer, read(f"layers.{i}.attn", completed, current))
+                    current = written if current is None else current + written
+                    current = current + feed(layer, read(f"layers.{i}.mlp", completed, current))
+                completed.append(current)
+            output = read("final", completed, None)
+        case "block_sum", "full":
+            for i, layer in enumerate(body.layers):
+                completed.append(attend(layer, read(f"layers.{i}.attn", completed, None)))
+                completed.append(feed(layer, read(f"layers.{i}.mlp", completed, None)))
+            output = read("final", completed, None)
+        case other:
+            raise NotImplementedError(other)
+    return model.lm_head(body.norm(output)), tuple(read.routing_weights)

@@ -1,0 +1,159 @@
+"""`attnres-probe` from checkpoint to table and figures, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import attnres
+from attnres.tasks import MQAR
+from probe import results
+from probe.cli import main
+
+TASK = MQAR(num_pairs=4, vocab_size=40, seed=3)
+QUICK = ["--num-sequences", "8", "--num-resamples", "50"]
+
+
+def export(model, folder: Path, condition: str) -> Path:
+    """A run directory as training leaves it, as far as a probe looks."""
+    model.save_pretrained(folder / "hf")
+    (folder / "hf" / "task.json").write_text(json.dumps(TASK.to_dict()))
+    (folder / "hf" / "attnres_run.json").write_text(json.dumps({"condition": condition, "seed": 3, "step": 40}))
+    return folder
+
+
+@pytest.fixture
+def trained(make_model, tmp_path):
+    return export(make_model(), tmp_path / "trained", "cumulative")
+
+
+@pytest.fixture
+def vanilla(make_vanilla, tmp_path):
+    return export(make_vanilla(), tmp_path / "vanilla", "vanilla")
+
+
+def test_run_writes_tables_and_summary(trained, tmp_path):
+    output = tmp_path / "out"
+    main(["run", str(trained), "--output", str(output), *QUICK])
+    effects = results.read_effects(output)
+    assert list(effects.columns) == results.EFFECT_COLUMNS
+    assert effects[["run", "condition", "seed", "step"]].drop_duplicates().values.tolist() == [
+        ["trained", "cumulative", 3, 40]
+    ]
+    assert set(effects["positions"]) == {"all", "query"}
+    summary = json.loads((output / "summary.json").read_text())
+    assert {"model", "clean", "motifs", "dissociation", "probe", "versions", "flip"} <= summary.keys()
+    assert summary["clean"]["plateau_accuracy"] == 1 / 4
+    assert summary["clean"]["chance_accuracy"] == 1 / 40
+    assert not effects["task_learned"].any()  # random weights
+
+
+def test_query_positions_are_a_subset_of_all(trained, tmp_path):
+    """Masking the query positions alone leaves the binding of keys and values in the context untouched."""
+    main(["run", str(trained), "--output", str(tmp_path / "out"), *QUICK])
+    effects = results.read_effects(tmp_path / "out")
+    nll = effects[(effects["metric"] == "nll") & effects["applicable"]]
+    wide = nll.pivot(index=["sublayer", "scope", "family"], columns="positions", values=["effect", "mass"])
+    assert (wide["effect", "all"] != wide["effect", "query"]).mean() > 0.5
+    assert (wide["mass", "all"] != wide["mass", "query"]).mean() > 0.5
+
+
+def test_a_folder_and_its_run_directory_are_the_same_checkpoint(trained, tmp_path):
+    main(["run", str(trained), "--output", str(tmp_path / "a"), *QUICK])
+    main(["run", str(trained / "hf"), "--output", str(tmp_path / "b"), *QUICK])
+    pd.testing.assert_frame_equal(results.read_effects(tmp_path / "a"), results.read_effects(tmp_path / "b"))
+
+
+def test_baseline_measures_the_analytic_schedule(vanilla, tmp_path):
+    wrapped = tmp_path / "wrapped"
+    main(["baseline", str(vanilla), "--output", str(wrapped), "--num-blocks", "2", "--recency-bias", "2", *QUICK])
+    effects = results.read_effects(wrapped)
+    assert set(effects["condition"]) == {"wrapped"}
+    model = AutoModelForCausalLM.from_pretrained(wrapped / "hf")
+    schedule = attnres.recency_schedule(model)
+    rows = effects[(effects["metric"] == "nll") & (effects["family"] == "current") & (effects["positions"] == "all")]
+    rows = rows.set_index(["sublayer", "scope"])["mass"]
+    for site, weights in zip(attnres.read_sites(model.config), schedule, strict=True):
+        assert rows[site.sublayer, f"layer:{site.layer_idx}"] == pytest.approx(float(weights[-1]), abs=1e-6)
+    assert rows["self_attn", "all"] == pytest.approx(np.mean([float(w[-1]) for w in schedule]), abs=1e-6)
+    assert "recency_bias: 2.0" in (wrapped / "config.yaml").read_text()
+    assert json.loads((wrapped / "probe" / "summary.json").read_text())["wraps"]["accuracy"] <= 1
+
+
+def test_report_prints_one_table_and_draws_the_figures(trained, vanilla, tmp_path, capsys):
+    main(["run", str(trained), "--output", str(trained / "probe" / "final"), *QUICK])
+    main(["baseline", str(vanilla), "--output", str(tmp_path / "wrapped"), "--num-blocks", "2", *QUICK])
+    main(["report", str(trained), str(tmp_path / "wrapped")])
+    printed = capsys.readouterr().out
+    assert "cumulative (seed 3, step 40)" in printed
+    assert "wrapped (seed 3, step 40)" in printed
+    effects = results.read_effects(trained / "probe" / "final")
+    row = effects[
+        (effects["metric"] == "nll")
+        & (effects["positions"] == "all")
+        & (effects["scope"] == "all")
+        & (effects["sublayer"] == "mlp")
+        & (effects["family"] == "embedding")
+    ].iloc[0]
+    line = next(line for line in printed.splitlines() if line.startswith("mlp        embedding"))
+    assert f"{row['mass']:.3f}" in line
+    assert f"{row['effect']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]" in line
+    assert "NOT LEARNED" in printed
+    for folder in (trained, tmp_path / "wrapped"):
+        assert (folder / "figures" / "heat_maps.png").stat().st_size > 10_000
+        assert (folder / "figures" / "heat_maps.pdf").exists()
+
+
+def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (tmp_path / "bad.ckpt").write_bytes(b"not a checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "effects.parquet").write_bytes(b"mine")
+    no_task = tmp_path / "no_task"
+    AutoModelForCausalLM.from_pretrained(trained / "hf").save_pretrained(no_task)
+    out = ["--output", str(tmp_path / "new")]
+    return {
+        "missing": (["run", str(tmp_path / "nowhere"), *out], "is not a checkpoint: expected a run directory"),
+        "missing ckpt": (["run", str(tmp_path / "nowhere.ckpt"), *out], "does not exist: expected a .ckpt"),
+        "garbage ckpt": (["run", str(tmp_path / "bad.ckpt"), *out], "is not a checkpoint of attnres-train"),
+        "foreign ckpt": (["run", str(tmp_path / "other.ckpt"), *out], "is not a checkpoint of attnres-train"),
+        "empty folder": (["run", str(tmp_path / "empty"), *out], "holds no model: expected a run directory"),
+        "foreign model": (["run", str(foreign), *out], "is a 'gpt2' model; supported are qwen3_attnres and qwen3"),
+        "family": (["run", str(trained), *out, "--families", "embeding"], "family 'embeding' does not exist; choose"),
+        "scope": (["run", str(trained), *out, "--scopes", "layer:77"], "scope 'layer:77' does not exist; choose"),
+        "option": (["run", str(trained), *out, "--num-sequence", "8"], "did you mean --num-sequences?"),
+        "number": (["run", str(trained), *out, "--num-sequences", "0"], "num_sequences must be at least 1, got 0"),
+        "no output": (["run", str(trained)], "--output"),
+        "no task": (["run", str(no_task), *out], "give --task FILE"),
+        "used output": (["run", str(trained), "--output", str(tmp_path / "used")], "already holds effects.parquet"),
+        "vanilla to run": (["run", str(vanilla), *out], "use attnres-probe baseline"),
+        "attnres to baseline": (["baseline", str(trained), *out], "use attnres-probe run"),
+        "too many blocks": (["baseline", str(vanilla), *out, "--num-blocks", "9"], "attnres_num_blocks (9) exceeds"),
+        "unprobed report": (["report", str(vanilla)], "holds no probe results"),
+        "missing report": (["report", str(tmp_path / "nowhere")], "is not a directory"),
+        "command": (["prob"], "invalid choice: 'prob'"),
+    }
+
+
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(trained, vanilla, tmp_path, capsys):
+    cases = bad_inputs(trained, vanilla, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for name, (argv, message) in cases.items():
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2, name
+        assert error.count("\n") == 1, (name, error)
+        assert message in error, (name, error)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

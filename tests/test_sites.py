@@ -1,0 +1,142 @@
+"""Where reads are, and which of their sources are one and the same tensor, against what a model really reads."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from attnres import FAMILIES, REGIONS, SUBLAYERS, Read, ReadSite, read_sites
+from tests.conftest import MODES, SOURCES, small_config
+
+BOTH = pytest.mark.parametrize(("source", "mode"), [(source, mode) for source in SOURCES for mode in MODES])
+
+
+@st.composite
+def depths(draw: st.DrawFn, most: int = 12) -> dict[str, int]:
+    num_layers = draw(st.integers(1, most))
+    return {"num_hidden_layers": num_layers, "attnres_num_blocks": draw(st.integers(1, num_layers))}
+
+
+@BOTH
+@given(depth=depths())
+def test_families_partition_the_sources(source, mode, depth):
+    for site in read_sites(small_config(attnres_source=source, attnres_mode=mode, **depth)):
+        families = list(site.families)
+        assert len(families) == site.num_sources == site.num_completed + site.has_current
+        assert set(families) <= set(FAMILIES)
+        assert families[0] == "embedding"
+        assert families.count("embedding") == 1
+        assert families.count("current") == site.has_current
+        assert families.count("prev_completed") == min(1, site.num_completed - 1)
+        assert families.count("older") == max(0, site.num_completed - 2)
+        assert families == sorted(families, key=["embedding", "older", "prev_completed", "current"].index)
+
+
+@BOTH
+@given(depth=depths())
+def test_sites_are_in_the_order_of_the_reads(source, mode, depth):
+    sites = read_sites(small_config(attnres_source=source, attnres_mode=mode, **depth))
+    num_layers = depth["num_hidden_layers"]
+    places = [(layer_idx, sublayer) for layer_idx in range(num_layers) for sublayer in SUBLAYERS]
+    if source == "block_sum":
+        places.append((None, "final"))
+    assert [(site.layer_idx, site.sublayer) for site in sites] == places
+    assert [site.index for site in sites] == list(range(len(places)))
+    assert all(site.num_layers == num_layers for site in sites)
+    assert isinstance(hash(sites[-1]), int)  # probes key their tables by site
+
+
+@given(depth=depths())
+def test_regions_are_thirds_of_the_layers(depth):
+    num_layers = depth["num_hidden_layers"]
+    sites = read_sites(small_config(attnres_source="block_sum", **depth))
+    assert [site.region for site in sites if site.layer_idx is None] == ["final"]
+    layers = {region: [s.layer_idx for s in sites if s.region == region and s.sublayer == "mlp"] for region in REGIONS}
+    assert [layer_idx for region in REGIONS for layer_idx in layers[region]] == list(range(num_layers))
+    for boundary, region in enumerate(REGIONS):
+        assert all(boundary * num_layers <= 3 * i < (boundary + 1) * num_layers for i in layers[region])
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "regions"),
+    [
+        (1, ["early"]),
+        (2, ["early", "middle"]),
+        (3, ["early", "middle", "late"]),
+        (8, ["early"] * 3 + ["middle"] * 3 + ["late"] * 2),
+        (28, ["early"] * 10 + ["middle"] * 9 + ["late"] * 9),
+    ],
+)
+def test_regions_of_known_depths(num_layers, regions):
+    sites = read_sites(small_config(num_hidden_layers=num_layers, attnres_num_blocks=1))
+    assert [site.region for site in sites] == [region for region in regions for _ in SUBLAYERS]
+
+
+@BOTH
+@settings(max_examples=15)
+@given(depth=depths(most=7), seed=st.integers(0, 2**31))
+@example(depth={"num_hidden_layers": 7, "attnres_num_blocks": 3}, seed=0)
+def test_aliased_sources_are_the_equal_tensors_and_only_they(make_model, make_tokens, source, mode, depth, seed):
+    model = make_model(seed=seed, attnres_source=source, attnres_mode=mode, **depth)
+    reads: list[Read] = []
+
+    def record(read: Read) -> Read:
+        reads.append(read)
+        return read
+
+    with torch.no_grad():
+        model(make_tokens(model, seed=seed), intervention=record)
+    assert tuple(read.site for read in reads) == read_sites(model.config)
+    for read in reads:
+        assert len(read.sources) == read.routing_weights.shape[-1] == read.site.num_sources
+        equal = [
+            pair
+            for pair in combinations(range(len(read.sources)), 2)
+            if torch.equal(read.sources[pair[0]], read.sources[pair[1]])
+        ]
+        assert equal == ([read.site.aliased_sources] if read.site.current_is_alias else [])
+        assert bool(read.site.aliased_sources) == read.site.current_is_alias
+
+
+def attention_sites(sites: tuple[ReadSite, ...]) -> list[ReadSite]:
+    return [site for site in sites if site.sublayer == "self_attn"]
+
+
+def test_cumulative_8_layers_in_4_blocks():
+    sites = read_sites(small_config(num_hidden_layers=8, attnres_num_blocks=4))
+    assert len(sites) == 16
+    assert [site.num_sources for site in sites] == [2] * 4 + [3] * 4 + [4] * 4 + [5] * 4
+    # With two-layer blocks half of the attention reads are aliased: those that open a block.
+    assert [site.layer_idx for site in sites if site.current_is_alias] == [0, 2, 4, 6]
+    assert all(site.sublayer == "self_attn" for site in sites if site.current_is_alias)
+    assert [site.aliased_sources for site in attention_sites(sites)[::2]] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert sites[0].families == ("embedding", "current")
+    assert sites[4].families == ("embedding", "prev_completed", "current")
+    assert sites[15].families == ("embedding", "older", "older", "prev_completed", "current")
+
+
+def test_block_sum_8_layers_in_4_blocks():
+    sites = read_sites(small_config(num_hidden_layers=8, attnres_num_blocks=4, attnres_source="block_sum"))
+    assert len(sites) == 17
+    # A block's first read sees completed sources only; the final read sees the embedding and all four blocks.
+    assert [site.num_sources for site in sites] == [1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5]
+    assert [site.index for site in sites if not site.has_current] == [0, 4, 8, 12, 16]
+    assert not any(site.aliased_sources for site in sites)
+    final = sites[-1]
+    assert (final.sublayer, final.region, final.layer_idx) == ("final", "final", None)
+    assert final.families == ("embedding", "older", "older", "older", "prev_completed")
+
+
+def test_full_mode_aliases():
+    """Full mode: cumulative, the newest completed source is always `current`; block_sum, there is no `current`."""
+    cumulative = read_sites(small_config(num_hidden_layers=3, attnres_num_blocks=1, attnres_mode="full"))
+    assert [site.aliased_sources for site in cumulative] == [(n, n + 1) for n in range(6)]
+    block_sum = read_sites(
+        small_config(num_hidden_layers=3, attnres_num_blocks=1, attnres_mode="full", attnres_source="block_sum")
+    )
+    assert [site.num_sources for site in block_sum] == [1, 2, 3, 4, 5, 6, 7]
+    assert not any("current" in site.families for site in block_sum)

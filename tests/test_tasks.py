@@ -1,0 +1,147 @@
+"""Recall examples: right by a dictionary lookup, and a pure function of (seed, split, index, pairs)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnres.tasks import IGNORE_INDEX, MQAR, SPLITS, RecallBatch
+
+splits = st.sampled_from(SPLITS)
+indices = st.lists(st.integers(0, 2**40), min_size=1, max_size=5)
+
+
+@st.composite
+def tasks(draw: st.DrawFn) -> MQAR:
+    vocab_size = draw(st.integers(2, 70))
+    num_pairs = draw(st.integers(1, vocab_size // 2))
+    return MQAR(num_pairs=num_pairs, vocab_size=vocab_size, seed=draw(st.integers(0, 2**31)))
+
+
+def same(a: RecallBatch, b: RecallBatch) -> bool:
+    return torch.equal(a.input_ids, b.input_ids) and torch.equal(a.labels, b.labels)
+
+
+@given(task=tasks(), split=splits, indices=indices, data=st.data())
+def test_examples_are_right(task, split, indices, data):
+    num_pairs = data.draw(st.none() | st.integers(1, task.num_pairs))
+    batch = task.batch(split, indices, num_pairs)
+    pairs = num_pairs or task.num_pairs
+    assert batch.input_ids.shape == batch.labels.shape == (len(indices), 3 * pairs)
+    assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
+    assert torch.equal(batch.labels[:, 2 * pairs :], batch.answers)
+    for tokens, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
+        keys, values, queries = tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2], tokens[2 * pairs :]
+        assert len(set(keys)) == len(set(values)) == pairs
+        assert all(0 <= key < task.vocab_size // 2 for key in keys)
+        assert all(task.vocab_size // 2 <= value < task.vocab_size for value in values)
+        assert sorted(queries) == sorted(keys)
+        lookup = dict(zip(keys, values, strict=True))
+        assert labels == [IGNORE_INDEX] * (2 * pairs) + [lookup[query] for query in queries]
+        assert not set(queries) & set(values)
+
+
+@given(task=tasks(), split=splits, indices=indices, data=st.data())
+def test_an_example_does_not_depend_on_its_batch(task, split, indices, data):
+    pairs = data.draw(st.integers(1, task.num_pairs))
+    together = task.batch(split, indices, pairs)
+    again = MQAR(task.num_pairs, task.vocab_size, task.seed).batch(split, reversed(indices), pairs)
+    for row, index in enumerate(indices):
+        alone = task.batch(split, [index], pairs)
+        for batch, at in ((together, row), (again, len(indices) - 1 - row)):
+            assert torch.equal(batch.input_ids[at], alone.input_ids[0])
+            assert torch.equal(batch.labels[at], alone.labels[0])
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**31), split=splits, index=st.integers(0, 2**40), data=st.data())
+def test_another_seed_split_or_index_is_another_example(seed, split, index, data):
+    # 16 of 128 keys and values in order: two independent examples agree with probability below 1e-60.
+    example = MQAR(seed=seed).batch(split, [index])
+    other_split = data.draw(splits.filter(lambda other: other != split))
+    other_seed = data.draw(st.integers(0, 2**31).filter(lambda other: other != seed))
+    other_index = data.draw(st.integers(0, 2**40).filter(lambda other: other != index))
+    assert not same(example, MQAR(seed=seed).batch(other_split, [index]))
+    assert not same(example, MQAR(seed=other_seed).batch(split, [index]))
+    assert not same(example, MQAR(seed=seed).batch(split, [other_index]))
+
+
+def test_neighbouring_streams_share_no_example():
+    streams = [
+        MQAR(num_pairs=8, seed=seed).batch(split, range(50), pairs).input_ids[:, :6]
+        for seed in (0, 1)
+        for split in SPLITS
+        for pairs in (7, 8)
+    ]
+    heads = [tuple(row) for stream in streams for row in stream.tolist()]
+    assert len(set(heads)) == len(heads)
+
+
+def test_all_keys_values_and_positions_are_used():
+    batch = MQAR(num_pairs=3, vocab_size=11).batch("train", range(300))
+    assert batch.keys.unique().tolist() == list(range(5))
+    assert batch.values.unique().tolist() == list(range(5, 11))
+    assert len({tuple(order) for order in batch.query_order.tolist()}) == 6
+    assert not torch.equal(batch.keys[:, 0], batch.keys.min(dim=1).values)  # keys are not sorted
+
+
+def test_trivial_accuracies():
+    task = MQAR(num_pairs=16, vocab_size=256)
+    assert task.chance_accuracy == 1 / 256
+    assert task.plateau_accuracy == 1 / 16
+
+
+@given(task=tasks())
+def test_a_task_can_be_made_again_from_its_settings(task):
+    assert task.to_dict()["task"] == "mqar"
+    assert MQAR.from_dict(json.loads(json.dumps(task.to_dict()))) == task
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "copy"}, "task 'copy' is not supported; the one task is 'mqar'"),
+        ({"num_pairs": 3}, "task 'None' is not supported; the one task is 'mqar'"),
+        ({"task": "mqar", "pairs": 3}, "unknown task setting 'pairs'; choose from num_pairs, vocab_size, seed"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        MQAR.from_dict(settings)
+
+
+def test_moving_a_batch_keeps_it():
+    batch = MQAR(num_pairs=4).batch("probe", range(3))
+    assert same(batch.to("cpu"), batch)
+    assert batch.to("meta").labels.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"num_pairs": 0}, ["num_pairs", "at least 1", "0"]),
+        ({"num_pairs": 129}, ["num_pairs", "129", "vocab_size", "256", "at most 128"]),
+        ({"num_pairs": 1, "vocab_size": 1}, ["num_pairs", "vocab_size"]),
+        ({"seed": -1}, ["seed", "-1"]),
+    ],
+)
+def test_bad_task(fields, names):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (all of the message is checked)
+        MQAR(**fields)
+    assert all(name in str(error.value) for name in names)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pairs", [0, -1, 17])
+def test_bad_number_of_pairs(pairs):
+    with pytest.raises(ValueError, match=f"num_pairs must be between 1 and 16, got {pairs}"):
+        MQAR().batch("train", [0], pairs)
+
+
+def test_unknown_split():
+    with pytest.raises(ValueError, match=r"'test' does not exist; choose from train, validation, probe"):
+        MQAR().batch("test", [0])

@@ -1,0 +1,125 @@
+"""Callbacks every training run has: curriculum, progress, configuration and final export."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
+from torch import Tensor
+
+CHECKPOINT_EVERY_N_STEPS = 100
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class CurriculumCallback(Callback):
+    """Tells the datamodule's curriculum the accuracy of each step that is done, averaged over devices."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            accuracy: Tensor = trainer.strategy.reduce(outputs["accuracy"], reduce_op="mean")  # type: ignore[assignment]
+            trainer.datamodule.curriculum.update(trainer.global_step - 1, accuracy.item())  # type: ignore[attr-defined]
+
+
+class ProgressLines(ProgressBar):
+    """Progress for log files: a line every ten seconds, and one for each validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._time = self._step = 0.0
+
+    def disable(self) -> None:
+        """Lightning calls this on all but the first device."""
+        self._print = lambda line: None
+
+    def _print(self, line: str) -> None:
+        print(line, flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._time, self._step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        seconds, steps = time.monotonic() - self._time, trainer.global_step - self._step
+        is_last = trainer.global_step == trainer.max_steps
+        if steps < 1 or (seconds < SECONDS_BETWEEN_LINES and not is_last):
+            return
+        self._time, self._step = time.monotonic(), trainer.global_step
+        metrics = trainer.callback_metrics
+        minutes, rest = divmod(round(seconds / steps * (trainer.max_steps - trainer.global_step)), 60)
+        self._print(
+            f"{_step(trainer)}  loss {metrics['train/loss']:.3f}  accuracy {metrics['train/accuracy']:.3f}  "
+            f"pairs {int(metrics['train/pairs'])}  {steps / seconds:.1f} steps/s  ETA {minutes:d}:{rest:02d}"
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        self._print(f"{_step(trainer)}  validation loss {metrics['val/loss']:.3f}  accuracy {metrics['val/accuracy']:.3f}")
+
+
+def _step(trainer: Trainer) -> str:
+    width = len(str(trainer.max_steps))
+    return f"step {trainer.global_step:{width}d}/{trainer.max_steps}"
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` into the run directory when training starts (again)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, save_to_log_dir=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        path = Path(trainer.default_root_dir) / self.config_filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, path, skip_none=False, overwrite=True)
+
+
+class RunExport(Callback):
+    """When training ends, saves a last checkpoint and the Hugging Face model with task and provenance beside it."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run_dir = Path(trainer.default_root_dir)
+        if trainer.checkpoint_callbacks:
+            trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
+        if not trainer.is_global_zero:
+            return
+        folder = run_dir / "hf"
+        pl_module.model.save_pretrained(folder)  # type: ignore[operator, union-attr]
+        hparams = pl_module.hparams
+        run = {"condition": hparams["condition"], "seed": hparams["seed"], "step": trainer.global_step}
+        task = trainer.datamodule.task.to_dict()  # type: ignore[attr-defined]
+        for name, content in (("task.json", task), ("attnres_run.json", run)):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def run_callbacks(run_dir: str | Path, progress: bool, checkpoints: bool) -> list[Callback]:
+    """The callbacks of a training run that writes to `run_dir`."""
+    callbacks: list[Callback] = [CurriculumCallback(), RunExport()]
+    if progress:
+        callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else ProgressLines())
+    if checkpoints:
+        # Only the newest is kept, always under the same name.
+        saver = ModelCheckpoint(
+            Path(run_dir) / "checkpoints",
+            save_last=True,
+            save_top_k=0,
+            every_n_train_steps=CHECKPOINT_EVERY_N_STEPS,
+            enable_version_counter=False,
+        )
+        callbacks.append(saver)
+    return callbacks
+
+
+__all__ = ["CurriculumCallback", "ProgressLines", "RunExport", "SaveConfig", "run_callbacks"]

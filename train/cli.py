@@ -1,0 +1,217 @@
+"""`attnres-train`: train or validate a model on the recall task, configured by YAML files and flags.
+
+    attnres-train fit --config configs/demo.yaml --run_dir runs/demo
+    attnres-train fit --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/last.ckpt   # resume
+    attnres-train validate --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/last.ckpt
+
+Bad input gives one line on standard error and exit status 2 before anything is written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from jsonargparse.typing import NonNegativeInt
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from train.callbacks import SaveConfig, run_callbacks
+from train.data import MQARDataModule
+from train.loggers import build_loggers
+from train.module import RetrievalModule
+from train.quiet import silence_known_messages
+
+TRAINER_DEFAULTS = {
+    "max_steps": 600,
+    "max_epochs": -1,
+    "val_check_interval": 50,
+    "check_val_every_n_epoch": None,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+
+
+class UsageError(Exception):
+    """Input that cannot be used; the message is one line for the user."""
+
+
+class RaisingParser(LightningArgumentParser):
+    """Raises instead of printing its usage, and takes no abbreviated options: they would hide typos."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(message)
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI with a run directory."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        commands = LightningCLI.subcommands()
+        # weights_only is not an option: our checkpoints hold plain values, and what does not is refused.
+        return {name: commands[name] | {"weights_only"} for name in ("fit", "validate")}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything", type=NonNegativeInt, default=0, help="Seed of the initial weights and of the examples."
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder that receives config.yaml, checkpoints/, hf/, metrics.csv, wandb/ and probe/. Required by "
+            "fit, which refuses a folder that holds a run unless --ckpt_path resumes that run.",
+        )
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("data.vocab_size", "model.vocab_size")
+        parser.link_arguments("data.num_pairs", "model.num_pairs")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        args = sys.argv[1:] if args is None else args
+        files = re.findall(r"(?:--config|-c)(?:=|\0)([^\0]+)", "\0".join(args))
+        try:
+            self.config = parser.parse_args(args)
+        except UsageError as error:
+            known = list(self._subcommand_parsers["fit"].get_defaults().keys())
+            raise UsageError(explain(str(error), known, files)) from None
+        check_groups(files)
+
+    def _parse_ckpt_path(self) -> None:
+        """Not Lightning's, which takes a checkpoint's hyperparameters for options of the model."""
+
+    def before_instantiate_classes(self) -> None:
+        self.checkpoint: dict[str, Any] = {}
+        ckpt_path = self._get(self.config, "ckpt_path")
+        if ckpt_path is not None:
+            self.checkpoint = load_checkpoint(Path(ckpt_path))
+        if self.subcommand == "fit":
+            check_run_dir(self._get(self.config, "run_dir"), ckpt_path)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+            if self.subcommand == "fit" and self.trainer.max_steps < 1:
+                raise ValueError(f"trainer.max_steps must be a positive integer, got {self.trainer.max_steps}")
+            if self.checkpoint:
+                check_same_model(self.model.hparams["model_config"], self.checkpoint)
+        except (ValueError, TypeError, StrictDataclassError, MisconfigurationException) as error:
+            raise UsageError(str(error)) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(**{**kwargs, "logger": False})
+        if config["logger"] in (None, True):
+            kwargs["logger"] = build_loggers(config["default_root_dir"], self.checkpoint.get("global_step", 0))
+        progress, checkpoints = (config[f"enable_{name}"] is not False for name in ("progress_bar", "checkpointing"))
+        self.trainer_defaults["callbacks"] = run_callbacks(config["default_root_dir"], progress, checkpoints)
+        return super().instantiate_trainer(**kwargs)
+
+    def fit(self, model: RetrievalModule, datamodule: MQARDataModule, ckpt_path: str | None) -> None:
+        self.trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
+
+    def validate(
+        self, model: RetrievalModule, datamodule: MQARDataModule, ckpt_path: str | None, verbose: bool
+    ) -> None:
+        self.trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=verbose, weights_only=True)
+
+
+def explain(message: str, known_keys: list[str], files: list[str]) -> str:
+    """A parser's message with the nearest option for an unknown one, and the file for what is no YAML."""
+    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("Expected a ", "expected ")
+    message = message.replace("typing.Literal", "one of ").replace("Parser key", "option")
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
+    if unknown:
+        key = unknown[1] or unknown[2]
+        nearest = difflib.get_close_matches(key, known_keys, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}?" if nearest else "`attnres-train fit --help` lists the options"
+        return f"option {key} does not exist; {hint}"
+    return message.replace("<unicode string>", ", ".join(files))
+
+
+def check_groups(files: list[str]) -> None:
+    """Raises UsageError for a group of options that is a bare number or list, which the parser would ignore."""
+    for file in files:
+        for key, value in (yaml.safe_load(Path(file).read_text()) or {}).items():
+            if key in ("trainer", "model", "data") and not isinstance(value, dict | str | None):
+                raise UsageError(f"{key} in '{file}' must be a mapping of options, got {value}")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint at `path`; raises UsageError if there is none or it is not one of ours."""
+    if not path.is_file():
+        raise UsageError(f"--ckpt_path '{path}' does not exist; give a file such as RUN_DIR/checkpoints/last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "model_config" in checkpoint["hyper_parameters"]:
+            return checkpoint
+    except (RuntimeError, UnpicklingError, KeyError, TypeError, EOFError):
+        pass
+    raise UsageError(f"--ckpt_path '{path}' is not a checkpoint of attnres-train; give a file such as RUN_DIR/checkpoints/last.ckpt")
+
+
+def check_run_dir(run_dir: str | None, ckpt_path: str | None) -> None:
+    """Raises UsageError if training must not write to `run_dir`."""
+    if not run_dir:
+        raise UsageError("--run_dir is required: give the folder that is to receive the run, e.g. --run_dir runs/demo")
+    folder = Path(run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--run_dir '{folder}' is a file; give a folder")
+    if not any((folder / name).exists() for name in ("config.yaml", "checkpoints")):
+        return
+    if ckpt_path is None:
+        raise UsageError(f"--run_dir '{folder}' already holds a run; give another folder, or resume it with --ckpt_path")
+    if folder.resolve() not in Path(ckpt_path).resolve().parents:
+        raise UsageError(f"--run_dir '{folder}' holds another run than --ckpt_path '{ckpt_path}'; give that run's folder or a new one")
+
+
+def check_same_model(config: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+    """Raises ValueError naming the first option in which the configured model and the checkpoint's differ."""
+    saved = checkpoint["hyper_parameters"]["model_config"]
+    for key in sorted(saved.keys() | config.keys()):
+        if saved.get(key) != config.get(key):
+            raise ValueError(
+                f"--ckpt_path holds a model with {key} {saved.get(key)}, the configuration says {config.get(key)}; "
+                "give the config.yaml of the checkpoint's run"
+            )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of `attnres-train`; `args` defaults to the command line's."""
+    silence_known_messages()
+    try:
+        TrainCLI(
+            RetrievalModule,
+            MQARDataModule,
+            save_config_callback=SaveConfig,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            parser_class=RaisingParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+    except UsageError as error:
+        print(f"attnres-train: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""How many pairs an example has at each training step.
+
+The pairs of step t are decided by what is known before step t: the step number, or the accuracies of steps < t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+EMA_DECAY = 0.8
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """Growth of the number of pairs from 1 to K during training.
+
+    Args:
+        kind: `off` (K pairs from the start), `linear` (with the step number) or `when_solved` (with the accuracy).
+        steps: linear: the number of steps after which all K pairs are reached.
+        threshold: when_solved: the running training accuracy at the current size, in (0, 1), above which pairs grow.
+        growth: when_solved: `double` (1, 2, 4, ..., K) or `increment` (1, 2, 3, ..., K).
+
+    Raises:
+        ValueError: `steps` is not positive or `threshold` is outside (0, 1).
+    """
+
+    kind: Literal["off", "linear", "when_solved"] = "when_solved"
+    steps: int = 600
+    threshold: float = 0.9
+    growth: Literal["double", "increment"] = "double"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"curriculum.steps must be a positive integer, got {self.steps}")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"curriculum.threshold must be between 0 and 1 (exclusive), got {self.threshold}")
+
+
+class Curriculum:
+    """The current number of pairs, and the state it depends on.
+
+    Args:
+        config: how pairs grow.
+        num_pairs: K, the final number of pairs.
+    """
+
+    def __init__(self, config: CurriculumConfig, num_pairs: int) -> None:
+        self.config = config
+        self.num_pairs = num_pairs
+        self.pairs = num_pairs if config.kind == "off" else 1
+        self.running_accuracy = 0.0
+
+    def update(self, step: int, accuracy: float) -> None:
+        """Decide the pairs of step `step + 1` from the result of step `step` (the first is 0).
+
+        Args:
+            accuracy: training accuracy of step `step`, in [0, 1], over all devices.
+        """
+        if self.config.kind == "linear":
+            grown = (self.num_pairs - 1) * (step + 1) // self.config.steps
+            self.pairs = min(1 + grown, self.num_pairs)
+        elif self.config.kind == "when_solved":
+            self.running_accuracy = EMA_DECAY * self.running_accuracy + (1 - EMA_DECAY) * accuracy
+            if self.running_accuracy > self.config.threshold and self.pairs < self.num_pairs:
+                larger = 2 * self.pairs if self.config.growth == "double" else self.pairs + 1
+                self.pairs = min(larger, self.num_pairs)
+                self.running_accuracy = 0.0  # says nothing about the new size
+
+    def state_dict(self) -> dict[str, int | float]:
+        return {"pairs": self.pairs, "running_accuracy": self.running_accuracy}
+
+    def load_state_dict(self, state: dict[str, int | float]) -> None:
+        self.pairs = min(int(state["pairs"]), self.num_pairs)
+        self.running_accuracy = float(state["running_accuracy"])
+
+
+__all__ = ["Curriculum", "CurriculumConfig"]

@@ -1,0 +1,96 @@
+"""The recall task as a LightningDataModule.
+
+`datasets` serves example *indices*; the tokens are made in the main process when the step takes its batch, because
+the curriculum decides the number of pairs at the step and a worker that prefetches would use a stale one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from attnres.tasks import MQAR, RecallBatch
+from train.curriculum import Curriculum, CurriculumConfig
+
+
+class MQARDataModule(LightningDataModule):
+    """Multi-query associative recall, every training example seen once.
+
+    Args:
+        num_pairs: K, the number of key-value pairs of the full task. A sequence has 3 K tokens.
+        vocab_size: Number of token ids. Keys come from the lower half, values from the upper half.
+        seed: Names the stream of examples.
+        batch_size: Sequences per step and device.
+        num_validation_examples: Sequences per validation, always with K pairs.
+        num_workers: Loader processes. They serve indices only, so that 0 is as fast as any other number.
+        curriculum: How the number of pairs grows during training.
+
+    Raises:
+        ValueError: a size that is not positive, or more pairs than the vocabulary has keys or values for.
+    """
+
+    def __init__(
+        self,
+        num_pairs: int = 16,
+        vocab_size: int = 256,
+        seed: int = 0,
+        batch_size: int = 64,
+        num_validation_examples: int = 256,
+        num_workers: int = 0,
+        curriculum: CurriculumConfig = CurriculumConfig(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__()
+        for key, value in (("batch_size", batch_size), ("num_validation_examples", num_validation_examples)):
+            if value < 1:
+                raise ValueError(f"{key} must be a positive integer, got {value}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {num_workers}")
+        self.task = MQAR(num_pairs=num_pairs, vocab_size=vocab_size, seed=int(seed))
+        self.curriculum = Curriculum(curriculum, num_pairs)
+        self.batch_size = batch_size
+        self.num_validation_examples = num_validation_examples
+        self.num_workers = num_workers
+        # Plain values only, so that checkpoints load with weights_only=True.
+        self.save_hyperparameters({"task": self.task.to_dict()}, logger=False)
+
+    def train_dataloader(self) -> DataLoader:
+        """Indices in order, one pass over all steps; a resumed run goes on where the checkpoint stopped."""
+        trainer = self.trainer
+        assert trainer is not None
+        per_step = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        size = trainer.max_steps * per_step
+        # Lightning counts the batches of a resumed epoch but does not skip them. Rotating the indices keeps the
+        # length it counts against.
+        return self._loader((np.arange(size) + trainer.global_step * per_step) % size)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(np.arange(self.num_validation_examples))
+
+    def _loader(self, indices: np.ndarray) -> DataLoader:
+        # No shuffling: examples are independent draws, and the order makes a resumed run exact.
+        dataset = Dataset.from_dict({"index": indices})
+        persistent = self.num_workers > 0
+        return DataLoader(dataset, self.batch_size, num_workers=self.num_workers, persistent_workers=persistent)  # type: ignore[arg-type]
+
+    def on_before_batch_transfer(self, batch: dict[str, Tensor] | Tensor, dataloader_idx: int) -> RecallBatch:
+        """Indices (batch,) to the examples of the step's split and number of pairs."""
+        assert self.trainer is not None
+        indices = torch.as_tensor(batch["index"]).tolist()  # type: ignore[call-overload]
+        if self.trainer.training:
+            return self.task.batch("train", indices, self.curriculum.pairs)
+        return self.task.batch("validation", indices)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curriculum": self.curriculum.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curriculum.load_state_dict(state_dict["curriculum"])
+
+
+__all__ = ["MQARDataModule"]

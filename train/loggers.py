@@ -1,0 +1,80 @@
+"""Where metrics go: `metrics.csv` in the run directory, and Weights & Biases, offline unless WANDB_MODE says otherwise."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+WANDB_PROJECT = "attnres"
+
+
+class _MetricsWriter(ExperimentWriter):
+    """Lightning's deletes an existing file; this one keeps the rows from before the step a run is resumed at."""
+
+    def __init__(self, log_dir: str, first_step: int) -> None:
+        self.first_step = first_step
+        super().__init__(log_dir)
+        path = Path(self.metrics_file_path)
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if int(row["step"]) < first_step]
+            self.metrics_keys = list(reader.fieldnames or ())
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _check_log_dir_exists(self) -> None:
+        """The command line has refused directories of other runs."""
+
+
+class MetricsLogger(CSVLogger):
+    """Writes `run_dir/metrics.csv`; one row per logged step, with the column `step`.
+
+    Args:
+        run_dir: the run directory.
+        first_step: the step the run starts at; not zero when it is resumed.
+    """
+
+    def __init__(self, run_dir: str | Path, first_step: int = 0) -> None:
+        super().__init__(run_dir, name="", version="", flush_logs_every_n_steps=10)
+        self.first_step = first_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            self._experiment = _MetricsWriter(self.log_dir, self.first_step)
+        return self._experiment  # type: ignore[return-value]
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing: `config.yaml` is the record."""
+
+
+def build_loggers(run_dir: str | Path, first_step: int = 0) -> list[Logger]:
+    """The loggers of a training run.
+
+    Raises:
+        ValueError: WANDB_MODE=online without an API key (W&B would stop and ask for one).
+    """
+    loggers: list[Logger] = [MetricsLogger(run_dir, first_step)]
+    mode = os.environ.get("WANDB_MODE", "offline")
+    if mode == "online" and not wandb.api.api_key:
+        raise ValueError("WANDB_MODE=online needs an API key: run `wandb login`, or leave WANDB_MODE unset to stay offline")
+    if mode != "disabled":
+        settings = wandb.Settings(silent=True, console="off", disable_git=True)
+        wandb.setup(settings)  # silent from here on, not only once the run has started
+        loggers.append(WandbLogger(project=WANDB_PROJECT, save_dir=run_dir, mode=mode, settings=settings))
+    return loggers
+
+
+__all__ = ["MetricsLogger", "build_loggers"]

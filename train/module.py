@@ -1,0 +1,223 @@
+"""The LightningModule: a Block AttnRes or vanilla Qwen3, trained to answer recall queries."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_scheduler
+
+from attnres import AttnResConfig, AttnResForCausalLM
+from attnres.tasks import RecallBatch
+
+MIN_LEARNING_RATE_RATIO = 0.1
+
+
+class PositionAccuracy(Metric):
+    """Accuracy at each query position: `update` takes (batch, positions) booleans, `compute` gives (positions,)."""
+
+    full_state_update = False
+    correct: Tensor
+    total: Tensor
+
+    def __init__(self, num_positions: int) -> None:
+        super().__init__()
+        self.add_state("correct", torch.zeros(num_positions), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, correct: Tensor) -> None:
+        self.correct += correct.sum(dim=0)
+        self.total += correct.shape[0]
+
+    def compute(self) -> Tensor:
+        return self.correct / self.total
+
+
+class RetrievalModule(LightningModule):
+    """A Qwen3 model, with Block Attention Residuals or without, and its optimiser.
+
+    Model options have Hugging Face's names and meanings; those that start with `attnres_` are not used by `vanilla`.
+
+    Args:
+        architecture: `attnres` (Block Attention Residuals Qwen3) or `vanilla` (transformers' Qwen3).
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the MLP.
+        num_hidden_layers: Number of layers, each of an attention and an MLP sublayer.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key and value heads; divides num_attention_heads.
+        head_dim: Width of a head, even.
+        tie_word_embeddings: Use the input embeddings as output head.
+        attnres_num_blocks: Number of blocks the layers are divided into.
+        attnres_source: What a completed block is: `cumulative` (a snapshot of the stream) or `block_sum`.
+        attnres_mode: `block`, or `full`: every sublayer closes a block of its own.
+        attnres_routing: `learned`, or `frozen`: routing parameters stay as they are at the start.
+        attnres_recency_bias_init: Initial logit added to the current stream at every read.
+        embedding_init_std: Standard deviation of the initial input embeddings; null for Hugging Face's 0.02.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay. Not applied to gains, biases, pseudo-queries, key gains.
+        betas: AdamW's decay rates of the two moments.
+        warmup_steps: Steps of linear warm-up; then a cosine to 10 % of the peak at trainer.max_steps.
+        vocab_size: Number of token ids.
+        num_pairs: K; sets max_position_embeddings to the 3 K tokens of the full task.
+        seed: Recorded in checkpoints and exports; seeding is the caller's.
+
+    Raises:
+        ValueError: a size or rate that is not positive, heads that do not divide, or an unsupported `attnres_` value.
+    """
+
+    def __init__(
+        self,
+        architecture: Literal["attnres", "vanilla"] = "attnres",
+        hidden_size: int = 64,
+        intermediate_size: int = 128,
+        num_hidden_layers: int = 8,
+        num_attention_heads: int = 4,
+        num_key_value_heads: int = 4,
+        head_dim: int = 16,
+        tie_word_embeddings: bool = False,
+        attnres_num_blocks: int = 4,
+        attnres_source: Literal["cumulative", "block_sum"] = "cumulative",
+        attnres_mode: Literal["block", "full"] = "block",
+        attnres_routing: Literal["learned", "frozen"] = "learned",
+        attnres_recency_bias_init: float = 0.0,
+        embedding_init_std: float | None = None,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.95),
+        warmup_steps: int = 50,
+        vocab_size: int = 256,
+        num_pairs: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        shape = {
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "num_hidden_layers": num_hidden_layers,
+            "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_key_value_heads,
+            "head_dim": head_dim,
+            "vocab_size": vocab_size,
+            "max_position_embeddings": 3 * num_pairs,
+        }
+        _check_shape(shape)
+        _check_optimizer(learning_rate, weight_decay, warmup_steps, embedding_init_std)
+        common = {**shape, "tie_word_embeddings": tie_word_embeddings, "bos_token_id": None, "eos_token_id": None}
+        if architecture == "vanilla":
+            self.model: PreTrainedModel = Qwen3ForCausalLM(Qwen3Config(**common))
+        else:
+            config = AttnResConfig(
+                **common,
+                attnres_num_blocks=attnres_num_blocks,
+                attnres_source=attnres_source,
+                attnres_mode=attnres_mode,
+                attnres_routing=attnres_routing,
+                attnres_recency_bias_init=attnres_recency_bias_init,
+            )
+            self.model = AttnResForCausalLM(config)
+        if embedding_init_std is not None:
+            nn.init.normal_(self.model.get_input_embeddings().weight, std=embedding_init_std)  # type: ignore[arg-type]
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup_steps = warmup_steps
+        self.val_accuracy = PositionAccuracy(num_pairs)
+        # Plain values only, so that checkpoints load with weights_only=True; enough to build the model again.
+        model_config = json.loads(json.dumps(self.model.config.to_dict(), default=str))
+        self.save_hyperparameters({"model_config": model_config, "condition": self.condition, "seed": int(seed)})
+
+    @property
+    def condition(self) -> str:
+        """`vanilla`, `cumulative`, `block_sum`, `frozen` or `frozen_block_sum`; with `_full` in full mode."""
+        config = self.model.config
+        if not isinstance(config, AttnResConfig):
+            return "vanilla"
+        name = config.attnres_source
+        if config.attnres_routing == "frozen":
+            name = "frozen" if name == "cumulative" else f"frozen_{name}"
+        return name if config.attnres_mode == "block" else f"{name}_{config.attnres_mode}"
+
+    def forward(self, batch: RecallBatch) -> Tensor:
+        """Logits at the p query positions, (batch, p, vocab_size) float32."""
+        num_queries = batch.keys.shape[1]
+        return self.model(batch.input_ids, logits_to_keep=num_queries, use_cache=False).logits.float()
+
+    def _answer(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
+        """Mean answer NLL in nats, scalar, and whether each query is answered rightly, (batch, p) bool."""
+        logits, answers = self(batch), batch.answers
+        loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
+        return loss, logits.argmax(dim=-1) == answers
+
+    def training_step(self, batch: RecallBatch, batch_idx: int) -> dict[str, Tensor]:
+        loss, correct = self._answer(batch)
+        accuracy = correct.float().mean()
+        metrics = {
+            "train/loss": loss.detach(),
+            "train/accuracy": accuracy,
+            "train/pairs": float(batch.keys.shape[1]),
+            "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        self.log_dict(metrics, batch_size=len(batch.keys))
+        return {"loss": loss, "accuracy": accuracy}
+
+    def validation_step(self, batch: RecallBatch, batch_idx: int) -> None:
+        loss, correct = self._answer(batch)
+        self.val_accuracy.update(correct)
+        self.log("val/loss", loss, batch_size=len(batch.keys), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        by_position = self.val_accuracy.compute()
+        metrics = {f"val/accuracy_position_{i}": accuracy for i, accuracy in enumerate(by_position)}
+        self.log_dict({"val/accuracy": by_position.mean(), **metrics}, sync_dist=True)
+        self.val_accuracy.reset()
+
+    def configure_optimizers(self) -> Any:
+        decayed, kept = [], []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                (kept if parameter.ndim < 2 or "_res_" in name else decayed).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": kept, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        scheduler = get_scheduler(
+            "cosine_with_min_lr",
+            optimizer,
+            num_warmup_steps=self.warmup_steps,
+            num_training_steps=self.trainer.max_steps,
+            scheduler_specific_kwargs={"min_lr_rate": MIN_LEARNING_RATE_RATIO},
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _check_shape(shape: dict[str, int]) -> None:
+    for key, value in shape.items():
+        if value < 1:
+            raise ValueError(f"{key} must be a positive integer, got {value}")
+    heads, key_value_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
+    if heads % key_value_heads:
+        raise ValueError(f"num_key_value_heads ({key_value_heads}) must divide num_attention_heads ({heads})")
+    if shape["head_dim"] % 2:
+        raise ValueError(f"head_dim must be even (rotary position embedding), got {shape['head_dim']}")
+
+
+def _check_optimizer(
+    learning_rate: float, weight_decay: float, warmup_steps: int, embedding_init_std: float | None
+) -> None:
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
+    if embedding_init_std is not None and not embedding_init_std > 0:
+        raise ValueError(f"embedding_init_std must be positive or null, got {embedding_init_std}")
+
+
+__all__ = ["PositionAccuracy", "RetrievalModule"]
