@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 
@@ -117,7 +118,8 @@ class ProbeCallback(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         accuracy = trainer.callback_metrics.get("val/accuracy")
-        if trainer.sanity_checking or not trainer.training or accuracy is None or not self.accuracy_jump:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not fitting or accuracy is None or not self.accuracy_jump:
             return
         if float(accuracy) - self.last_accuracy >= self.accuracy_jump:
             self._probe_once(trainer, pl_module)

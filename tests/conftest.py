@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; one t
 import pytest
 import torch
 from hypothesis import settings
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from attnres import AttnResConfig, AttnResForCausalLM
 
@@ -96,8 +96,8 @@ def make_vanilla() -> Callable[..., Qwen3ForCausalLM]:
 def make_tokens() -> Callable[..., torch.Tensor]:
     """Random (batch, seq) token ids for a model."""
 
-    def make(model: torch.nn.Module, batch: int = 2, seq: int = 7, seed: int = 0) -> torch.Tensor:
+    def make(model: PreTrainedModel, batch: int = 2, seq: int = 7, seed: int = 0) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return torch.randint(model.config.vocab_size, (batch, seq), generator=generator)
+        return torch.randint(int(model.config.vocab_size), (batch, seq), generator=generator)
 
     return make

@@ -1,4 +1,4 @@
-"""The architecture of docs/design as naively as it can be written: lists of sources, stack, softmax, einsum.
+"""Depth-wise reads and writes as naively as they can be written: lists of sources, stack, softmax, einsum.
 
 Of the model under test only the weights and transformers' own modules (attention, MLP, norms, rotary embedding) are
 used. Which sources a read has is spelled out four times, once for each source and mode.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from attnres import AttnResForCausalLM
 
 Replace = Mapping[int, Callable[[Tensor], Tensor]]
 """Read index -> a function from the routing weights of that read to those to use instead."""
@@ -21,7 +24,7 @@ Replace = Mapping[int, Callable[[Tensor], Tensor]]
 class _Reader:
     """Reads one after the other; keeps the routing weights of each."""
 
-    model: torch.nn.Module
+    model: Any  # AttnResForCausalLM
     replace: Replace
     routing_weights: list[Tensor] = field(default_factory=list)
 
@@ -45,10 +48,11 @@ class _Reader:
 
 
 def forward(
-    model: torch.nn.Module, input_ids: Tensor, replace: Replace | None = None
+    model: AttnResForCausalLM, input_ids: Tensor, replace: Replace | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Logits (B, T, vocabulary) and the routing weights (B, T, n) of every read, in order."""
-    config, body = model.config, model.model
+    config: Any = model.config
+    body: Any = model.model
     embedding = body.embed_tokens(input_ids)
     seq = input_ids.shape[1]
     rotary = body.rotary_emb(embedding, torch.arange(seq)[None])

@@ -83,7 +83,7 @@ def test_initial_values_survive_a_checkpoint(make_model, tmp_path, source):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("lacking", ["_res_", "_res_proj", "_res_norm", "_res_bias"])
+@pytest.mark.parametrize("lacking", ["_res_", "_res_proj", "_res_norm", "_res_bias", "attn_res_bias"])
 def test_routing_that_a_checkpoint_lacks_gets_its_initial_value(make_model, tmp_path, source, lacking):
     model = make_model(attnres_source=source, attnres_recency_bias_init=2)
     model.save_pretrained(tmp_path)

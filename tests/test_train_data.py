@@ -1,6 +1,7 @@
 """The datamodule: what a step receives, and that it does not depend on how it is loaded."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from train.curriculum import CurriculumConfig
 from train.data import MQARDataModule
 
 
-def trainer(**changes):
+def trainer(**changes) -> Any:
     values = {"world_size": 1, "accumulate_grad_batches": 1, "max_steps": 3, "global_step": 0, "training": True}
     return SimpleNamespace(**{**values, **changes})
 
@@ -90,7 +91,9 @@ def test_state_and_hyperparameters_are_plain():
     assert data.hparams["task"] == {"task": "mqar", "num_pairs": 4, "vocab_size": 32, "seed": 0}
 
 
-@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"num_validation_examples": 0}, {"num_workers": -1}, {"num_pairs": 17}])
+@pytest.mark.parametrize(
+    "bad", [{"batch_size": 0}, {"num_validation_examples": 0}, {"num_workers": -1}, {"num_pairs": 17}]
+)
 def test_bad_settings_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         make(**bad)

@@ -61,8 +61,8 @@ class ProgressLines(ProgressBar):
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = trainer.callback_metrics
-        self._print(f"{_step(trainer)}  validation loss {metrics['val/loss']:.3f}  accuracy {metrics['val/accuracy']:.3f}")
+        loss, accuracy = (trainer.callback_metrics[f"val/{name}"] for name in ("loss", "accuracy"))
+        self._print(f"{_step(trainer)}  validation loss {loss:.3f}  accuracy {accuracy:.3f}")
 
 
 def _step(trainer: Trainer) -> str:
@@ -83,7 +83,7 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         path = Path(trainer.default_root_dir) / self.config_filename
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, skip_none=False, overwrite=True)
+        self.parser.save(self.config, path, overwrite=True)
 
 
 class RunExport(Callback):

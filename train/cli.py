@@ -20,10 +20,11 @@ import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from jsonargparse.typing import NonNegativeInt
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from probe.callback import ProbeCallback
 from train.callbacks import SaveConfig, run_callbacks
 from train.data import MQARDataModule
 from train.loggers import build_loggers
@@ -78,6 +79,7 @@ class TrainCLI(LightningCLI):
             help="Folder that receives config.yaml, checkpoints/, hf/, metrics.csv, wandb/ and probe/. Required by "
             "fit, which refuses a folder that holds a run unless --ckpt_path resumes that run.",
         )
+        parser.add_lightning_class_args(ProbeCallback, "probe")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("seed_everything", "model.seed")
@@ -151,7 +153,7 @@ def check_groups(files: list[str]) -> None:
     """Raises UsageError for a group of options that is a bare number or list, which the parser would ignore."""
     for file in files:
         for key, value in (yaml.safe_load(Path(file).read_text()) or {}).items():
-            if key in ("trainer", "model", "data") and not isinstance(value, dict | str | None):
+            if key in ("trainer", "model", "data", "probe") and not isinstance(value, dict | str | None):
                 raise UsageError(f"{key} in '{file}' must be a mapping of options, got {value}")
 
 
@@ -165,7 +167,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             return checkpoint
     except (RuntimeError, UnpicklingError, KeyError, TypeError, EOFError):
         pass
-    raise UsageError(f"--ckpt_path '{path}' is not a checkpoint of attnres-train; give a file such as RUN_DIR/checkpoints/last.ckpt")
+    raise UsageError(f"--ckpt_path '{path}' is not a checkpoint of attnres-train (RUN_DIR/checkpoints/*.ckpt)")
 
 
 def check_run_dir(run_dir: str | None, ckpt_path: str | None) -> None:
@@ -178,9 +180,13 @@ def check_run_dir(run_dir: str | None, ckpt_path: str | None) -> None:
     if not any((folder / name).exists() for name in ("config.yaml", "checkpoints")):
         return
     if ckpt_path is None:
-        raise UsageError(f"--run_dir '{folder}' already holds a run; give another folder, or resume it with --ckpt_path")
+        raise UsageError(
+            f"--run_dir '{folder}' already holds a run; give another folder, or resume it with --ckpt_path"
+        )
     if folder.resolve() not in Path(ckpt_path).resolve().parents:
-        raise UsageError(f"--run_dir '{folder}' holds another run than --ckpt_path '{ckpt_path}'; give that run's folder or a new one")
+        raise UsageError(
+            f"--run_dir '{folder}' holds another run than --ckpt_path; give that run's folder or a new one"
+        )
 
 
 def check_same_model(config: dict[str, Any], checkpoint: dict[str, Any]) -> None:
@@ -204,6 +210,11 @@ def main(args: list[str] | None = None) -> None:
             save_config_callback=SaveConfig,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             parser_class=RaisingParser,
+            parser_kwargs={
+                "description": "Train or validate a Block AttnRes or vanilla Qwen3 on multi-query associative recall.",
+                "fit": {"description": "Train: attnres-train fit --config configs/demo.yaml --run_dir runs/demo"},
+                "validate": {"description": "Validate a checkpoint at all K pairs. Writes nothing."},
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,

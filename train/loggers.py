@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.csv` in the run directory, and Weights & Biases, offline unless WANDB_MODE says otherwise."""
+"""Where metrics go: `metrics.csv` in the run directory, and Weights & Biases, offline unless WANDB_MODE is set."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 WANDB_PROJECT = "attnres"
 
@@ -69,7 +69,9 @@ def build_loggers(run_dir: str | Path, first_step: int = 0) -> list[Logger]:
     loggers: list[Logger] = [MetricsLogger(run_dir, first_step)]
     mode = os.environ.get("WANDB_MODE", "offline")
     if mode == "online" and not wandb.api.api_key:
-        raise ValueError("WANDB_MODE=online needs an API key: run `wandb login`, or leave WANDB_MODE unset to stay offline")
+        raise ValueError(
+            "WANDB_MODE=online needs an API key: run `wandb login`, or leave WANDB_MODE unset to stay offline"
+        )
     if mode != "disabled":
         settings = wandb.Settings(silent=True, console="off", disable_git=True)
         wandb.setup(settings)  # silent from here on, not only once the run has started

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_scheduler
 
-from attnres import AttnResConfig, AttnResForCausalLM
+from attnres import AttnResConfig, AttnResForCausalLM, read_sites
 from attnres.tasks import RecallBatch
 
 MIN_LEARNING_RATE_RATIO = 0.1
@@ -120,6 +120,7 @@ class RetrievalModule(LightningModule):
                 attnres_recency_bias_init=attnres_recency_bias_init,
             )
             self.model = AttnResForCausalLM(config)
+            _exclude_unused_biases(self.model, config)
         if embedding_init_std is not None:
             nn.init.normal_(self.model.get_input_embeddings().weight, std=embedding_init_std)  # type: ignore[arg-type]
         self.learning_rate = learning_rate
@@ -194,6 +195,14 @@ class RetrievalModule(LightningModule):
             scheduler_specific_kwargs={"min_lr_rate": MIN_LEARNING_RATE_RATIO},
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _exclude_unused_biases(model: AttnResForCausalLM, config: AttnResConfig) -> None:
+    """The recency bias of a read without `current` never takes a gradient, which DistributedDataParallel refuses."""
+    for site in read_sites(config):
+        if site.layer_idx is not None and not site.has_current:
+            name = "attn_res_bias" if site.sublayer == "self_attn" else "mlp_res_bias"
+            getattr(model.model.layers[site.layer_idx], name).requires_grad_(False)
 
 
 def _check_shape(shape: dict[str, int]) -> None:

@@ -13,7 +13,7 @@ HARMLESS_WARNINGS = (
     r".*your dataloader is not resumable",  # ours starts at the step (train/data.py)
     r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 against torch 2.13
 )
-HARMLESS_LOG_RECORDS = re.compile(r"Seed set to|GPU available|TPU available|.*litlogger|.*litmodels|.*Tip:")
+HARMLESS_LOG_RECORDS = re.compile(r"Seed set to|GPU available|TPU available|litlogger|litmodels")
 LOGGERS = (
     "lightning.fabric.utilities.seed",
     "lightning.fabric.utilities.rank_zero",
@@ -22,7 +22,7 @@ LOGGERS = (
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:
-    return not HARMLESS_LOG_RECORDS.match(record.getMessage())
+    return not HARMLESS_LOG_RECORDS.search(record.getMessage())
 
 
 def silence_known_messages() -> None:

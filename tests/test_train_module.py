@@ -1,0 +1,143 @@
+"""The LightningModule: models, conditions, optimiser groups, metrics."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from attnres import AttnResConfig, AttnResForCausalLM
+from attnres.tasks import MQAR
+from train.module import PositionAccuracy, RetrievalModule
+
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "attnres_num_blocks": 2,
+    "vocab_size": 32,
+    "num_pairs": 4,
+}
+
+
+def make(**changes) -> RetrievalModule:
+    return RetrievalModule(**{**TINY, **changes})
+
+
+@pytest.mark.parametrize(
+    ("options", "condition"),
+    [
+        ({"architecture": "vanilla"}, "vanilla"),
+        ({}, "cumulative"),
+        ({"attnres_source": "block_sum"}, "block_sum"),
+        ({"attnres_routing": "frozen"}, "frozen"),
+        ({"attnres_routing": "frozen", "attnres_source": "block_sum"}, "frozen_block_sum"),
+        ({"attnres_mode": "full"}, "cumulative_full"),
+        ({"attnres_routing": "frozen", "attnres_mode": "full"}, "frozen_full"),
+    ],
+)
+def test_condition(options, condition):
+    module = make(**options)
+    assert module.condition == module.hparams["condition"] == condition
+
+
+def test_hyperparameters_are_plain_and_rebuild_the_model():
+    module = make(seed=5, attnres_recency_bias_init=1.5)
+    hparams = json.loads(json.dumps(dict(module.hparams)))
+    assert hparams["seed"] == 5
+    assert hparams["model_config"]["model_type"] == "qwen3_attnres"
+    rebuilt = AttnResForCausalLM(AttnResConfig(**hparams["model_config"]))
+    rebuilt.load_state_dict(module.model.state_dict())
+    assert rebuilt.config.max_position_embeddings == 12
+
+
+def test_logits_are_those_at_the_queries():
+    module, batch = make().eval(), MQAR(4, 32).batch("train", range(3))
+    assert torch.allclose(module(batch), module.model(batch.input_ids).logits[:, 8:], atol=1e-6)
+
+
+def test_embedding_init_std():
+    stds = [make(embedding_init_std=std).model.state_dict()["model.embed_tokens.weight"].std() for std in (1.0, None)]
+    assert stds[0] > 0.8
+    assert stds[1] < 0.03
+
+
+def optimizer_of(module: RetrievalModule):
+    module._trainer = SimpleNamespace(max_steps=100)  # type: ignore[assignment]
+    return module.configure_optimizers()
+
+
+@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+def test_weight_decay_spares_gains_biases_and_routing(source):
+    module = make(attnres_source=source, weight_decay=0.1)
+    decayed, kept = optimizer_of(module)["optimizer"].param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): name for name, p in module.model.named_parameters()}
+    decayed_names, kept_names = ({names[id(p)] for p in group["params"]} for group in (decayed, kept))
+    assert decayed_names | kept_names == {name for name, p in module.model.named_parameters() if p.requires_grad}
+    assert not {name for name in decayed_names if "_res_" in name}
+    assert all("norm" not in name for name in decayed_names)
+    assert {"lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"} <= decayed_names
+
+
+@pytest.mark.parametrize("mode", ["block", "full"])
+@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+def test_every_trained_parameter_takes_a_gradient(source, mode):
+    module = make(attnres_source=source, attnres_mode=mode)
+    module(MQAR(4, 32).batch("train", range(2))).sum().backward()
+    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+
+def test_frozen_routing_is_not_optimised():
+    module = make(attnres_routing="frozen")
+    optimised = {id(p) for group in optimizer_of(module)["optimizer"].param_groups for p in group["params"]}
+    assert not optimised & {id(p) for p in module.model.routing_parameters().values()}  # type: ignore[operator]
+
+
+def test_learning_rate_warms_up_and_decays_to_a_tenth():
+    configured = optimizer_of(make(learning_rate=0.01, warmup_steps=10))
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == rates[10] == pytest.approx(0.01)
+    assert rates[100] == pytest.approx(0.001)
+    assert rates[5] == pytest.approx(0.005)
+
+
+def test_position_accuracy():
+    metric = PositionAccuracy(3)
+    metric.update(torch.tensor([[True, False, True], [True, False, False]]))
+    metric.update(torch.tensor([[True, True, False]]))
+    assert torch.allclose(metric.compute(), torch.tensor([1, 1 / 3, 1 / 3]))
+
+
+@pytest.mark.parametrize("architecture", ["attnres", "vanilla"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"num_hidden_layers": 0},
+        {"hidden_size": -1},
+        {"head_dim": 7},
+        {"num_attention_heads": 3, "num_key_value_heads": 2},
+        {"learning_rate": 0.0},
+        {"weight_decay": -1.0},
+        {"warmup_steps": -1},
+        {"embedding_init_std": 0.0},
+    ],
+)
+def test_bad_settings_are_named(architecture, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        make(architecture=architecture, **bad)
+
+
+def test_unsupported_routing_options_are_named():
+    with pytest.raises(ValueError, match=r"attnres_source 'sum'.*cumulative, block_sum"):
+        make(attnres_source="sum")
+    with pytest.raises(ValueError, match=r"attnres_num_blocks \(3\) exceeds num_hidden_layers"):
+        make(attnres_num_blocks=3)
