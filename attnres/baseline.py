@@ -7,7 +7,7 @@ from os import PathLike
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from attnres.configuration_attnres import AttnResConfig
 from attnres.modeling_attnres import AttnResForCausalLM
@@ -35,9 +35,7 @@ def wrap_qwen3(
     Raises:
         ValueError: not a vanilla Qwen3, or more blocks than layers.
     """
-    if isinstance(model_or_path, (str, PathLike)):
-        model_or_path = Qwen3ForCausalLM.from_pretrained(model_or_path)
-    vanilla = model_or_path
+    vanilla = _load_vanilla(model_or_path) if isinstance(model_or_path, (str, PathLike)) else model_or_path
     if not isinstance(vanilla, Qwen3ForCausalLM):
         raise ValueError(f"wrap_qwen3 takes a Qwen3ForCausalLM, got {type(vanilla).__name__}")
     fields = vanilla.config.to_dict()
@@ -52,16 +50,31 @@ def wrap_qwen3(
     config._attn_implementation = vanilla.config._attn_implementation
     with torch.device("meta"):
         wrapped = AttnResForCausalLM(config)
-    wrapped.load_state_dict(vanilla.state_dict(keep_vars=True), assign=True, strict=False)
-    wrapped.tie_weights()
-    wrapped.model.rotary_emb = vanilla.model.rotary_emb  # its buffers are in no state dict
+    for name, parameter in vanilla.named_parameters(remove_duplicate=False):  # tied ones under both names
+        _assign(wrapped, name, parameter)
+    wrapped.model.rotary_emb = vanilla.model.rotary_emb  # it has buffers only
     reference = vanilla.model.norm.weight
     for name, parameter in wrapped.routing_parameters().items():
-        module_name, _, attribute = name.rpartition(".")
         value = torch.empty(parameter.shape, dtype=reference.dtype, device=reference.device)
         value.fill_(0.0 if "_proj" in name else 1.0 if "_norm" in name else recency_bias)
-        setattr(wrapped.get_submodule(module_name), attribute, nn.Parameter(value, requires_grad=False))
+        _assign(wrapped, name, nn.Parameter(value, requires_grad=False))
     return wrapped.train(vanilla.training)
+
+
+def _load_vanilla(path: str | PathLike[str]) -> Qwen3ForCausalLM:
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"wrap_qwen3: {path} is neither a folder with a model nor to be had from the hub") from error
+    if config.model_type != Qwen3Config.model_type:
+        raise ValueError(f"wrap_qwen3: {path} is a '{config.model_type}' model, only a vanilla 'qwen3' can be wrapped")
+    return Qwen3ForCausalLM.from_pretrained(path)
+
+
+def _assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Put the parameter itself, not a copy of its values, in the place `name`."""
+    module_name, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(module_name), attribute, parameter)
 
 
 def _site_schedule(site: ReadSite, bias: float) -> Tensor:

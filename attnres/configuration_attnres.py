@@ -12,6 +12,16 @@ SOURCES = ("cumulative", "block_sum")
 MODES = ("block", "full")
 ROUTINGS = ("learned", "frozen")
 GATE_TYPES = ("bias",)
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "attnres_num_blocks",
+)
 
 
 @strict
@@ -37,7 +47,9 @@ class AttnResConfig(Qwen3Config):
             The one supported gate is `"bias"`.
 
     Raises:
-        ValueError: a field that is not one of the above, more blocks than layers, or a size that is not positive.
+        ValueError: an `attnres_` key or value that is not one of the above, more blocks than layers, a size that is
+            not a positive integer, or heads that do not divide. Wrong types of inherited fields raise
+            transformers' own `StrictDataclassError`.
     """
 
     model_type = "qwen3_attnres"
@@ -50,13 +62,28 @@ class AttnResConfig(Qwen3Config):
     attnres_gate_type: str = "bias"
 
     def __post_init__(self, **kwargs: Any) -> None:
+        known = [key for key in AttnResConfig.__annotations__ if key.startswith("attnres_")]
+        for key in kwargs:  # transformers keeps unknown keys; a misspelt one of ours would silently do nothing
+            if key.startswith("attnres_"):
+                raise ValueError(f"{key} is not a field of AttnResConfig; choose from {', '.join(known)}")
+        self._check_sizes()
         self._check_attnres()
         super().__post_init__(**kwargs)
 
+    def _check_sizes(self) -> None:
+        for key in SIZES:
+            value = getattr(self, key)
+            if value is None and key == "num_key_value_heads":  # then there are as many as query heads
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{key} must be a positive integer, got {value!r}")
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})"
+            )
+
     def _check_attnres(self) -> None:
-        for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "attnres_num_blocks"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be a positive integer, got {getattr(self, key)}")
         for key, supported in (
             ("attnres_mode", MODES),
             ("attnres_source", SOURCES),
@@ -70,8 +97,9 @@ class AttnResConfig(Qwen3Config):
                 f"attnres_num_blocks ({self.attnres_num_blocks}) exceeds num_hidden_layers "
                 f"({self.num_hidden_layers}); a block holds at least one layer"
             )
-        if not math.isfinite(self.attnres_recency_bias_init):
-            raise ValueError(f"attnres_recency_bias_init must be finite, got {self.attnres_recency_bias_init}")
+        bias = self.attnres_recency_bias_init
+        if not isinstance(bias, (int, float)) or not math.isfinite(bias):
+            raise ValueError(f"attnres_recency_bias_init must be a finite number, got {bias!r}")
 
     @property
     def layers_per_block(self) -> int:

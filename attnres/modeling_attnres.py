@@ -40,6 +40,13 @@ class AttnResCausalLMOutputWithPast(CausalLMOutputWithPast):
     routing_weights: tuple[Tensor, ...] | None = None
 
 
+class DepthQuery(nn.Linear):
+    """A pseudo-query `w`, shape (1, hidden); a class of its own, so that `_init_weights` can set it to zero."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 1, bias=False)
+
+
 class AttnResDecoderLayer(GradientCheckpointingLayer):
     """A Qwen3 layer whose two residual additions are replaced by depth-wise reads and writes."""
 
@@ -50,10 +57,10 @@ class AttnResDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         # The routing parameters carry the names of the published checkpoints; `AttnResModel.router` reads them.
-        self.attn_res_proj = nn.Linear(config.hidden_size, 1, bias=False)
+        self.attn_res_proj = DepthQuery(config.hidden_size)
         self.attn_res_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attn_res_bias = nn.Parameter(torch.tensor(float(config.attnres_recency_bias_init)))
-        self.mlp_res_proj = nn.Linear(config.hidden_size, 1, bias=False)
+        self.mlp_res_proj = DepthQuery(config.hidden_size)
         self.mlp_res_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp_res_bias = nn.Parameter(torch.tensor(float(config.attnres_recency_bias_init)))
         self.closes_block = tuple(config.closes_block(layer_idx, name) for name in ("self_attn", "mlp"))
@@ -100,13 +107,18 @@ class AttnResPreTrainedModel(PreTrainedModel):
         Values that came from a checkpoint are left as they are (`transformers.initialization` skips them).
         """
         super()._init_weights(module)
-        if isinstance(module, AttnResDecoderLayer):
-            for name in ("attn", "mlp"):
-                init.zeros_(getattr(module, f"{name}_res_proj").weight)
-                bias = getattr(module, f"{name}_res_bias")
-                init.constant_(bias, self.config.attnres_recency_bias_init)
-        elif isinstance(module, AttnResModel) and module.final_res_proj is not None:
-            init.zeros_(module.final_res_proj.weight)
+        if isinstance(module, DepthQuery):
+            init.zeros_(module.weight)
+        elif isinstance(module, AttnResDecoderLayer):
+            init.constant_(module.attn_res_bias, self.config.attnres_recency_bias_init)
+            init.constant_(module.mlp_res_bias, self.config.attnres_recency_bias_init)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; routing that the configuration freezes comes back frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._apply_frozen_routing()
+        return loaded
 
     def routing_parameters(self) -> dict[str, nn.Parameter]:
         """Pseudo-queries, key gains and recency biases by name."""
@@ -128,10 +140,10 @@ class AttnResModel(AttnResPreTrainedModel):
         self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Qwen3RotaryEmbedding(config=config)
         self.sites = read_sites(config)
-        self.final_res_proj: nn.Linear | None = None
+        self.final_res_proj: DepthQuery | None = None
         self.final_res_norm: Qwen3RMSNorm | None = None
         if self.sites[-1].sublayer == "final":
-            self.final_res_proj = nn.Linear(config.hidden_size, 1, bias=False)
+            self.final_res_proj = DepthQuery(config.hidden_size)
             self.final_res_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()

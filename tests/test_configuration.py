@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Qwen3Config
@@ -59,10 +60,16 @@ def test_size_that_is_not_positive(key, value):
     refuse(key, "positive", str(value), **{key: value})
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "attnres_num_blocks"])
+@pytest.mark.parametrize("value", ["2", "two", 2.5, None, True])
+def test_number_of_blocks_that_is_not_an_integer(value):
+    refuse("attnres_num_blocks", "integer", repr(value), attnres_num_blocks=value)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size"])
 @pytest.mark.parametrize("value", ["2", "two", 2.5, None])
-def test_size_that_is_not_an_integer(key, value):
-    refuse(key, "integer", str(value), **{key: value})
+def test_inherited_size_of_a_wrong_type_is_refused_by_transformers_own_check(key, value):
+    with pytest.raises(StrictDataclassError, match=f"Field '{key}' expected int"):
+        small_config(**{key: value})
 
 
 @given(num_layers=st.integers(1, 40), data=st.data())

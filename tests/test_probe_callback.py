@@ -84,7 +84,7 @@ def test_training_with_probes_is_bit_identical_to_training_without(probed, tmp_p
 
 
 def test_the_table_has_every_scheduled_step(probed):
-    directory, callback, _ = probed
+    directory, _, _ = probed
     effects = results.read_effects(directory)
     steps = set(effects["step"])
     assert {0, 1, 8, 60, 120} <= steps
