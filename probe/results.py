@@ -65,7 +65,8 @@ def build_tables(
     learned = task_learned(result, info.num_pairs)
     shared = {"run": info.run, "condition": info.condition, "seed": info.seed, "step": info.step}
     cleans = clean_means(result)
-    effect_rows, cluster_parts = [], []
+    effect_rows, sums, masses = [], [], []
+    nothing = dict.fromkeys(METRICS, np.full(len(result.counts), np.nan))
     for metric in METRICS:
         estimates = _estimate_all(result, metric, num_resamples, seed)
         for positions in result.routing.mass:
@@ -76,17 +77,16 @@ def build_tables(
                     "metric": metric,
                 }
                 numbers = _routing_numbers(result, cell, positions)
-                sequence_mass = numbers.pop("sequence_mass")
+                masses.append(numbers.pop("sequence_mass"))
+                sums.append(result.effects.get((index, positions), nothing)[metric])
                 row = {**shared, "data_id": info.data_id, **key, **numbers, "clean": cleans[metric]}
                 row |= estimates.get((index, positions), dict.fromkeys(_ESTIMATED, math.nan))
                 row |= {"p_adjusted": math.nan, "applicable": (index, positions) in result.effects}
                 row |= {"task_learned": learned, "n_sequences": len(result.counts)}
                 row |= {"n_queries": int(result.counts.sum())}
                 effect_rows.append(row)
-                cluster_parts.append(_cluster_rows(result, index, positions, {**shared, **key}, sequence_mass))
     effects = pd.DataFrame(effect_rows)[EFFECT_COLUMNS]
-    clusters = pd.concat(cluster_parts, ignore_index=True)[CLUSTER_COLUMNS]
-    return effects, clusters
+    return effects, _cluster_rows(effects, result.counts, sums, masses)
 
 
 _ESTIMATED = ("effect", "ci_low", "ci_high", "p_value")
@@ -130,13 +130,17 @@ def _routing_numbers(result: ProbeResult, cell: Cell, positions: str) -> dict[st
 
 
 def _cluster_rows(
-    result: ProbeResult, index: int, positions: str, key: dict[str, Any], sequence_mass: np.ndarray
+    effects: pd.DataFrame, counts: np.ndarray, sums: list[np.ndarray], masses: list[np.ndarray]
 ) -> pd.DataFrame:
-    effect = result.effects.get((index, positions))
-    values = np.full(len(result.counts), np.nan) if effect is None else effect[key["metric"]]
-    sequences = np.arange(len(result.counts))
-    columns = {"sequence": sequences, "n_queries": result.counts, "summed_effect": values, "mass": sequence_mass}
-    return pd.DataFrame({**dict.fromkeys(key), **columns}).assign(**key)
+    """A row per row of `effects` and sequence, from each row's per-sequence `sums` and `masses`."""
+    num_rows, num_sequences = len(effects), len(counts)
+    clusters = effects[CELL_KEYS].loc[effects.index.repeat(num_sequences)].reset_index(drop=True)
+    return clusters.assign(
+        sequence=np.tile(np.arange(num_sequences), num_rows),
+        n_queries=np.tile(counts, num_rows),
+        summed_effect=np.concatenate(sums),
+        mass=np.concatenate(masses),
+    )[CLUSTER_COLUMNS]
 
 
 def write_tables(directory: Path, effects: pd.DataFrame, clusters: pd.DataFrame) -> None:
