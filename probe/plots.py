@@ -81,8 +81,8 @@ def plot_emergence(effects: pd.DataFrame, curves: pd.DataFrame, num_pairs: int, 
             if line == len(SUBLAYERS):
                 mass.set_xlabel("training step")
                 effect.set_xlabel("training step")
-        handles, labels = mass.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(FAMILIES), frameon=False)
+        handles, labels = effect.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         if title:
             figure.suptitle(title, fontsize=9)
         return figure
@@ -123,24 +123,27 @@ def _plot_families(mass: Axes, effect: Axes, cells: pd.DataFrame, num_pairs: int
         )
     threshold = MATTERS * math.log(num_pairs)
     effect.axhline(0, color="black", linewidth=0.6)
-    effect.axhline(threshold, color="#777777", linestyle=":", linewidth=1)
-    effect.set_yscale("symlog", linthresh=threshold)
+    effect.axhline(threshold, color="#777777", linestyle=":", linewidth=1, label="5 % of ln K: matters")
     mass.set_ylim(bottom=0)
 
 
-def plot_heat_maps(effects: pd.DataFrame, title: str = "") -> Figure:
-    """Layer x family: mass beside effect, for attention and MLP reads of one (run, step)."""
+def plot_heat_maps(effects: pd.DataFrame, num_pairs: int, title: str = "") -> Figure:
+    """Layer x family: mass beside effect, for attention and MLP reads of one (run, step).
+
+    The colours of effects span at least what matters (5 % of ln K), so that noise does not look like a finding.
+    """
     rows = primary_rows(effects)
     rows = rows[rows["scope"].str.startswith("layer:")]
     num_layers = rows["scope"].nunique()
+    matters = MATTERS * math.log(num_pairs)
     tables = {
         (sublayer, value): _layer_table(rows[rows["sublayer"] == sublayer], value)
         for sublayer in SUBLAYERS
         for value in ("mass", "effect", "aliased_mass")
     }
-    largest = max(float(np.nanmax(np.abs(tables[s, "effect"]), initial=1e-6)) for s in SUBLAYERS)
+    largest = max(float(np.nanmax(np.abs(tables[s, "effect"]), initial=matters)) for s in SUBLAYERS)
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(7.2, 0.9 + 0.27 * max(num_layers, 4)), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.5 + 0.24 * max(num_layers, 4)), layout="constrained")
         axes = figure.subplots(1, 4, sharey=True)
         images = {}
         for column, (sublayer, value) in enumerate((s, v) for s in SUBLAYERS for v in ("mass", "effect")):
@@ -151,10 +154,10 @@ def plot_heat_maps(effects: pd.DataFrame, title: str = "") -> Figure:
             name = "mass" if value == "mass" else "ΔNLL (nats)"
             axes[column].set_title(f"{SUBLAYER_LABELS[sublayer]}\n{name}")
         axes[0].set_ylabel("layer")
-        figure.colorbar(images["mass"], ax=axes[3], shrink=0.8, label="mass", location="right")
-        figure.colorbar(images["effect"], ax=axes[3], shrink=0.8, label="ΔNLL (nats)", location="right")
+        for value, name, above in (("mass", "mass", axes[:2]), ("effect", "ΔNLL (nats)", axes[2:])):
+            figure.colorbar(images[value], ax=above, label=name, location="bottom", aspect=30, shrink=0.8)
         figure.supxlabel(
-            "hatched: not applicable     *: aliased, the same tensor is read as another family", fontsize=7
+            "hatched: not applicable      *: aliased, the same tensor is read as another family too", fontsize=7
         )
         if title:
             figure.suptitle(title, fontsize=9)
@@ -181,7 +184,8 @@ def _heat_map(axes: Axes, table: np.ndarray, limits: tuple[float, float], colors
             continue
         red, green, blue, _ = image.cmap(image.norm(number))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        axes.text(family, layer, f"{number:.2f}", ha="center", va="center", fontsize=6, color="w" if dark else "k")
+        text = f"{number:.2f}".replace("-0.00", "0.00")
+        axes.text(family, layer, text, ha="center", va="center", fontsize=6, color="w" if dark else "k")
     axes.set_xticks(range(len(FAMILIES)), ["emb.", "current", "prev.", "older"], rotation=40, ha="right")
     axes.set_yticks(range(len(table)))
     return image

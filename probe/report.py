@@ -119,13 +119,29 @@ def training_curves(directory: Path) -> pd.DataFrame | None:
 
 
 def write_figures(run: ProbedRun) -> list[Path]:
-    """Figures of a run, into its `figures/`: heat maps, and emergence where it was probed while it trained."""
+    """Figures of a run, into its `figures/`.
+
+    Heat maps; and where it was probed while it trained, emergence and the heat maps of the step of the largest effect.
+    """
     folder = run.directory / "figures"
-    written = plots.save(plots.plot_heat_maps(run.effects, run.label), folder / "heat_maps")
+    num_pairs = run.summary["num_pairs"]
+    written = plots.save(plots.plot_heat_maps(run.effects, num_pairs, run.label), folder / "heat_maps")
     curves = training_curves(run.directory)
-    if curves is not None and (run.directory / "probe" / "effects.parquet").exists():
-        through_training = results.read_effects(run.directory / "probe")
-        title = f"{run.summary['condition']}, seed {run.summary['seed']}"
-        figure = plots.plot_emergence(through_training, curves, run.summary["num_pairs"], title)
-        written += plots.save(figure, folder / "emergence")
-    return written
+    if curves is None or not (run.directory / "probe" / "effects.parquet").exists():
+        return written
+    through_training = results.read_effects(run.directory / "probe")
+    title = f"{run.summary['condition']}, seed {run.summary['seed']}"
+    figure = plots.plot_emergence(through_training, curves, num_pairs, title)
+    written += plots.save(figure, folder / "emergence")
+    peak = largest_effect_step(through_training)
+    figure = plots.plot_heat_maps(
+        through_training[through_training["step"] == peak], num_pairs, f"{title}: step {peak}, of the largest effect"
+    )
+    return written + plots.save(figure, folder / "heat_maps_peak")
+
+
+def largest_effect_step(effects: pd.DataFrame) -> int:
+    """The probed step at which masking one family in all layers does the most harm."""
+    rows = primary_rows(effects)
+    rows = rows[(rows["scope"] == "all") & rows["applicable"]]
+    return int(rows["step"].to_numpy()[rows["effect"].to_numpy().argmax()])
