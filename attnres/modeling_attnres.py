@@ -17,7 +17,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm, Qwen3RotaryEmbedding
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from attnres import routing
 from attnres.configuration_attnres import AttnResConfig
@@ -130,6 +130,16 @@ class AttnResPreTrainedModel(PreTrainedModel):
                 parameter.requires_grad_(False)
 
 
+def _check_kwargs(kwargs: dict[str, Any]) -> None:
+    """A misspelt `intervention` that is silently dropped would be a clean run reported as an ablated one."""
+    unknown = kwargs.keys() - TransformersKwargs.__annotations__.keys() - {"cache_position", "return_dict"}
+    if unknown:
+        raise TypeError(f"forward() has no argument '{min(unknown)}'")
+    for name in ("output_hidden_states", "output_attentions"):
+        if kwargs.get(name):
+            raise ValueError(f"{name} is not supported; routing weights come with output_routing_weights=True")
+
+
 class AttnResModel(AttnResPreTrainedModel):
     """Embedding, layers, final read (block_sum) and final norm."""
 
@@ -201,8 +211,11 @@ class AttnResModel(AttnResPreTrainedModel):
             output_depth_states: return the state at the start of every layer that is run, and after the last.
 
         Raises:
-            ValueError: not exactly one of `input_ids`, `inputs_embeds`, `depth_state` was given.
+            ValueError: not exactly one of `input_ids`, `inputs_embeds`, `depth_state` was given, or hidden states or
+                attention weights were asked for.
+            TypeError: an argument that does not exist.
         """
+        _check_kwargs(kwargs)
         if (input_ids is not None) + (inputs_embeds is not None) + (depth_state is not None) != 1:
             raise ValueError("give exactly one of input_ids, inputs_embeds or depth_state")
         router = self.router()

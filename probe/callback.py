@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -20,7 +21,7 @@ from attnres import REGIONS, AttnResForCausalLM
 from attnres.tasks import MQAR
 from probe import results
 from probe.motifs import primary_rows
-from probe.runner import Probe, ProbeSettings, probe_model
+from probe.runner import Probe, ProbeSettings, check_task, probe_model
 
 MIN_SEQUENCES, MIN_QUERIES = 64, 1024
 
@@ -64,6 +65,8 @@ class ProbeCallback(Callback):
         for name, value in (("every_n_steps", every_n_steps), ("accuracy_jump", accuracy_jump)):
             if value < 0:
                 raise ValueError(f"probe.{name} must not be negative, got {value}")
+        if any(step < 0 for step in at_steps or ()):
+            raise ValueError(f"probe.at_steps must not be negative, got {min(at_steps or ())}")
         if num_sequences is not None and num_sequences < MIN_SEQUENCES:
             raise ValueError(f"probe.num_sequences must be at least {MIN_SEQUENCES}, got {num_sequences}")
         self.enabled = enabled
@@ -74,13 +77,14 @@ class ProbeCallback(Callback):
         self.num_sequences = num_sequences
         defaults = ProbeSettings()
         self.settings = ProbeSettings(
-            positions=tuple(positions or ("all",)),
-            families=tuple(families or defaults.families),
-            sublayers=tuple(sublayers or ("self_attn", "mlp")),
+            positions=("all",) if positions is None else tuple(positions),
+            families=defaults.families if families is None else tuple(families),
+            sublayers=("self_attn", "mlp") if sublayers is None else tuple(sublayers),
             num_resamples=num_resamples,
         )
         self.last_step = -1
-        self.last_accuracy = 0.0
+        self.last_accuracy = 0.0  # validation accuracy known at the last probe
+        self._validation_accuracy = 0.0
         self.probe_seconds = 0.0
         self._started = 0.0
 
@@ -96,19 +100,29 @@ class ProbeCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not self._applies(pl_module):
             return
-        task = self._task(trainer)
-        num_sequences = max(MIN_SEQUENCES, -(-MIN_QUERIES // task.num_pairs))
-        if self.num_sequences is not None:
-            if self.num_sequences < num_sequences:
-                raise ValueError(
-                    f"probe.num_sequences ({self.num_sequences}) gives under {MIN_QUERIES} queries at "
-                    f"{task.num_pairs} pairs; it must be at least {num_sequences}"
-                )
-            num_sequences = self.num_sequences
-        self._num_sequences = num_sequences
+        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+            raise ValueError(
+                "probes need the whole model on each device: use another trainer.strategy, or --probe.enabled false"
+            )
+        self.check(self._task(trainer), pl_module.model)  # type: ignore[arg-type]
+
+    def check(self, task: MQAR, model: torch.nn.Module) -> None:
+        """Raise a ValueError if `model` is to be probed and cannot be, on this task and as configured."""
+        if not self.enabled or not isinstance(model, AttnResForCausalLM):
+            return
+        check_task(task)
+        if self.num_sequences is not None and self.num_sequences < _min_sequences(task):
+            raise ValueError(
+                f"probe.num_sequences ({self.num_sequences}) gives under {MIN_QUERIES} queries at "
+                f"{task.num_pairs} pairs; it must be at least {_min_sequences(task)}"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
+        if not self._applies(pl_module):
+            return
+        if trainer.is_global_zero:  # a resumed run goes on from its checkpoint: later rows are of steps to come
+            results.drop_steps_after(_directory(trainer), trainer.global_step)
         if trainer.global_step == 0:
             self._probe_once(trainer, pl_module)
 
@@ -121,7 +135,8 @@ class ProbeCallback(Callback):
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if not fitting or accuracy is None or not self.accuracy_jump:
             return
-        if float(accuracy) - self.last_accuracy >= self.accuracy_jump:
+        self._validation_accuracy = float(accuracy)
+        if self._validation_accuracy - self.last_accuracy >= self.accuracy_jump:
             self._probe_once(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,9 +164,9 @@ class ProbeCallback(Callback):
             return
         started = time.perf_counter()
         task = self._task(trainer)
-        directory = Path(trainer.default_root_dir) / "probe"
+        directory = _directory(trainer)
         model: AttnResForCausalLM = pl_module.model  # type: ignore[assignment]
-        settings = replace(self.settings, num_sequences=self._num_sequences)
+        settings = replace(self.settings, num_sequences=self.num_sequences or _min_sequences(task))
         with undisturbed(model):
             probe = probe_model(
                 model,
@@ -163,7 +178,7 @@ class ProbeCallback(Callback):
                 seed=task.seed,
                 step=step,
             )
-        self.last_step, self.last_accuracy = step, probe.accuracy
+        self.last_step, self.last_accuracy = step, self._validation_accuracy
         self.probe_seconds += time.perf_counter() - started
         self._report(trainer, probe, step, directory)
 
@@ -176,6 +191,14 @@ class ProbeCallback(Callback):
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):  # the table on disk holds more
                 logger.log_metrics(scalars, step=step)
+
+
+def _min_sequences(task: MQAR) -> int:
+    return max(MIN_SEQUENCES, -(-MIN_QUERIES // task.num_pairs))
+
+
+def _directory(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "probe"
 
 
 def _scalars(probe: Probe) -> dict[str, float]:

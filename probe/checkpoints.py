@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from attnres import AttnResConfig
@@ -55,10 +56,10 @@ def load_checkpoint(source: str) -> Checkpoint:
             )
         run = path.name if folder is not path else folder.resolve().parent.name
         return _load_exported(str(folder), run or path.resolve().name, folder)
-    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise ValueError(
-            f"{source} is not a checkpoint: expected a run directory, a .ckpt, an exported folder or a hub id"
-        )
+    # A hub id is owner/name; where a folder of the owner's name lies here, a path was meant.
+    if path.exists() or path.is_absolute() or source.count("/") != 1 or path.parent.exists():
+        what = "is not a checkpoint" if path.exists() else "does not exist"
+        raise ValueError(f"{source} {what}: expected a run directory, a .ckpt, an exported folder or a hub id")
     return _load_exported(source, source, None)
 
 
@@ -71,13 +72,15 @@ def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
         )
         raise ValueError(f"{source}: {hint} ({_first_line(error)})") from error
     _check_model_type(source, config.model_type)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{source}: its weights cannot be read ({_first_line(error)})") from error
     model, info = loaded
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
     if wrong:
         raise ValueError(f"{source} does not fit its config.json: {wrong}")
-    about = _read_json(folder / RUN_FILE) if folder else {}
-    task = _read_json(folder / TASK_FILE) if folder else {}
+    about, task = _read_beside(folder, RUN_FILE), _read_beside(folder, TASK_FILE)
     return _checkpoint(model, task, run, about)
 
 
@@ -89,7 +92,7 @@ def _load_lightning(path: Path) -> Checkpoint:
         fields = dict(content["hyper_parameters"]["model_config"])
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     except Exception as error:  # torch.load raises many kinds for a file that is not a checkpoint
-        raise ValueError(f"{path} is not a checkpoint of attnres-train ({_first_line(error)})") from error
+        raise ValueError(f"{path} is not a checkpoint of attnres-train ({type(error).__name__})") from error
     _check_model_type(str(path), config.model_type)
     model = AutoModelForCausalLM.from_config(config)
     state = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
@@ -119,13 +122,19 @@ def _check_model_type(source: str, model_type: str) -> None:
         raise ValueError(f"{source} is a '{model_type}' model; supported are qwen3_attnres and qwen3 (vanilla)")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises ValueError, naming the file, for anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({_first_line(error)})") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable JSON file ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _read_beside(folder: Path | None, name: str) -> dict[str, Any]:
+    return read_json(folder / name) if folder is not None and (folder / name).exists() else {}
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from attnres import FAMILIES, AttnResForCausalLM, wrap_qwen3
 from attnres.tasks import MQAR
 from probe import report, results
-from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint
+from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, read_json
 from probe.families import ALL_SUBLAYERS, POSITIONS
 from probe.flip import recall_accuracy
 from probe.runner import ProbeSettings, probe_model
@@ -90,26 +91,47 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_probe_options(parser: argparse.ArgumentParser) -> None:
     defaults = ProbeSettings()
     parser.add_argument(
-        "--task", type=Path, help="task.json of the task to probe on, where none lies beside the checkpoint"
+        "--task",
+        type=Path,
+        metavar="FILE",
+        help='task to probe on, where none lies beside the checkpoint: {"task": "mqar", "num_pairs": 16, '
+        '"vocab_size": 256, "seed": 0}',
     )
-    parser.add_argument("--num-sequences", type=int, default=defaults.num_sequences, help="default: %(default)s")
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), metavar="FAMILY", help=", ".join(FAMILIES))
     parser.add_argument(
-        "--sublayers", nargs="+", default=list(ALL_SUBLAYERS), metavar="SUBLAYER", help=", ".join(ALL_SUBLAYERS)
+        "--num-sequences", type=int, default=defaults.num_sequences, help="sequences of K pairs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--families", nargs="+", default=list(FAMILIES), metavar="FAMILY", help=f"default: {', '.join(FAMILIES)}"
+    )
+    parser.add_argument(
+        "--sublayers",
+        nargs="+",
+        default=list(ALL_SUBLAYERS),
+        metavar="SUBLAYER",
+        help=f"default: {', '.join(ALL_SUBLAYERS)}",
     )
     parser.add_argument(
         "--scopes", nargs="+", metavar="SCOPE", help="early, middle, late, all, layer:I, final (default: every one)"
     )
     parser.add_argument(
-        "--positions", nargs="+", default=list(POSITIONS), metavar="POSITIONS", help=" and / or ".join(POSITIONS)
+        "--positions",
+        nargs="+",
+        default=list(POSITIONS),
+        metavar="POSITIONS",
+        help="where to mask: all positions, query positions, or each in turn (default)",
     )
     parser.add_argument(
         "--with-aliases", action="store_true", help="also ablate each family together with the sources it is aliased to"
     )
-    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="default: %(default)s")
-    parser.add_argument("--num-resamples", type=int, default=defaults.num_resamples, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the resamples (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    for name, what in (
+        ("batch_size", "sequences per forward pass"),
+        ("num_resamples", "bootstrap resamples and sign flips"),
+        ("seed", "of resamples, flips and the flip test"),
+    ):
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=int, default=getattr(defaults, name), help=f"{what} (default: %(default)s)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="torch device (default: %(default)s)")
 
 
 def _settings(args: argparse.Namespace) -> ProbeSettings:
@@ -128,23 +150,31 @@ def _settings(args: argparse.Namespace) -> ProbeSettings:
 
 def _task(args: argparse.Namespace, checkpoint: Checkpoint) -> MQAR:
     if args.task is not None:
-        if not args.task.is_file():
-            raise ValueError(f"--task {args.task} does not exist: expected a task.json")
-        return MQAR.from_dict(json.loads(args.task.read_text(encoding="utf-8")))
+        return MQAR.from_dict(read_json(args.task))
     if checkpoint.task is None:
         raise ValueError(f"nothing beside {args.checkpoint} says which task to probe on: give --task FILE")
     return checkpoint.task
 
 
-def _check_unused(directory: Path) -> None:
-    for name in ("effects.parquet", "config.json", "probe"):
-        if (directory / name).exists():
-            raise ValueError(f"--output {directory} already holds {name}: choose another, nothing is overwritten")
+def _prepare(args: argparse.Namespace) -> ProbeSettings:
+    """Check whatever can be checked before work starts: settings, device, and that --output is free and can be made."""
+    settings = _settings(args)
+    try:
+        torch.zeros((), device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device} cannot be used here ({str(error).splitlines()[0]})") from error
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise ValueError(
+            f"--output {args.output} exists and is not an empty folder: choose another, nothing is overwritten"
+        )
+    parent = next(folder for folder in args.output.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"--output {args.output} cannot be made: {parent} is not a folder that can be written to")
+    return settings
 
 
 def run_command(args: argparse.Namespace) -> None:
-    settings = _settings(args)
-    _check_unused(args.output)
+    settings = _prepare(args)
     checkpoint = load_checkpoint(args.checkpoint)
     if not isinstance(checkpoint.model, AttnResForCausalLM):
         raise ValueError(f"{args.checkpoint} is a vanilla Qwen3, it has no routing: use attnres-probe baseline")
@@ -152,13 +182,13 @@ def run_command(args: argparse.Namespace) -> None:
 
 
 def baseline_command(args: argparse.Namespace) -> None:
-    settings = _settings(args)
-    _check_unused(args.output)
+    settings = _prepare(args)
     checkpoint = load_checkpoint(args.checkpoint)
     if not isinstance(checkpoint.model, Qwen3ForCausalLM):
         raise ValueError(f"{args.checkpoint} is an AttnRes model, not a vanilla Qwen3: use attnres-probe run")
     task = _task(args, checkpoint)
     model = wrap_qwen3(checkpoint.model, args.num_blocks, args.recency_bias)
+    settings.grid(model)  # scopes that do not exist are refused before anything is written
     wrapped = Checkpoint(model, task, args.output.resolve().name, "wrapped", checkpoint.seed, checkpoint.step)
     export = args.output / "hf"
     model.save_pretrained(export)
@@ -241,7 +271,8 @@ def report_command(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     disable_progress_bar()
     try:
         args.main(args)

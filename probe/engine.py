@@ -29,11 +29,13 @@ class Routing:
         mass: [positions] -> (sequences, reads, families) mean mass.
         applicable: [positions, aliases] -> (sequences, reads, families) share of positions where a mask can act.
         dose: [positions, aliases] -> per read, per family, the ||dh|| / ||h|| of the positions where it can act.
+        weight_left: [positions, aliases] -> likewise, the weight that is left to renormalise.
     """
 
     mass: dict[str, np.ndarray]
     applicable: dict[tuple[str, bool], np.ndarray]
     dose: dict[tuple[str, bool], list[list[np.ndarray]]]
+    weight_left: dict[tuple[str, bool], list[list[np.ndarray]]]
 
 
 @dataclass
@@ -76,6 +78,7 @@ class _Observer:
     mass: dict[str, list[Tensor]] = field(default_factory=dict)
     applicable: dict[tuple[str, bool], list[Tensor]] = field(default_factory=dict)
     dose: dict[tuple[str, bool], list[list[np.ndarray]]] = field(default_factory=dict)
+    weight_left: dict[tuple[str, bool], list[list[np.ndarray]]] = field(default_factory=dict)
 
     def __call__(self, read: Read) -> Read:
         weights = read.routing_weights
@@ -85,34 +88,38 @@ class _Observer:
         for name, where in self.positions.items():
             self.mass.setdefault(name, []).append(_mean_over(mass, where))
         for aliases in self.aliases:
-            acts, doses = self._ablate(read, hidden, aliases)
+            acts, doses, weight_left = self._ablate(read, hidden, aliases)
             for name, where in self.positions.items():
                 self.applicable.setdefault((name, aliases), []).append(_mean_over(acts.to(weights.dtype), where))
                 chosen = acts & where.unsqueeze(-1)
-                values = [doses[..., i][chosen[..., i]].float().cpu().numpy() for i in range(len(FAMILIES))]
-                self.dose.setdefault((name, aliases), []).append(values)
+                for kept, values in ((self.dose, doses), (self.weight_left, weight_left)):
+                    of_families = [values[..., i][chosen[..., i]].float().cpu().numpy() for i in range(len(FAMILIES))]
+                    kept.setdefault((name, aliases), []).append(of_families)
         return read
 
     @staticmethod
-    def _ablate(read: Read, hidden: Tensor, aliases: bool) -> tuple[Tensor, Tensor]:
-        """Where a mask can act, and its dose there: both (B, T, families)."""
-        acts, doses = [], []
+    def _ablate(read: Read, hidden: Tensor, aliases: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Where a mask can act, its dose there and the weight it leaves: each (B, T, families)."""
+        nowhere = torch.zeros(hidden.shape[:-1], dtype=hidden.dtype, device=hidden.device)
+        acts, doses, left = [], [], []
         for family in FAMILIES:
             if not is_maskable(read.site, family, aliases):
-                acts.append(torch.zeros(hidden.shape[:-1], dtype=torch.bool, device=hidden.device))
-                doses.append(torch.zeros(hidden.shape[:-1], dtype=hidden.dtype, device=hidden.device))
+                acts.append(nowhere > 0)
+                doses.append(nowhere)
+                left.append(nowhere)
                 continue
             weights, remaining = mask_family(read, family, aliases)
             masked = mix(weights / remaining.clamp_min(MIN_REMAINING).unsqueeze(-1), read.sources)
             acts.append(remaining >= MIN_REMAINING)
             doses.append((masked - hidden).norm(dim=-1) / hidden.norm(dim=-1))
-        return torch.stack(acts, -1), torch.stack(doses, -1)
+            left.append(remaining)
+        return torch.stack(acts, -1), torch.stack(doses, -1), torch.stack(left, -1)
 
 
 def _mean_over(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of `values` (B, T, ...) over the positions `where` (B, T) of each sequence: (B, ...)."""
-    share = where.to(values.dtype) / where.sum(1, keepdim=True)
-    return torch.einsum("bt,bt...->b...", share, values)
+    """Mean of `values` (B, T, families) over the positions `where` (B, T) of each sequence: (B, families) float64."""
+    values, where = values.cpu().double(), where.cpu().double()
+    return torch.einsum("bt,btf->bf", where, values) / where.sum(1, keepdim=True)
 
 
 class Engine:
@@ -145,8 +152,6 @@ class Engine:
     @torch.no_grad()
     def run(self, examples: RecallBatch) -> ProbeResult:
         """Sweep the grid over `examples`, all on the model's device."""
-        if examples.keys.shape[1] < 2:
-            raise ValueError("probing needs at least 2 pairs: with one there is no distractor, and ln K is zero")
         started = time.perf_counter()
         batches = list(_split(examples.to(self.model.device), self.batch_size))
         self._layer_passes = 0
@@ -217,26 +222,26 @@ def _split(examples: RecallBatch, batch_size: int) -> Iterator[RecallBatch]:
 
 def _sum_by_sequence(values: Tensor, queries: Tensor) -> np.ndarray:
     """Sum per-query `values` (queries,) over each sequence of the mask `queries` (B, T): (B,) float64."""
-    scattered = torch.zeros(queries.shape, dtype=torch.float64, device=values.device)
-    scattered[queries] = values.double()
-    return scattered.sum(1).cpu().numpy()
+    queries = queries.cpu()
+    scattered = torch.zeros(queries.shape, dtype=torch.float64)  # on the CPU: not every device has float64
+    scattered[queries] = values.cpu().double()
+    return scattered.sum(1).numpy()
 
 
 def _merge_routing(observers: Sequence[_Observer]) -> Routing:
     def stack(parts: Sequence[list[Tensor]]) -> np.ndarray:
-        return torch.cat([torch.stack(part, dim=1) for part in parts]).double().cpu().numpy()
+        return torch.cat([torch.stack(part, dim=1) for part in parts]).numpy()
+
+    def join(parts: Sequence[list[list[np.ndarray]]]) -> list[list[np.ndarray]]:
+        """Per read and family, the values of all batches."""
+        return [[np.concatenate(values) for values in zip(*reads, strict=True)] for reads in zip(*parts, strict=True)]
 
     first = observers[0]
     return Routing(
         mass={key: stack([o.mass[key] for o in observers]) for key in first.mass},
         applicable={key: stack([o.applicable[key] for o in observers]) for key in first.applicable},
-        dose={
-            key: [
-                [np.concatenate([o.dose[key][read][f] for o in observers]) for f in range(len(FAMILIES))]
-                for read in range(len(first.dose[key]))
-            ]
-            for key in first.dose
-        },
+        dose={key: join([o.dose[key] for o in observers]) for key in first.dose},
+        weight_left={key: join([o.weight_left[key] for o in observers]) for key in first.weight_left},
     )
 
 

@@ -58,7 +58,7 @@ def flip_test(
     """
     num_pairs = examples.keys.shape[1]
     first_value = task.vocab_size // 2
-    if num_pairs >= task.vocab_size - first_value:
+    if num_pairs >= task.num_values:
         raise ValueError(f"the flip test needs a value that is not in the context: all {num_pairs} values are in use")
     if changes > num_pairs:
         raise ValueError(f"changes ({changes}) must be at most the number of pairs ({num_pairs})")

@@ -23,12 +23,16 @@ def primary_rows(effects: pd.DataFrame, metric: str = PRIMARY) -> pd.DataFrame:
     return effects[primary & (effects["metric"] == metric)]
 
 
-def dissociation(effects: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def dissociation(effects: pd.DataFrame, num_pairs: int) -> dict[str, dict[str, Any]]:
     """Per sublayer, over the whole depth: the heaviest family, the most harmful one, and whether they differ.
+
+    `dissociated` is None where no family's harm matters (5 % of ln K, with an interval that excludes zero): the
+    ranking of effects that do not matter is noise.
 
     Args:
         effects: the table of one (run, step).
     """
+    matters_from = MATTERS * math.log(num_pairs)
     rows = primary_rows(effects)
     found = {}
     for sublayer in SUBLAYERS:
@@ -37,13 +41,19 @@ def dissociation(effects: pd.DataFrame) -> dict[str, dict[str, Any]]:
             continue
         cells = cells.set_index("family")
         heaviest, most_harmful = str(cells["mass"].idxmax()), str(cells["effect"].idxmax())
+        largest = cells.loc[most_harmful]
+        matters = bool(largest["ci_low"] > 0 and largest["effect"] >= matters_from)
         found[sublayer] = {
             "heaviest": heaviest,
             "most_harmful": most_harmful,
-            "dissociated": heaviest != most_harmful,
+            "dissociated": heaviest != most_harmful if matters else None,
+            "matters_from": matters_from,
+            "task_learned": bool(largest["task_learned"]),
             "mass": cells["mass"].to_dict(),
             "aliased_mass": cells["aliased_mass"].to_dict(),
             "harm": cells["effect"].to_dict(),
+            "ci_low": cells["ci_low"].to_dict(),
+            "ci_high": cells["ci_high"].to_dict(),
         }
     return found
 

@@ -139,7 +139,7 @@ def plot_heat_maps(effects: pd.DataFrame, num_pairs: int, title: str = "") -> Fi
     tables = {
         (sublayer, value): _layer_table(rows[rows["sublayer"] == sublayer], value)
         for sublayer in SUBLAYERS
-        for value in ("mass", "effect", "aliased_mass")
+        for value in ("mass", "effect", "n_unaliased_reads")
     }
     largest = max(float(np.nanmax(np.abs(tables[s, "effect"]), initial=matters)) for s in SUBLAYERS)
     with mpl.rc_context({**STYLE, "axes.grid": False}):
@@ -150,14 +150,15 @@ def plot_heat_maps(effects: pd.DataFrame, num_pairs: int, title: str = "") -> Fi
             limits = (0.0, 1.0) if value == "mass" else (-largest, largest)
             colors = "cividis" if value == "mass" else "RdBu_r"
             images[value] = _heat_map(axes[column], tables[sublayer, value], limits, colors)
-            _mark_aliases(axes[column], tables[sublayer, "aliased_mass"])
+            _mark_aliases(axes[column], tables[sublayer, "n_unaliased_reads"])
             name = "mass" if value == "mass" else "ΔNLL (nats)"
             axes[column].set_title(f"{SUBLAYER_LABELS[sublayer]}\n{name}")
         axes[0].set_ylabel("layer")
         for value, name, above in (("mass", "mass", axes[:2]), ("effect", "ΔNLL (nats)", axes[2:])):
             figure.colorbar(images[value], ax=above, label=name, location="bottom", aspect=30, shrink=0.8)
         figure.supxlabel(
-            "hatched: not applicable      *: aliased, the same tensor is read as another family too", fontsize=7
+            "hatched: not applicable      dotted: aliased, the same tensor stays readable as another family",
+            fontsize=7,
         )
         if title:
             figure.suptitle(title, fontsize=9)
@@ -191,6 +192,11 @@ def _heat_map(axes: Axes, table: np.ndarray, limits: tuple[float, float], colors
     return image
 
 
-def _mark_aliases(axes: Axes, aliased: np.ndarray) -> None:
-    for layer, family in zip(*np.nonzero(np.nan_to_num(aliased) > 0), strict=True):
-        axes.text(family + 0.47, layer + 0.45, "*", ha="right", va="top", fontsize=7, color="#888888")
+def _mark_aliases(axes: Axes, unaliased: np.ndarray) -> None:
+    """Dot the cells that rest on no unaliased read: what is masked there stays reachable under another name."""
+    for layer, family in zip(*np.nonzero(unaliased == 0), strict=True):
+        axes.add_patch(
+            Rectangle(
+                (family - 0.5, layer - 0.5), 1, 1, fill=False, hatch="...", edgecolor="#999999", linewidth=0, alpha=0.5
+            )
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pandas as pd
 
 from attnres import FAMILIES
 from probe import plots, results
+from probe.checkpoints import read_json
 from probe.motifs import primary_rows
 
 
@@ -41,7 +41,7 @@ def load_run(directory: Path) -> ProbedRun:
     summary_path = folder / "summary.json"
     if not summary_path.exists():
         raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
-    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    summary = read_json(summary_path)
     return ProbedRun(directory, effects[effects["step"] == effects["step"].max()], summary)
 
 
@@ -82,19 +82,21 @@ def describe(run: ProbedRun) -> str:
     ]
     if not clean["task_learned"]:
         lines.append("  NOT LEARNED: clean NLL is not below half of ln K, so no effect here speaks of the task")
-    lines.append(
-        f"  flip test: follows the queried key {flip['follows_queried']:.4f} (n = {flip['n_queried']}), "
-        f"another key {flip['follows_other']:.4f} (n = {flip['n_other']})"
-    )
+    if flip is not None:
+        lines.append(
+            f"  flip test: follows the queried key {flip['follows_queried']:.4f} (n = {flip['n_queried']}), "
+            f"another key {flip['follows_other']:.4f} (n = {flip['n_other']})"
+        )
     if "wraps" in run.summary:
         lines.append(
             f"  the vanilla model it wraps: accuracy {run.summary['wraps']['accuracy']:.4f} on the same queries"
         )
     for sublayer, found in run.summary["dissociation"].items():
-        verdict = "differ" if found["dissociated"] else "agree"
+        verdicts = {True: "they differ", False: "they agree", None: f"below what matters, {found['matters_from']:.3f}"}
         lines.append(
             f"  {sublayer}: most mass {found['heaviest']} ({found['mass'][found['heaviest']]:.3f}), "
-            f"most harm {found['most_harmful']} ({found['harm'][found['most_harmful']]:+.3f} nats): they {verdict}"
+            f"most harm {found['most_harmful']} ({found['harm'][found['most_harmful']]:+.3f} nats): "
+            f"{verdicts[found['dissociated']]}"
         )
     for motif in run.summary["motifs"]:
         only = "; the only region it exists in" if motif["only_region"] else ""

@@ -26,7 +26,7 @@ CELL_KEYS = ["run", "step", "sublayer", "scope", "family", "kind", "positions", 
 EFFECT_COLUMNS = [
     *("run", "condition", "seed", "step", "data_id"),
     *("sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"),
-    *("mass", "mass_applicable", "aliased_mass", "dose"),
+    *("mass", "mass_applicable", "aliased_mass", "dose", "weight_left_p05", "weight_left_p50"),
     *("clean", "effect", "ci_low", "ci_high", "p_value", "p_adjusted"),
     *("applicable", "applicable_share", "task_learned"),
     *("n_reads", "n_unaliased_reads", "n_sequences", "n_queries"),
@@ -114,8 +114,9 @@ def _routing_numbers(result: ProbeResult, cell: Cell, positions: str) -> dict[st
     unaliased = np.array([cell.with_aliases or not is_aliased(site, cell.family) for site in sites])
     mass = result.routing.mass[positions][:, reads, family]  # (sequences, reads)
     per_read = mass.mean(0)
-    doses = [result.routing.dose[positions, cell.with_aliases][i][family] for i in reads]
-    dose = np.concatenate(doses)
+    dose = np.concatenate([result.routing.dose[positions, cell.with_aliases][i][family] for i in reads])
+    left = np.concatenate([result.routing.weight_left[positions, cell.with_aliases][i][family] for i in reads])
+    left_p05, left_p50 = np.quantile(left, (0.05, 0.5)) if left.size else (math.nan, math.nan)
     present = [is_maskable(site, cell.family, cell.with_aliases) for site in sites]
     return {
         "sequence_mass": mass.mean(1),
@@ -123,6 +124,8 @@ def _routing_numbers(result: ProbeResult, cell: Cell, positions: str) -> dict[st
         "mass_applicable": float(per_read[applicable].mean()) if applicable.any() else math.nan,
         "aliased_mass": float(per_read[[is_aliased(site, cell.family) for site in sites]].sum() / len(reads)),
         "dose": float(np.median(dose)) if dose.size else math.nan,
+        "weight_left_p05": float(left_p05),
+        "weight_left_p50": float(left_p50),
         "applicable_share": float(share[present].mean()) if any(present) else 0.0,
         "n_reads": int(applicable.sum()),
         "n_unaliased_reads": int((applicable & unaliased).sum()),
@@ -154,6 +157,17 @@ def write_tables(directory: Path, effects: pd.DataFrame, clusters: pd.DataFrame)
             keep = [key not in probed for key in old[["run", "step"]].itertuples(index=False, name=None)]
             rows = pd.concat([old[keep], rows], ignore_index=True)
         _replace(path, lambda part, rows=rows: rows.to_parquet(part, index=False, compression="zstd"))
+
+
+def drop_steps_after(directory: Path, step: int) -> None:
+    """Remove the rows of later steps from the tables in `directory`, if there are any tables."""
+    for name in ("effects.parquet", "clusters.parquet"):
+        path = directory / name
+        if path.exists():
+            rows = pd.read_parquet(path)
+            if (rows["step"] > step).any():
+                kept = rows[rows["step"] <= step]
+                _replace(path, lambda part, kept=kept: kept.to_parquet(part, index=False, compression="zstd"))
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from attnres import FAMILIES, AttnResForCausalLM
 from attnres.tasks import MQAR, RecallBatch
 from probe import results
 from probe.engine import Engine, ProbeResult
-from probe.families import ALL_SUBLAYERS, POSITIONS, build_grid, check_names
+from probe.families import ALL_SUBLAYERS, POSITIONS, Cell, build_grid, check_names
 from probe.flip import flip_test
 from probe.interventions import MIN_REMAINING, MaskRenormalise
 from probe.motifs import dissociation, motifs
@@ -53,11 +53,17 @@ class ProbeSettings:
         check_names("family", self.families, FAMILIES)
         check_names("sublayer", self.sublayers, ALL_SUBLAYERS)
         check_names("positions", self.positions, POSITIONS)
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         for name in ("num_sequences", "batch_size", "num_resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (self.families and self.sublayers and self.positions and self.with_aliases):
             raise ValueError("families, sublayers, positions and with_aliases must each name at least one")
+
+    def grid(self, model: AttnResForCausalLM) -> tuple[Cell, ...]:
+        """The cells of this probe on `model`. Raises ValueError for a scope that it does not have."""
+        return build_grid(model.model.sites, self.families, self.sublayers, self.scopes, self.with_aliases)
 
 
 @dataclass(frozen=True)
@@ -87,18 +93,17 @@ def probe_model(
     Raises:
         ValueError: the model's vocabulary is not the task's, or a scope does not exist in this model.
     """
-    if model.config.vocab_size < task.vocab_size:
-        raise ValueError(
-            f"the model's vocabulary ({model.config.vocab_size}) is smaller than the task's ({task.vocab_size})"
-        )
+    check_task(task, model.config.vocab_size)
     started = time.perf_counter()
-    cells = build_grid(model.model.sites, settings.families, settings.sublayers, settings.scopes, settings.with_aliases)
+    cells = settings.grid(model)
     examples = task.batch("probe", range(settings.num_sequences))
     engine = Engine(model, cells, settings.positions, settings.batch_size, on_progress)
     result = engine.run(examples)
     info = RunInfo(run, condition, seed, step, data_id(examples), task.num_pairs)
     effects, clusters = results.build_tables(result, info, settings.num_resamples, settings.seed)
-    flip = flip_test(model, task, examples, min(4, task.num_pairs), settings.seed, settings.batch_size)
+    flip = None
+    if task.num_values > task.num_pairs:  # else there is no new value to change one to
+        flip = asdict(flip_test(model, task, examples, min(4, task.num_pairs), settings.seed, settings.batch_size))
     results.write_tables(directory, effects, clusters)
     seconds = time.perf_counter() - started
     summary = {
@@ -110,14 +115,22 @@ def probe_model(
             "plateau_accuracy": task.plateau_accuracy,
             "task_learned": results.task_learned(result, task.num_pairs),
         },
-        "flip": asdict(flip),
+        "flip": flip,
         "motifs": motifs(effects, task.num_pairs),
-        "dissociation": dissociation(effects),
+        "dissociation": dissociation(effects, task.num_pairs),
         "probe": {**_describe_probe(result, settings), "seconds": seconds},
         "versions": results.package_versions(),
     }
     results.write_summary(directory, summary)
     return Probe(effects, summary, summary["clean"]["accuracy"], seconds)
+
+
+def check_task(task: MQAR, vocab_size: int | None = None) -> None:
+    """Raise a ValueError if no probe can be made on `task` (with a model of this vocabulary)."""
+    if task.num_pairs < 2:
+        raise ValueError("probing needs num_pairs of at least 2: with one there is no distractor, and ln K is zero")
+    if vocab_size is not None and vocab_size < task.vocab_size:
+        raise ValueError(f"the model's vocabulary ({vocab_size}) is smaller than the task's ({task.vocab_size})")
 
 
 def data_id(examples: RecallBatch) -> str:

@@ -277,3 +277,12 @@ def test_exactly_one_input(make_model, make_tokens):
         for module in (model, model.model):
             with pytest.raises(ValueError, match="exactly one of input_ids, inputs_embeds or depth_state"):
                 module(**{name: inputs[name] for name in names})
+
+
+def test_misspelt_arguments_are_refused(make_model, make_tokens):
+    model = make_model()
+    tokens = make_tokens(model)
+    with pytest.raises(TypeError, match="interventon"):
+        model(tokens, interventon=lambda read: read)
+    with pytest.raises(ValueError, match="output_hidden_states is not supported"):
+        model(tokens, output_hidden_states=True)

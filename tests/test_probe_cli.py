@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,9 +124,17 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
     (tmp_path / "used" / "effects.parquet").write_bytes(b"mine")
     no_task = tmp_path / "no_task"
     AutoModelForCausalLM.from_pretrained(trained / "hf").save_pretrained(no_task)
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "text.json").write_text('{"task": "mqar", "num_pairs": "x"}')
+    torn, bare = tmp_path / "torn", tmp_path / "bare"
+    shutil.copytree(trained / "hf", torn)
+    (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:5000])
+    shutil.copytree(trained / "hf", bare)
+    (bare / "model.safetensors").unlink()
     out = ["--output", str(tmp_path / "new")]
     return {
-        "missing": (["run", str(tmp_path / "nowhere"), *out], "is not a checkpoint: expected a run directory"),
+        "missing": (["run", str(tmp_path / "nowhere"), *out], "nowhere does not exist: expected a run directory"),
+        "relative": (["run", "runs/nowhere", *out], "runs/nowhere does not exist: expected a run directory"),
         "missing ckpt": (["run", str(tmp_path / "nowhere.ckpt"), *out], "does not exist: expected a .ckpt"),
         "garbage ckpt": (["run", str(tmp_path / "bad.ckpt"), *out], "is not a checkpoint of attnres-train"),
         "foreign ckpt": (["run", str(tmp_path / "other.ckpt"), *out], "is not a checkpoint of attnres-train"),
@@ -135,7 +146,24 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
         "number": (["run", str(trained), *out, "--num-sequences", "0"], "num_sequences must be at least 1, got 0"),
         "no output": (["run", str(trained)], "--output"),
         "no task": (["run", str(no_task), *out], "give --task FILE"),
-        "used output": (["run", str(trained), "--output", str(tmp_path / "used")], "already holds effects.parquet"),
+        "used output": (["run", str(trained), "--output", str(tmp_path / "used")], "exists and is not an empty folder"),
+        "onto itself": (["baseline", str(vanilla), "--output", str(vanilla)], "exists and is not an empty folder"),
+        "output is a file": (["run", str(trained), "--output", str(tmp_path / "bad.ckpt")], "is not an empty folder"),
+        "output in a file": (["run", str(trained), "--output", str(tmp_path / "bad.ckpt" / "x")], "cannot be made"),
+        "device": (["run", str(trained), *out, "--device", "foo"], "--device foo cannot be used here"),
+        "seed": (["run", str(trained), *out, "--seed", "-1"], "seed must not be negative, got -1"),
+        "task file": (
+            ["run", str(no_task), *out, "--task", str(tmp_path / "list.json")],
+            "list.json must hold a JSON object",
+        ),
+        "task value": (
+            ["run", str(no_task), *out, "--task", str(tmp_path / "text.json")],
+            "num_pairs must be an integer",
+        ),
+        "no task file": (["run", str(no_task), *out, "--task", "nowhere.json"], "nowhere.json is not a readable JSON"),
+        "torn weights": (["run", str(torn), *out], "its weights cannot be read"),
+        "no weights": (["run", str(bare), *out], "its weights cannot be read"),
+        "baseline scope": (["baseline", str(vanilla), *out, "--num-blocks", "2", "--scopes", "foo"], "scope 'foo' does not exist; choose"),
         "vanilla to run": (["run", str(vanilla), *out], "use attnres-probe baseline"),
         "attnres to baseline": (["baseline", str(trained), *out], "use attnres-probe run"),
         "too many blocks": (["baseline", str(vanilla), *out, "--num-blocks", "9"], "attnres_num_blocks (9) exceeds"),
@@ -145,7 +173,9 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
     }
 
 
-def test_bad_input_is_one_line_and_status_2_and_writes_nothing(trained, vanilla, tmp_path, capsys):
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(trained, vanilla, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
     cases = bad_inputs(trained, vanilla, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     for name, (argv, message) in cases.items():
@@ -157,3 +187,25 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(trained, vanilla,
         assert error.count("\n") == 1, (name, error)
         assert message in error, (name, error)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_a_task_whose_context_uses_up_all_values_is_probed_without_a_flip_test(make_model, tmp_path):
+    task = MQAR(num_pairs=4, vocab_size=8)
+    model = export(make_model(vocab_size=8), tmp_path / "run", "cumulative")
+    (model / "hf" / "task.json").write_text(json.dumps(task.to_dict()))
+    main(["run", str(model), "--output", str(tmp_path / "out"), *QUICK])
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["flip"] is None
+
+
+def test_console_script_works_beside_modules_of_the_same_names(trained, tmp_path):
+    """Installed scripts import our packages, whatever the working directory holds."""
+    elsewhere = tmp_path / "elsewhere"
+    for name in ("attnres", "probe", "train"):
+        (elsewhere / name).mkdir(parents=True)
+        (elsewhere / name / "__init__.py").write_text("raise RuntimeError('imported from the working directory')")
+    (elsewhere / "train.py").write_text("raise RuntimeError('imported from the working directory')")
+    script = Path(sys.executable).parent / "attnres-probe"
+    command = [str(script), "run", str(trained), "--output", "out", "--scopes", "all", *QUICK]
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "out" / "effects.parquet").is_file()

@@ -16,6 +16,7 @@ from probe.engine import Engine
 from probe.families import build_grid
 from probe.interventions import MIN_REMAINING, MaskRenormalise
 from probe.metrics import METRICS, CleanRun
+from probe.runner import check_task
 from tests import oracle
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
@@ -277,10 +278,18 @@ def test_names_that_do_not_exist(make_model, grid, message):
         build_grid(make_model().model.sites, **grid)
 
 
-def test_a_single_pair_cannot_be_probed(make_model):
-    engine = Engine(make_model(), build_grid(make_model().model.sites))
-    with pytest.raises(ValueError, match="at least 2 pairs"):
-        engine.run(TASK.batch("probe", range(4), num_pairs=1))
+def test_a_single_pair_cannot_be_probed():
+    with pytest.raises(ValueError, match="num_pairs of at least 2"):
+        check_task(MQAR(num_pairs=1))
+
+
+def test_rows_of_later_steps_are_dropped(tables, tmp_path):
+    _, effects, clusters = tables
+    results.write_tables(tmp_path, effects, clusters)
+    results.write_tables(tmp_path, effects.assign(step=9), clusters.assign(step=9))
+    results.drop_steps_after(tmp_path, 8)
+    assert set(results.read_effects(tmp_path)["step"]) == {7}
+    assert set(pd.read_parquet(tmp_path / "clusters.parquet")["step"]) == {7}
 
 
 def test_rows_of_the_same_run_and_step_are_replaced(tables, tmp_path):

@@ -2,7 +2,7 @@
 
     attnres-train fit --config configs/demo.yaml --run_dir runs/demo
     attnres-train fit --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/last.ckpt   # resume
-    attnres-train validate --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/last.ckpt
+    attnres-train validate --config runs/demo/config.yaml    # its last checkpoint, unless --ckpt_path names another
 
 Bad input gives one line on standard error and exit status 2 before anything is written.
 """
@@ -10,8 +10,10 @@ Bad input gives one line on standard error and exit status 2 before anything is 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
@@ -41,6 +43,19 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
+POSITIVE_TRAINER_OPTIONS = (
+    "max_steps",
+    "val_check_interval",
+    "accumulate_grad_batches",
+    "log_every_n_steps",
+    "limit_train_batches",
+)
+SUBCOMMANDS = {
+    "fit": "Train: attnres-train fit --config configs/demo.yaml --run_dir runs/demo",
+    "validate": "Validate a checkpoint at all K pairs: attnres-train validate --config runs/demo/config.yaml",
+}
+# Of a configuration, what says where it was written and not what the model is.
+NOT_OF_THE_MODEL = {"_name_or_path", "transformers_version"}
 
 
 class UsageError(Exception):
@@ -64,7 +79,12 @@ class TrainCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
         # weights_only is not an option: our checkpoints hold plain values, and what does not is refused.
-        return {name: commands[name] | {"weights_only"} for name in ("fit", "validate")}
+        return {name: commands[name] | {"weights_only"} for name in SUBCOMMANDS}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **{name: {"description": text} for name, text in SUBCOMMANDS.items()})
+        for action in parser._subcommands_action._choices_actions:  # type: ignore[union-attr]
+            action.help = SUBCOMMANDS[action.dest]  # Lightning's are those of Trainer.fit and Trainer.validate
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -77,7 +97,7 @@ class TrainCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Folder that receives config.yaml, checkpoints/, hf/, metrics.csv, wandb/ and probe/. Required by "
-            "fit, which refuses a folder that holds a run unless --ckpt_path resumes that run.",
+            "fit, which refuses a folder that is not empty unless --ckpt_path resumes the run in it.",
         )
         parser.add_lightning_class_args(ProbeCallback, "probe")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
@@ -89,6 +109,7 @@ class TrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         args = sys.argv[1:] if args is None else args
         files = re.findall(r"(?:--config|-c)(?:=|\0)([^\0]+)", "\0".join(args))
+        check_readable(files)
         try:
             self.config = parser.parse_args(args)
         except UsageError as error:
@@ -100,27 +121,31 @@ class TrainCLI(LightningCLI):
         """Not Lightning's, which takes a checkpoint's hyperparameters for options of the model."""
 
     def before_instantiate_classes(self) -> None:
-        self.checkpoint: dict[str, Any] = {}
-        ckpt_path = self._get(self.config, "ckpt_path")
-        if ckpt_path is not None:
-            self.checkpoint = load_checkpoint(Path(ckpt_path))
+        run_dir, ckpt_path = (self._get(self.config, key) for key in ("run_dir", "ckpt_path"))
+        if self.subcommand == "validate" and ckpt_path is None:
+            ckpt_path = self.config[self.subcommand]["ckpt_path"] = last_checkpoint(run_dir)
+        self.checkpoint: dict[str, Any] = {} if ckpt_path is None else load_checkpoint(Path(ckpt_path))
         if self.subcommand == "fit":
-            check_run_dir(self._get(self.config, "run_dir"), ckpt_path)
+            check_run_dir(run_dir, ckpt_path)
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-            if self.subcommand == "fit" and self.trainer.max_steps < 1:
-                raise ValueError(f"trainer.max_steps must be a positive integer, got {self.trainer.max_steps}")
-            if self.checkpoint:
-                check_same_model(self.model.hparams["model_config"], self.checkpoint)
         except (ValueError, TypeError, StrictDataclassError, MisconfigurationException) as error:
             raise UsageError(str(error)) from None
+        if self.subcommand == "fit":  # nothing is left to refuse
+            make_run_dir(Path(self._get(self.config, "run_dir")))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        if self.checkpoint:
+            check_same_model(self.model.hparams["model_config"], self.checkpoint)
         if self.subcommand != "fit":
             return super().instantiate_trainer(**{**kwargs, "logger": False})
+        check_trainer(config)
+        self._get(self.config_init, "probe").check(self.datamodule.task, self.model.model)
+        if isinstance(config["val_check_interval"], int):  # Lightning counts batches, we count steps
+            kwargs["val_check_interval"] = config["val_check_interval"] * config["accumulate_grad_batches"]
         if config["logger"] in (None, True):
             kwargs["logger"] = build_loggers(config["default_root_dir"], self.checkpoint.get("global_step", 0))
         progress, checkpoints = (config[f"enable_{name}"] is not False for name in ("progress_bar", "checkpointing"))
@@ -143,18 +168,58 @@ def explain(message: str, known_keys: list[str], files: list[str]) -> str:
     unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
     if unknown:
         key = unknown[1] or unknown[2]
-        nearest = difflib.get_close_matches(key, known_keys, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}?" if nearest else "`attnres-train fit --help` lists the options"
+        nearest = nearest_option(key, known_keys)
+        hint = f"did you mean {nearest}?" if nearest else "`attnres-train fit --help` lists the options"
         return f"option {key} does not exist; {hint}"
-    return message.replace("<unicode string>", ", ".join(files))
+    # A value of none of several types comes with a paragraph on each.
+    several = r"Does not validate against any of the Union subtypes\s+Subtypes: [\[(](.*)[\])]\s+Errors:.*value: (.*)"
+    message = re.sub(several, r"expected \1, got \2", message, flags=re.DOTALL)
+    return message.replace("NoneType", "null").replace("<unicode string>", ", ".join(files))
+
+
+def nearest_option(key: str, known_keys: list[str]) -> str | None:
+    """The known option most like `key`, if also its last part is: the group alone makes no option alike."""
+    matcher = difflib.SequenceMatcher(b=key.rpartition(".")[2])
+    alike = []
+    for known in known_keys:
+        matcher.set_seq1(known.rpartition(".")[2])
+        if matcher.ratio() > 0.6:
+            alike.append(known)
+    return next(iter(difflib.get_close_matches(key, alike, n=1, cutoff=0.6)), None)
+
+
+def check_readable(files: list[str]) -> None:
+    """Raises UsageError for a configuration file that is no text; the parser explains those that do not exist."""
+    for file in files:
+        try:
+            Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UsageError(f"--config '{file}' is not a text file in UTF-8; give a YAML file") from None
+        except OSError:
+            pass
 
 
 def check_groups(files: list[str]) -> None:
     """Raises UsageError for a group of options that is a bare number or list, which the parser would ignore."""
     for file in files:
-        for key, value in (yaml.safe_load(Path(file).read_text()) or {}).items():
+        for key, value in (yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}).items():
             if key in ("trainer", "model", "data", "probe") and not isinstance(value, dict | str | None):
                 raise UsageError(f"{key} in '{file}' must be a mapping of options, got {value}")
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for numbers with which Lightning would train nothing, or fail once it has begun."""
+    for key in POSITIVE_TRAINER_OPTIONS:
+        value = options[key]
+        if isinstance(value, int | float) and not value > 0:
+            raise ValueError(f"trainer.{key} must be positive, got {value}")
+    clip = options["gradient_clip_val"]
+    if clip is not None and not clip >= 0:
+        raise ValueError(f"trainer.gradient_clip_val must not be negative, got {clip}")
+    if options["max_epochs"] != -1:
+        raise ValueError(
+            f"trainer.max_epochs must be -1, got {options['max_epochs']}: trainer.max_steps says how long to train"
+        )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -170,29 +235,58 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     raise UsageError(f"--ckpt_path '{path}' is not a checkpoint of attnres-train (RUN_DIR/checkpoints/*.ckpt)")
 
 
+def last_checkpoint(run_dir: str | None) -> str:
+    """The newest checkpoint in `run_dir`; raises UsageError if there is none."""
+    path = Path(run_dir or ".", "checkpoints", "last.ckpt")
+    if run_dir and path.is_file():
+        return str(path)
+    where = f"--run_dir '{run_dir}' holds no checkpoints/last.ckpt" if run_dir else "there is no --run_dir to look in"
+    raise UsageError(f"--ckpt_path is required, as {where}; give the checkpoint to validate")
+
+
 def check_run_dir(run_dir: str | None, ckpt_path: str | None) -> None:
     """Raises UsageError if training must not write to `run_dir`."""
     if not run_dir:
         raise UsageError("--run_dir is required: give the folder that is to receive the run, e.g. --run_dir runs/demo")
     folder = Path(run_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--run_dir '{folder}' is a file; give a folder")
-    if not any((folder / name).exists() for name in ("config.yaml", "checkpoints")):
+    try:
+        if not any(folder.iterdir()):
+            return
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise UsageError(f"--run_dir '{folder}' cannot be used: {error.strerror}; give another folder") from None
     if ckpt_path is None:
         raise UsageError(
-            f"--run_dir '{folder}' already holds a run; give another folder, or resume it with --ckpt_path"
+            f"--run_dir '{folder}' is not empty; give another folder, or resume the run in it with --ckpt_path"
         )
     if folder.resolve() not in Path(ckpt_path).resolve().parents:
         raise UsageError(
-            f"--run_dir '{folder}' holds another run than --ckpt_path; give that run's folder or a new one"
+            f"--run_dir '{folder}' is not empty and --ckpt_path is of another run; give that run's folder or a new one"
         )
+
+
+def make_run_dir(folder: Path) -> None:
+    """Creates `folder`; raises UsageError if it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--run_dir '{folder}' cannot be created: {error.strerror}; give another folder") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"--run_dir '{folder}' cannot be written to: Permission denied; give another folder")
 
 
 def check_same_model(config: dict[str, Any], checkpoint: dict[str, Any]) -> None:
     """Raises ValueError naming the first option in which the configured model and the checkpoint's differ."""
     saved = checkpoint["hyper_parameters"]["model_config"]
-    for key in sorted(saved.keys() | config.keys()):
+    names = {"qwen3": "vanilla", "qwen3_attnres": "attnres"}
+    held, configured = (names.get(c["model_type"], c["model_type"]) for c in (saved, config))
+    if held != configured:
+        raise ValueError(
+            f"--ckpt_path holds a model of architecture {held}, the configuration says {configured}; "
+            "give the config.yaml of the checkpoint's run"
+        )
+    for key in sorted((saved.keys() | config.keys()) - NOT_OF_THE_MODEL):
         if saved.get(key) != config.get(key):
             raise ValueError(
                 f"--ckpt_path holds a model with {key} {saved.get(key)}, the configuration says {config.get(key)}; "
@@ -212,8 +306,6 @@ def main(args: list[str] | None = None) -> None:
             parser_class=RaisingParser,
             parser_kwargs={
                 "description": "Train or validate a Block AttnRes or vanilla Qwen3 on multi-query associative recall.",
-                "fit": {"description": "Train: attnres-train fit --config configs/demo.yaml --run_dir runs/demo"},
-                "validate": {"description": "Validate a checkpoint at all K pairs. Writes nothing."},
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

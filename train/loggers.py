@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 WANDB_PROJECT = "attnres"
+WANDB_MODES = ("online", "offline", "disabled")
 
 
 class _MetricsWriter(ExperimentWriter):
@@ -64,10 +65,12 @@ def build_loggers(run_dir: str | Path, first_step: int = 0) -> list[Logger]:
     """The loggers of a training run.
 
     Raises:
-        ValueError: WANDB_MODE=online without an API key (W&B would stop and ask for one).
+        ValueError: an unknown WANDB_MODE, or online without an API key (W&B would stop and ask for one).
     """
     loggers: list[Logger] = [MetricsLogger(run_dir, first_step)]
-    mode = os.environ.get("WANDB_MODE", "offline")
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    if mode not in WANDB_MODES:
+        raise ValueError(f"WANDB_MODE must be one of {', '.join(WANDB_MODES)}, got {mode}")
     if mode == "online" and not wandb.api.api_key:
         raise ValueError(
             "WANDB_MODE=online needs an API key: run `wandb login`, or leave WANDB_MODE unset to stay offline"

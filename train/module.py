@@ -95,6 +95,7 @@ class RetrievalModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        _check_optimizer(learning_rate, weight_decay, betas, warmup_steps, embedding_init_std)
         shape = {
             "hidden_size": hidden_size,
             "intermediate_size": intermediate_size,
@@ -105,22 +106,14 @@ class RetrievalModule(LightningModule):
             "vocab_size": vocab_size,
             "max_position_embeddings": 3 * num_pairs,
         }
-        _check_shape(shape)
-        _check_optimizer(learning_rate, weight_decay, warmup_steps, embedding_init_std)
-        common = {**shape, "tie_word_embeddings": tie_word_embeddings, "bos_token_id": None, "eos_token_id": None}
-        if architecture == "vanilla":
-            self.model: PreTrainedModel = Qwen3ForCausalLM(Qwen3Config(**common))
-        else:
-            config = AttnResConfig(
-                **common,
-                attnres_num_blocks=attnres_num_blocks,
-                attnres_source=attnres_source,
-                attnres_mode=attnres_mode,
-                attnres_routing=attnres_routing,
-                attnres_recency_bias_init=attnres_recency_bias_init,
-            )
-            self.model = AttnResForCausalLM(config)
-            _exclude_unused_biases(self.model, config)
+        routing = {
+            "attnres_num_blocks": attnres_num_blocks,
+            "attnres_source": attnres_source,
+            "attnres_mode": attnres_mode,
+            "attnres_routing": attnres_routing,
+            "attnres_recency_bias_init": attnres_recency_bias_init,
+        }
+        self.model = _build_model(shape, tie_word_embeddings, None if architecture == "vanilla" else routing)
         if embedding_init_std is not None:
             nn.init.normal_(self.model.get_input_embeddings().weight, std=embedding_init_std)  # type: ignore[arg-type]
         self.learning_rate = learning_rate
@@ -197,6 +190,18 @@ class RetrievalModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def _build_model(shape: dict[str, int], tie_word_embeddings: bool, routing: dict[str, Any] | None) -> PreTrainedModel:
+    """A vanilla Qwen3 without `routing` options, a Block AttnRes one with them."""
+    _check_shape(shape)
+    common = {**shape, "tie_word_embeddings": tie_word_embeddings, "bos_token_id": None, "eos_token_id": None}
+    if routing is None:
+        return Qwen3ForCausalLM(Qwen3Config(**common))
+    config = AttnResConfig(**common, **routing)
+    model = AttnResForCausalLM(config)
+    _exclude_unused_biases(model, config)
+    return model
+
+
 def _exclude_unused_biases(model: AttnResForCausalLM, config: AttnResConfig) -> None:
     """The recency bias of a read without `current` never takes a gradient, which DistributedDataParallel refuses."""
     for site in read_sites(config):
@@ -217,12 +222,18 @@ def _check_shape(shape: dict[str, int]) -> None:
 
 
 def _check_optimizer(
-    learning_rate: float, weight_decay: float, warmup_steps: int, embedding_init_std: float | None
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    warmup_steps: int,
+    embedding_init_std: float | None,
 ) -> None:
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be at least 0 and below 1, got {tuple(betas)}")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
     if embedding_init_std is not None and not embedding_init_std > 0:

@@ -65,7 +65,9 @@ class MQAR:
     Args:
         num_pairs: K, the number of pairs of the full task.
         vocab_size: keys are in [0, vocab_size // 2), values in [vocab_size // 2, vocab_size).
-        seed: names the stream. The same index of another seed or split is another, independent example.
+        seed: names the training and validation streams: the same index of another seed or split is another,
+            independent example. The probe split is one and the same for every seed, so that models of different
+            seeds are compared on the same examples.
 
     Raises:
         ValueError: fewer than one pair, or more pairs than there are keys or values.
@@ -85,6 +87,11 @@ class MQAR:
             )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+
+    @property
+    def num_values(self) -> int:
+        """Token ids that are values: the upper half of the vocabulary."""
+        return self.vocab_size - self.vocab_size // 2
 
     @property
     def chance_accuracy(self) -> float:
@@ -109,10 +116,11 @@ class MQAR:
 
     def _draw(self, split: str, index: int, num_pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # numpy's SeedSequence mixes all four numbers, so no two streams coincide, and any example can be made again.
-        rng = np.random.default_rng((self.seed, SPLITS.index(split), index, num_pairs))
+        seed = 0 if split == "probe" else self.seed
+        rng = np.random.default_rng((seed, SPLITS.index(split), index, num_pairs))
         half = self.vocab_size // 2
         keys = rng.choice(half, num_pairs, replace=False)
-        values = half + rng.choice(self.vocab_size - half, num_pairs, replace=False)
+        values = half + rng.choice(self.num_values, num_pairs, replace=False)
         return keys, values, rng.permutation(num_pairs)
 
     def to_dict(self) -> dict[str, str | int]:
@@ -126,6 +134,9 @@ class MQAR:
         if fields.pop("task", None) != "mqar":
             raise ValueError(f"task '{settings.get('task')}' is not supported; the one task is 'mqar'")
         unknown = fields.keys() - {"num_pairs", "vocab_size", "seed"}
+        for key, value in fields.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"task setting {key} must be an integer, got {value!r}")
         if unknown:
             raise ValueError(f"unknown task setting '{min(unknown)}'; choose from num_pairs, vocab_size, seed")
         return cls(**fields)  # type: ignore[arg-type]

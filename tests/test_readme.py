@@ -1,0 +1,100 @@
+"""The README's and the Makefile's commands do what they say, at a size that takes seconds."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+TASK = ["--data.num_pairs", "4", "--data.vocab_size", "16", "--data.num_validation_examples", "8"]
+TRAIN = ["--trainer.max_steps", "3", "--trainer.accelerator", "cpu", "--data.batch_size", "4", *TASK]
+TRAIN += ["--model.hidden_size", "16", "--model.intermediate_size", "16", "--model.head_dim", "4"]
+PROBE = ["--num-sequences", "8", "--num-resamples", "20", "--device", "cpu"]
+
+
+def small(command: str) -> list[str]:
+    """The command with options appended that make it small."""
+    words = shlex.split(command)
+    name = Path(words[0]).name
+    extra = {"attnres-train": TRAIN, "attnres-probe": PROBE if words[1] != "report" else []}[name]
+    return [str(BIN / name), *words[1:], *extra]
+
+
+def run(commands: list[str], directory: Path) -> list[str]:
+    """Run the commands in order in a directory that has configs/; returns what each printed."""
+    shutil.copytree(ROOT / "configs", directory / "configs")
+    printed = []
+    for command in commands:
+        done = subprocess.run(small(command), cwd=directory, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        printed.append(done.stdout)
+    return printed
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_readme_names_only_targets_and_programs_that_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert {"demo", "test", "lint"} <= targets
+    for command in readme_commands():
+        words = shlex.split(command)
+        known = words[0] == "make" and words[1] in targets
+        assert known or Path(words[0]).name in ("attnres-train", "attnres-probe"), command
+    assert {"make demo", "make test"} <= set(readme_commands())
+
+
+def test_readme_commands_run(tmp_path):
+    commands = [command for command in readme_commands() if "attnres-" in command]
+    assert len(commands) >= 5
+    run(commands, tmp_path)
+
+
+def test_make_demo_leaves_table_and_figures(tmp_path):
+    """The demo's own command lines, end to end: train, probe through training, wrap, probe, report."""
+    listed = subprocess.run(
+        ["make", "--dry-run", "demo", "RUN=runs/demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    commands = [line for line in listed.splitlines() if "attnres-" in line]
+    assert len(commands) == 5
+    report = run(commands, tmp_path)[-1]
+    demo = tmp_path / "runs" / "demo"
+    for line in ("self_attn  embedding", "mlp        older", "cumulative (seed 0, step 3)", "wrapped (seed 0, step 3)"):
+        assert line in report
+    for file in ("config.yaml", "metrics.csv", "checkpoints/last.ckpt", "hf/model.safetensors", "hf/task.json"):
+        assert (demo / "trained" / file).is_file(), file
+    for name in ("emergence", "heat_maps", "heat_maps_peak"):
+        for suffix in ("png", "pdf"):
+            path = demo / "trained" / "figures" / f"{name}.{suffix}"
+            assert path.stat().st_size > 5_000
+            assert str(path.relative_to(tmp_path)) in report
+    effects = pd.read_parquet(demo / "trained" / "probe" / "effects.parquet")
+    assert set(effects["step"]) == {0, 1, 2, 3}
+    assert list((demo / "trained" / "wandb").glob("offline-run-*/*.wandb"))
+    final = pd.read_parquet(demo / "trained" / "probe" / "final" / "effects.parquet")
+    wrapped = pd.read_parquet(demo / "wrapped" / "probe" / "effects.parquet")
+    assert set(final["data_id"]) == set(wrapped["data_id"])  # paired: the same examples
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_key_of_every_config_is_commented(config):
+    text = config.read_text(encoding="utf-8")
+    assert yaml.safe_load(text)
+    bare = [
+        line
+        for line in text.splitlines()
+        if re.match(r"\s*\w+:", line) and "#" not in line and not re.match(r"\s*\w+:\s*$", line)
+    ]
+    assert not bare
