@@ -176,14 +176,26 @@ class AttnResModel(AttnResPreTrainedModel):
         cumulative = self.config.attnres_source == "cumulative"
         return Router(queries * gains, tuple(biases), self.config.rms_norm_eps, cumulative, self.sites)
 
-    def _causal_masks(self, attention_mask: Tensor | dict | None, **kwargs: Any) -> dict[str, Tensor | None]:
+    def _attention_inputs(
+        self,
+        embedding: Tensor,
+        attention_mask: Tensor | dict | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+    ) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+        """The causal mask of each layer type, and what all attention sublayers share, as in Qwen3Model."""
+        if position_ids is None:
+            num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(embedding.shape[1], device=embedding.device) + num_past).unsqueeze(0)
+        shared = {"position_ids": position_ids, "past_key_values": past_key_values}
         if isinstance(attention_mask, dict):  # prepared by `generate`
-            return attention_mask
-        kwargs = {"config": self.config, "attention_mask": attention_mask, **kwargs}
-        masks = {"full_attention": create_causal_mask(**kwargs)}
-        if "sliding_attention" in self.config.layer_types:
-            masks["sliding_attention"] = create_sliding_window_causal_mask(**kwargs)
-        return masks
+            masks = attention_mask
+        else:
+            kwargs = {"config": self.config, "inputs_embeds": embedding, "attention_mask": attention_mask, **shared}
+            masks = {"full_attention": create_causal_mask(**kwargs)}
+            if "sliding_attention" in self.config.layer_types:
+                masks["sliding_attention"] = create_sliding_window_causal_mask(**kwargs)
+        return masks, {**shared, "position_embeddings": self.rotary_emb(embedding, position_ids)}
 
     @can_return_tuple
     def forward(
@@ -224,22 +236,13 @@ class AttnResModel(AttnResPreTrainedModel):
             state = routing.start(router, embedding)
         else:
             state = depth_state
-        embedding = state.completed[0]
-
-        if use_cache is None:
-            use_cache = self.config.use_cache
+        use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(embedding.shape[1], device=embedding.device) + num_past).unsqueeze(0)
-        masks = self._causal_masks(
-            attention_mask, inputs_embeds=embedding, past_key_values=past_key_values, position_ids=position_ids
-        )
-        position_embeddings = self.rotary_emb(embedding, position_ids)
+        masks, shared = self._attention_inputs(state.completed[0], attention_mask, position_ids, past_key_values)
 
         all_weights: list[Tensor] = []
-        all_states = [state]
+        all_states = [state] if output_depth_states else None
         first_layer = state.read_index // 2
         for layer, layer_type in zip(self.layers[first_layer:], self.config.layer_types[first_layer:], strict=True):
             state, weights = layer(
@@ -247,14 +250,13 @@ class AttnResModel(AttnResPreTrainedModel):
                 router,
                 intervention,
                 attention_mask=masks[layer_type],
-                position_embeddings=position_embeddings,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **shared,
                 **kwargs,
             )
             all_weights += weights
-            all_states.append(state)
+            if all_states is not None:
+                all_states.append(state)
 
         if self.final_res_proj is not None:
             hidden_states, weights, _ = routing.read(router, state, intervention)
@@ -265,7 +267,7 @@ class AttnResModel(AttnResPreTrainedModel):
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values if use_cache else None,
             routing_weights=tuple(all_weights) if output_routing_weights else None,
-            depth_states=tuple(all_states) if output_depth_states else None,
+            depth_states=None if all_states is None else tuple(all_states),
         )
 
     def get_input_embeddings(self) -> nn.Module:

@@ -62,31 +62,32 @@ def build_tables(
     result: ProbeResult, info: RunInfo, num_resamples: int = 2000, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The effects and clusters tables of one probe (design: one row per cell, and per cell and sequence)."""
-    learned = task_learned(result, info.num_pairs)
-    shared = {"run": info.run, "condition": info.condition, "seed": info.seed, "step": info.step}
-    cleans = clean_means(result)
-    effect_rows, sums, masses = [], [], []
-    nothing = dict.fromkeys(METRICS, np.full(len(result.counts), np.nan))
-    for metric in METRICS:
+    shared = {
+        **{"run": info.run, "condition": info.condition, "seed": info.seed, "step": info.step, "data_id": info.data_id},
+        **{"kind": MaskRenormalise.kind, "p_adjusted": math.nan, "task_learned": task_learned(result, info.num_pairs)},
+        **{"n_sequences": len(result.counts), "n_queries": int(result.counts.sum())},
+    }
+    rows, sums, masses = [], [], []
+    nothing = np.full(len(result.counts), np.nan)
+    for metric, clean in clean_means(result).items():
         estimates = _estimate_all(result, metric, num_resamples, seed)
         for positions in result.routing.mass:
             for index, cell in enumerate(result.cells):
-                key = {
-                    **{"sublayer": cell.sublayer, "scope": cell.scope, "family": cell.family},
-                    **{"kind": MaskRenormalise.kind, "positions": positions, "with_aliases": cell.with_aliases},
-                    "metric": metric,
-                }
-                numbers = _routing_numbers(result, cell, positions)
-                masses.append(numbers.pop("sequence_mass"))
-                sums.append(result.effects.get((index, positions), nothing)[metric])
-                row = {**shared, "data_id": info.data_id, **key, **numbers, "clean": cleans[metric]}
-                row |= estimates.get((index, positions), dict.fromkeys(_ESTIMATED, math.nan))
-                row |= {"p_adjusted": math.nan, "applicable": (index, positions) in result.effects}
-                row |= {"task_learned": learned, "n_sequences": len(result.counts)}
-                row |= {"n_queries": int(result.counts.sum())}
-                effect_rows.append(row)
-    effects = pd.DataFrame(effect_rows)[EFFECT_COLUMNS]
-    return effects, _cluster_rows(effects, result.counts, sums, masses)
+                effects = result.effects.get((index, positions))
+                numbers, sequence_mass = _routing_numbers(result, cell, positions)
+                rows.append(
+                    {
+                        **shared,
+                        **{"sublayer": cell.sublayer, "scope": cell.scope, "family": cell.family, "metric": metric},
+                        **{"positions": positions, "with_aliases": cell.with_aliases, "clean": clean},
+                        **{"applicable": effects is not None, **numbers},
+                        **estimates.get((index, positions), dict.fromkeys(_ESTIMATED, math.nan)),
+                    }
+                )
+                sums.append(nothing if effects is None else effects[metric])
+                masses.append(sequence_mass)
+    table = pd.DataFrame(rows)[EFFECT_COLUMNS]
+    return table, _cluster_rows(table, result.counts, sums, masses)
 
 
 _ESTIMATED = ("effect", "ci_low", "ci_high", "p_value")
@@ -104,8 +105,11 @@ def _estimate_all(result: ProbeResult, metric: str, num_resamples: int, seed: in
     return {key: dict(zip(_ESTIMATED, map(float, row), strict=True)) for key, row in zip(keys, columns, strict=True)}
 
 
-def _routing_numbers(result: ProbeResult, cell: Cell, positions: str) -> dict[str, Any]:
-    """Mass, dose and what they rest on. Masses are means over sequences of means over positions and reads."""
+def _routing_numbers(result: ProbeResult, cell: Cell, positions: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Mass, dose and what they rest on, and the mass of each sequence.
+
+    Masses are means over sequences of means over positions and reads.
+    """
     family = FAMILIES.index(cell.family)
     reads = list(cell.reads)
     sites = [result.sites[i] for i in reads]
@@ -118,8 +122,7 @@ def _routing_numbers(result: ProbeResult, cell: Cell, positions: str) -> dict[st
     left = np.concatenate([result.routing.weight_left[positions, cell.with_aliases][i][family] for i in reads])
     left_p05, left_p50 = np.quantile(left, (0.05, 0.5)) if left.size else (math.nan, math.nan)
     present = [is_maskable(site, cell.family, cell.with_aliases) for site in sites]
-    return {
-        "sequence_mass": mass.mean(1),
+    numbers = {
         "mass": float(per_read.mean()),
         "mass_applicable": float(per_read[applicable].mean()) if applicable.any() else math.nan,
         "aliased_mass": float(per_read[[is_aliased(site, cell.family) for site in sites]].sum() / len(reads)),
@@ -130,6 +133,7 @@ def _routing_numbers(result: ProbeResult, cell: Cell, positions: str) -> dict[st
         "n_reads": int(applicable.sum()),
         "n_unaliased_reads": int((applicable & unaliased).sum()),
     }
+    return numbers, mass.mean(1)
 
 
 def _cluster_rows(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import attnres
 from attnres.tasks import MQAR
-from train.cli import main
+from train.cli import check_same_model, explain, main
 from train.module import RetrievalModule
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -123,11 +124,55 @@ def test_extras_can_be_switched_off(tmp_path):
     assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "hf"}
 
 
-def test_validate_writes_nothing(run, capsys):
+def test_what_fails_while_setting_up_is_no_run(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrievalModule, "setup", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            fit(tmp_path / "run", "--trainer.max_steps=1")
+    assert list((tmp_path / "run").iterdir()) == []
+    (tmp_path / "run/wandb").mkdir()  # W&B starts before anything is set up
+    fit(tmp_path / "run", "--trainer.max_steps=1")
+    assert (tmp_path / "run/config.yaml").exists()
+
+
+def test_steps_of_several_batches(tmp_path):
+    """With gradient accumulation, intervals still count optimiser steps, and the configuration is the user's."""
+    options = ["--trainer.max_steps=5", "--trainer.val_check_interval=2", "--trainer.accumulate_grad_batches"]
+    runs = {batches: fit(tmp_path / str(batches), *options, str(batches)) for batches in (1, 3)}
+    metrics = {batches: pd.read_csv(run / "metrics.csv") for batches, run in runs.items()}
+    for column in ("val/accuracy", "train/loss"):
+        steps = {batches: list(table.dropna(subset=column)["step"]) for batches, table in metrics.items()}
+        assert steps[1] == steps[3]
+    assert len(metrics[3].dropna(subset="val/accuracy")) == 2
+    assert yaml.safe_load((runs[3] / "config.yaml").read_text())["trainer"]["val_check_interval"] == 2
+
+
+@pytest.mark.parametrize("checkpoint_given", [False, True])
+def test_validate_writes_nothing(checkpoint_given, run, capsys):
     before = snapshot(run)
-    main(["validate", f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints/last.ckpt'}"])
-    assert "val/accuracy" in capsys.readouterr().out
+    checkpoint = [f"--ckpt_path={run / 'checkpoints/last.ckpt'}"] if checkpoint_given else []
+    main(["validate", f"--config={run / 'config.yaml'}", *checkpoint])
+    shown = re.search(r"val/accuracy\W+([\d.]+)", capsys.readouterr().out)
+    assert shown
+    accuracy = pd.read_csv(run / "metrics.csv").dropna(subset="val/accuracy")["val/accuracy"].iloc[-1]
+    assert float(shown[1]) == pytest.approx(accuracy)  # the trained model's
     assert snapshot(run) == before
+
+
+def test_validate_needs_a_checkpoint(tmp_path, capsys):
+    assert "--ckpt_path is required" in refused(capsys, "validate", *TINY)
+    assert str(tmp_path) in refused(capsys, "validate", f"--run_dir={tmp_path}", *TINY)
+
+
+def test_help_describes_the_subcommands(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Train a model into a run directory." in shown
+    assert "Measure a checkpoint's accuracy" in shown
 
 
 def trained_and_initial(run_dir: Path, *options: str) -> tuple[dict, dict]:
@@ -198,6 +243,21 @@ BAD_INPUT = {
     "no steps": (["--trainer.max_steps=0"], ["trainer.max_steps", "positive"]),
     "curriculum": (["--data.curriculum.threshold=1"], ["curriculum.threshold", "between 0 and 1"]),
     "seed": (["--seed_everything=-1"], ["seed_everything", ">=0"]),
+    "nonsense option": (["--model.nope=3"], ["model.nope", "--help"]),
+    "binary file": (["--config=binary.yaml"], ["binary.yaml", "UTF-8"]),
+    "one of several types": (["--trainer.precision=foo"], ["trainer.precision", "'bf16-mixed'", "got foo"]),
+    "betas": (["--model.betas=[0.9,1.0]"], ["betas", "below 1"]),
+    "no validation interval": (["--trainer.val_check_interval=0"], ["trainer.val_check_interval", "positive"]),
+    "no batches": (["--trainer.accumulate_grad_batches=0"], ["trainer.accumulate_grad_batches", "positive"]),
+    "no part of the batches": (["--trainer.limit_train_batches=0.0"], ["trainer.limit_train_batches", "positive"]),
+    "no logging interval": (["--trainer.log_every_n_steps=0"], ["trainer.log_every_n_steps", "positive"]),
+    "clipping": (["--trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val", "not be negative"]),
+    "epochs": (["--trainer.max_epochs=0"], ["trainer.max_epochs", "trainer.max_steps"]),
+    "accelerator": (["--trainer.accelerator=foo"], ["foo", "cpu"]),
+    "one pair to probe": (["--probe.enabled=true", "--data.num_pairs=1"], ["num_pairs", "at least 2"]),
+    "few queries": (["--probe.enabled=true", "--probe.num_sequences=64"], ["probe.num_sequences", "at least 256"]),
+    "run below a file": (["--run_dir=number.yaml/run"], ["--run_dir", "number.yaml/run", "Not a directory"]),
+    "run is a file": (["--run_dir=number.yaml"], ["--run_dir", "number.yaml", "Not a directory"]),
     "missing checkpoint": (["--ckpt_path=missing.ckpt"], ["--ckpt_path", "missing.ckpt", "does not exist"]),
     "foreign checkpoint": (["--ckpt_path=broken.yaml"], ["--ckpt_path", "broken.yaml", "not a checkpoint"]),
 }
@@ -218,25 +278,70 @@ def refused(capsys, *args: str) -> str:
 @pytest.mark.parametrize(("options", "words"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
 def test_bad_input_is_refused_in_one_line(options, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_MODE")  # it would write to wandb/
+    Path("binary.yaml").write_bytes(b"\x80\xff\x00")
     Path("unknown_key.yaml").write_text("modl:\n  hidden_size: 3\n")
     Path("number.yaml").write_text("model: 3\n")
     Path("broken.yaml").write_text("model:\n  - a: 3\n :")
+    before = sorted(Path().iterdir())
     message = refused(capsys, "fit", "--run_dir=run", *TINY, *options)
     for word in words:
         assert word in message
-    assert not Path("run").exists()
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_run_directory_that_cannot_be_created_is_refused(monkeypatch, tmp_path, capsys):
+    def fail(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    assert "Permission denied" in refused(capsys, "fit", f"--run_dir={tmp_path / 'run'}", *TINY)
+
+
+def test_explain_suggests_only_what_is_alike():
+    known = ["model.hidden_size", "model.betas", "trainer.max_steps", "data.curriculum.steps"]
+    suggestions = {
+        "model.hiden_size": "model.hidden_size",
+        "hidden_size": "model.hidden_size",
+        "trainer.steps": "trainer.max_steps",
+        "model.nope": None,
+        "data.curriculum.nope": None,
+    }
+    for key, nearest in suggestions.items():
+        message = explain(f"unrecognized arguments: --{key}", known, [])
+        assert f"did you mean {nearest}?" in message if nearest else "did you mean" not in message
+
+
+def test_check_same_model():
+    vanilla, ours = ({"model_type": name, "hidden_size": 16} for name in ("qwen3", "qwen3_attnres"))
+    check_same_model({**ours, "transformers_version": "6", "_name_or_path": "x"}, checkpoint_of(ours))
+    with pytest.raises(ValueError, match="architecture vanilla, the configuration says attnres"):
+        check_same_model({**ours, "attnres_num_blocks": 2}, checkpoint_of(vanilla))
+    with pytest.raises(ValueError, match="hidden_size 16, the configuration says 32"):
+        check_same_model({**ours, "hidden_size": 32}, checkpoint_of(ours))
+
+
+def checkpoint_of(model_config: dict) -> dict:
+    return {"hyper_parameters": {"model_config": model_config}}
 
 
 def test_a_run_directory_in_use_is_refused(run, tmp_path, capsys):
+    (tmp_path / "notes").mkdir()
+    assert "is not empty" in refused(capsys, "fit", f"--run_dir={tmp_path}", *TINY)
     before = snapshot(run)
-    assert "already holds a run" in refused(capsys, "fit", f"--run_dir={run}", *TINY)
+    assert "is not empty" in refused(capsys, "fit", f"--run_dir={run}", *TINY)
     assert "--run_dir is required" in refused(capsys, "fit", *TINY)
     checkpoint = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
-    (tmp_path / "checkpoints").mkdir()
     assert "another run" in refused(capsys, "fit", f"--run_dir={tmp_path}", *TINY, checkpoint)
     other_model = ["--model.hidden_size=32", checkpoint]
     assert "hidden_size 16" in refused(capsys, "fit", f"--run_dir={run}", *TINY, *other_model)
     assert snapshot(run) == before
+
+
+def test_an_unknown_wandb_mode_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "foo")
+    assert "online, offline, disabled" in refused(capsys, "fit", f"--run_dir={tmp_path / 'run'}", *TINY)
+    assert not (tmp_path / "run").exists()
 
 
 def test_wandb_online_without_a_key_is_refused(tmp_path, monkeypatch, capsys):

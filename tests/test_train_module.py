@@ -128,6 +128,8 @@ def test_position_accuracy():
         {"learning_rate": 0.0},
         {"weight_decay": -1.0},
         {"warmup_steps": -1},
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.9)},
         {"embedding_init_std": 0.0},
     ],
 )

@@ -19,6 +19,7 @@ from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import torch
+import wandb
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from jsonargparse.typing import NonNegativeInt
@@ -51,8 +52,8 @@ POSITIVE_TRAINER_OPTIONS = (
     "limit_train_batches",
 )
 SUBCOMMANDS = {
-    "fit": "Train: attnres-train fit --config configs/demo.yaml --run_dir runs/demo",
-    "validate": "Validate a checkpoint at all K pairs: attnres-train validate --config runs/demo/config.yaml",
+    "fit": "Train a model into a run directory.",
+    "validate": "Measure a checkpoint's accuracy at all K pairs; writes nothing.",
 }
 # Of a configuration, what says where it was written and not what the model is.
 NOT_OF_THE_MODEL = {"_name_or_path", "transformers_version"}
@@ -155,6 +156,10 @@ class TrainCLI(LightningCLI):
     def fit(self, model: RetrievalModule, datamodule: MQARDataModule, ckpt_path: str | None) -> None:
         self.trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
 
+    def after_fit(self) -> None:
+        if wandb.run is not None:  # or W&B would write the rest when Python exits
+            wandb.finish()
+
     def validate(
         self, model: RetrievalModule, datamodule: MQARDataModule, ckpt_path: str | None, verbose: bool
     ) -> None:
@@ -250,7 +255,8 @@ def check_run_dir(run_dir: str | None, ckpt_path: str | None) -> None:
         raise UsageError("--run_dir is required: give the folder that is to receive the run, e.g. --run_dir runs/demo")
     folder = Path(run_dir)
     try:
-        if not any(folder.iterdir()):
+        # wandb/ alone is what a run leaves that failed while setting up.
+        if all(path.name == "wandb" for path in folder.iterdir()):
             return
     except FileNotFoundError:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,15 @@ from attnres import AttnResConfig, AttnResForCausalLM, read_sites
 from attnres.tasks import RecallBatch
 
 MIN_LEARNING_RATE_RATIO = 0.1
+SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
 
 
 class PositionAccuracy(Metric):
@@ -94,26 +104,10 @@ class RetrievalModule(LightningModule):
         num_pairs: int = 16,
         seed: int = 0,
     ) -> None:
+        options = dict(locals())  # first of all, while it is the options by name and nothing else
         super().__init__()
         _check_optimizer(learning_rate, weight_decay, betas, warmup_steps, embedding_init_std)
-        shape = {
-            "hidden_size": hidden_size,
-            "intermediate_size": intermediate_size,
-            "num_hidden_layers": num_hidden_layers,
-            "num_attention_heads": num_attention_heads,
-            "num_key_value_heads": num_key_value_heads,
-            "head_dim": head_dim,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": 3 * num_pairs,
-        }
-        routing = {
-            "attnres_num_blocks": attnres_num_blocks,
-            "attnres_source": attnres_source,
-            "attnres_mode": attnres_mode,
-            "attnres_routing": attnres_routing,
-            "attnres_recency_bias_init": attnres_recency_bias_init,
-        }
-        self.model = _build_model(shape, tie_word_embeddings, None if architecture == "vanilla" else routing)
+        self.model = _build_model(options)
         if embedding_init_std is not None:
             nn.init.normal_(self.model.get_input_embeddings().weight, std=embedding_init_std)  # type: ignore[arg-type]
         self.learning_rate = learning_rate
@@ -190,13 +184,19 @@ class RetrievalModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _build_model(shape: dict[str, int], tie_word_embeddings: bool, routing: dict[str, Any] | None) -> PreTrainedModel:
-    """A vanilla Qwen3 without `routing` options, a Block AttnRes one with them."""
+def _build_model(options: Mapping[str, Any]) -> PreTrainedModel:
+    """The model that the options of `RetrievalModule` describe."""
+    shape = {**{key: options[key] for key in SHAPE}, "max_position_embeddings": 3 * options["num_pairs"]}
     _check_shape(shape)
-    common = {**shape, "tie_word_embeddings": tie_word_embeddings, "bos_token_id": None, "eos_token_id": None}
-    if routing is None:
+    common = {
+        **shape,
+        "tie_word_embeddings": options["tie_word_embeddings"],
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if options["architecture"] == "vanilla":
         return Qwen3ForCausalLM(Qwen3Config(**common))
-    config = AttnResConfig(**common, **routing)
+    config = AttnResConfig(**common, **{key: options[key] for key in options if key.startswith("attnres_")})
     model = AttnResForCausalLM(config)
     _exclude_unused_biases(model, config)
     return model

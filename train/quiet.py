@@ -12,6 +12,8 @@ HARMLESS_WARNINGS = (
     r".*does not have many workers",  # the loaders serve indices
     r".*your dataloader is not resumable",  # ours starts at the step (train/data.py)
     r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 against torch 2.13
+    # The saver of checkpoints, which validation does without.
+    r".*callbacks used to create the checkpoint.*following callbacks: \[\"ModelCheckpoint\{[^\"]*\}\"\]",
     r"(?s).*(``instantiate_classes`` was deprecated|only one JsonargparseDeprecationWarning)",  # lightning 2.6
 )
 HARMLESS_LOG_RECORDS = re.compile(r"Seed set to|GPU available|TPU available|litlogger|litmodels")

@@ -1,0 +1,100 @@
+"""`attnres-train` with probes: what the run directory and W&B hold, gradient accumulation, resuming."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from wandb.proto.wandb_internal_pb2 import Record
+
+import probe.callback
+from probe.motifs import primary_rows
+from probe.results import CELL_KEYS
+from tests.test_train_cli import fit
+from train.cli import main
+
+PROBED = [
+    "--probe.enabled=true",
+    "--probe.log_spaced=false",
+    "--probe.accuracy_jump=0",
+    "--probe.num_resamples=20",
+]
+
+
+def wandb_records(path: Path) -> Iterator[Record]:
+    """The records of an offline run: a LevelDB log (W&B dropped its Python reader for one in Go).
+
+    Blocks of 32 KiB hold chunks of checksum (4 bytes), length (2), type (1) and data; types 2, 3 and 4 are the first,
+    middle and last chunk of a record, 1 is a whole one.
+    """
+    content, position, parts = path.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    while position < len(content):
+        if 32768 - position % 32768 < 7:  # no header fits: padding
+            position += 32768 - position % 32768
+            continue
+        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def wandb_history(run_dir: Path) -> list[dict]:
+    """The rows of metrics that the offline W&B run holds."""
+    (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    histories = [record.history for record in wandb_records(path) if record.HasField("history")]
+    return [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in h.item} for h in histories]
+
+
+def test_a_probed_run_reaches_disk_and_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = fit(tmp_path / "run", *PROBED, "--trainer.max_steps=4", "--probe.every_n_steps=2")
+    expected = {"config.yaml", "checkpoints", "hf", "metrics.csv", "wandb", "probe"}
+    assert {path.name for path in run.iterdir()} == expected
+    probe_files = {"effects.parquet", "clusters.parquet", "summary.json"}
+    assert {path.name for path in (run / "probe").iterdir()} == probe_files
+
+    rows = [row for row in wandb_history(run) if "probe/accuracy" in row]
+    assert [row["trainer/global_step"] for row in rows] == [0, 2, 4]
+    effects = primary_rows(pd.read_parquet(run / "probe/effects.parquet"))
+    late = effects[(effects["sublayer"] == "mlp") & (effects["scope"] == "all") & (effects["family"] == "embedding")]
+    for column, metric in (("mass", "mass"), ("effect", "nll_effect")):
+        assert [row[f"probe/mlp/all/embedding/{metric}"] for row in rows] == pytest.approx(list(late[column]))
+
+
+def test_accumulated_batches_are_probed_once_a_step(tmp_path, monkeypatch):
+    steps, probe_model = [], probe.callback.probe_model
+
+    def count(*args, step: int, **kwargs):
+        steps.append(step)
+        return probe_model(*args, step=step, **kwargs)
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr("probe.callback.probe_model", count)
+    options = ["--trainer.max_steps=5", "--trainer.accumulate_grad_batches=3", "--probe.every_n_steps=2"]
+    fit(tmp_path / "run", *PROBED, *options, "--probe.accuracy_jump=0.001")  # at validations, steps 2 and 4 as well
+    assert steps == [0, 2, 4, 5]
+
+
+def test_resuming_repeats_no_row(tmp_path, monkeypatch):
+    """A run that is interrupted after its last checkpoint probes the steps since then again, and ends as if whole."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    options = [*PROBED, "--probe.every_n_steps=1", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
+    whole = fit(tmp_path / "whole", *options, "--trainer.max_steps=5")
+    with monkeypatch.context() as patch:
+        patch.setattr("train.callbacks.CHECKPOINT_EVERY_N_STEPS", 2)
+        patch.setattr("train.callbacks.RunExport.on_train_end", lambda *_: None)
+        half = fit(tmp_path / "half", *options, "--trainer.max_steps=3")
+    checkpoint = half / "checkpoints/last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    main(["fit", f"--config={half / 'config.yaml'}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=5"])
+    for name, keys in (("effects", CELL_KEYS), ("clusters", [*CELL_KEYS, "sequence"])):
+        table, expected = (pd.read_parquet(run / f"probe/{name}.parquet") for run in (half, whole))
+        assert not table.duplicated(keys).any()
+        assert set(table["step"]) == set(range(6))
+        pd.testing.assert_frame_equal(table.drop(columns="run"), expected.drop(columns="run"))
