@@ -163,7 +163,10 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
         "no task file": (["run", str(no_task), *out, "--task", "nowhere.json"], "nowhere.json is not a readable JSON"),
         "torn weights": (["run", str(torn), *out], "its weights cannot be read"),
         "no weights": (["run", str(bare), *out], "its weights cannot be read"),
-        "baseline scope": (["baseline", str(vanilla), *out, "--num-blocks", "2", "--scopes", "foo"], "scope 'foo' does not exist; choose"),
+        "baseline scope": (
+            ["baseline", str(vanilla), *out, "--num-blocks", "2", "--scopes", "foo"],
+            "scope 'foo' does not exist; choose",
+        ),
         "vanilla to run": (["run", str(vanilla), *out], "use attnres-probe baseline"),
         "attnres to baseline": (["baseline", str(trained), *out], "use attnres-probe run"),
         "too many blocks": (["baseline", str(vanilla), *out, "--num-blocks", "9"], "attnres_num_blocks (9) exceeds"),
