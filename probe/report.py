@@ -117,7 +117,10 @@ def training_curves(directory: Path) -> pd.DataFrame | None:
     wanted = {"val/accuracy": "accuracy", "train/pairs": "pairs"}
     if missing := [column for column in wanted if column not in metrics.columns]:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; was it written by attnres-train?")
-    return metrics.rename(columns=wanted).groupby("step")[["accuracy", "pairs"]].max()
+    metrics = metrics.rename(columns=wanted)
+    # Lightning numbers a row by its last batch, from 0: a validation sees the model of the step after.
+    accuracy = metrics.assign(step=metrics["step"] + 1).groupby("step")["accuracy"].max().dropna()
+    return pd.concat([accuracy, metrics.groupby("step")["pairs"].max().dropna()], axis=1).sort_index()
 
 
 def write_figures(run: ProbedRun) -> list[Path]:
