@@ -232,6 +232,7 @@ BAD_INPUT = {
     "abbreviated option": (["--data.curriculum.thresh=0.5"], ["data.curriculum.thresh", "data.curriculum.threshold"]),
     "unknown key": (["--config=unknown_key.yaml"], ["modl.hidden_size", "model.hidden_size"]),
     "group is a number": (["--config=number.yaml"], ["model", "number.yaml", "mapping"]),
+    "group is a word": (["--config=word.yaml"], ["model", "vanilla", "mapping", "model.architecture: vanilla"]),
     "not YAML": (["--config=broken.yaml"], ["broken.yaml"]),
     "missing file": (["--config=missing.yaml"], ["config", "missing.yaml"]),
     "wrong type": (["--model.hidden_size=wide"], ["model.hidden_size", "int", "wide"]),
@@ -282,6 +283,7 @@ def test_bad_input_is_refused_in_one_line(options, words, tmp_path, monkeypatch,
     Path("binary.yaml").write_bytes(b"\x80\xff\x00")
     Path("unknown_key.yaml").write_text("modl:\n  hidden_size: 3\n")
     Path("number.yaml").write_text("model: 3\n")
+    Path("word.yaml").write_text("model: vanilla\n")
     Path("broken.yaml").write_text("model:\n  - a: 3\n :")
     before = sorted(Path().iterdir())
     message = refused(capsys, "fit", "--run_dir=run", *TINY, *options)
