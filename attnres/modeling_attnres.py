@@ -27,7 +27,8 @@ from attnres.sites import read_sites
 
 @dataclass
 class AttnResModelOutputWithPast(BaseModelOutputWithPast):
-    """`routing_weights`: one (batch, seq, num_sources) float32 tensor per read; `depth_states`: one per layer start."""
+    """`routing_weights`: one (batch, seq, num_sources) float32 tensor per read; `depth_states`: one before each read
+    that was run, and one after the last."""
 
     routing_weights: tuple[Tensor, ...] | None = None
     depth_states: tuple[DepthState, ...] | None = None
@@ -66,20 +67,36 @@ class AttnResDecoderLayer(GradientCheckpointingLayer):
         self.closes_block = tuple(config.closes_block(layer_idx, name) for name in ("self_attn", "mlp"))
 
     def forward(
-        self, state: DepthState, router: Router, intervention: Intervention | None = None, **kwargs: Any
-    ) -> tuple[DepthState, tuple[Tensor, Tensor]]:
-        """Read, run, write for attention, then for the MLP; returns the new state and both reads' routing weights."""
-        hidden_states, attn_weights, state = routing.read(router, state, intervention)
-        attn_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-        state = routing.write(state, attn_output)
-        if self.closes_block[0]:
-            state = routing.close_block(router, state)
+        self,
+        state: DepthState,
+        router: Router,
+        intervention: Intervention | None = None,
+        stop_before: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[tuple[DepthState, ...], tuple[Tensor, ...]]:
+        """Read, run, write for attention, then for the MLP.
 
-        hidden_states, mlp_weights, state = routing.read(router, state, intervention)
+        Returns the states after, and the routing weights of, the sublayers that were run: not attention where `state`
+        stands before the MLP's read, not the MLP where `stop_before` is its read.
+        """
+        states: list[DepthState] = []
+        all_weights: list[Tensor] = []
+        if state.read_index % 2 == 0:
+            hidden_states, weights, state = routing.read(router, state, intervention)
+            attn_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+            state = routing.write(state, attn_output)
+            if self.closes_block[0]:
+                state = routing.close_block(router, state)
+            states.append(state)
+            all_weights.append(weights)
+        if state.read_index == stop_before:
+            return tuple(states), tuple(all_weights)
+
+        hidden_states, weights, state = routing.read(router, state, intervention)
         state = routing.write(state, self.mlp(self.post_attention_layernorm(hidden_states)))
         if self.closes_block[1]:
             state = routing.close_block(router, state)
-        return state, (attn_weights, mlp_weights)
+        return (*states, state), (*all_weights, weights)
 
 
 class AttnResPreTrainedModel(PreTrainedModel):
@@ -210,6 +227,7 @@ class AttnResModel(AttnResPreTrainedModel):
         intervention: Intervention | None = None,
         depth_state: DepthState | None = None,
         output_depth_states: bool = False,
+        stop_before: int | None = None,
         **kwargs: Any,
     ) -> AttnResModelOutputWithPast:
         """
@@ -218,13 +236,15 @@ class AttnResModel(AttnResPreTrainedModel):
         Args:
             output_routing_weights: return the routing weights of every read.
             intervention: called at every read; see `attnres.routing.Intervention`.
-            depth_state: resume from this state (of a layer's start) instead of from tokens. The layers before it are
-                not run; a full run and its resumption give the same bits.
-            output_depth_states: return the state at the start of every layer that is run, and after the last.
+            depth_state: resume before this state's next read instead of from tokens. The sublayers before it are not
+                run; a full run and its resumption give the same bits.
+            output_depth_states: return the state before every read that is run, and the one after the last layer.
+            stop_before: index of a sublayer's read to stop before: the last of `depth_states` stands there, and
+                `last_hidden_state` is None.
 
         Raises:
-            ValueError: not exactly one of `input_ids`, `inputs_embeds`, `depth_state` was given, or hidden states or
-                attention weights were asked for.
+            ValueError: not exactly one of `input_ids`, `inputs_embeds`, `depth_state` was given, `stop_before` is no
+                read that follows, or hidden states or attention weights were asked for.
             TypeError: an argument that does not exist.
         """
         _check_kwargs(kwargs)
@@ -236,6 +256,8 @@ class AttnResModel(AttnResPreTrainedModel):
             state = routing.start(router, embedding)
         else:
             state = depth_state
+        if stop_before is not None and not state.read_index < stop_before < 2 * len(self.layers):
+            raise ValueError(f"stop_before must be a sublayer's read after {state.read_index}, got {stop_before}")
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -243,28 +265,29 @@ class AttnResModel(AttnResPreTrainedModel):
 
         all_weights: list[Tensor] = []
         all_states = [state] if output_depth_states else None
-        first_layer = state.read_index // 2
-        for layer, layer_type in zip(self.layers[first_layer:], self.config.layer_types[first_layer:], strict=True):
-            state, weights = layer(
+        run = slice(state.read_index // 2, None if stop_before is None else (stop_before + 1) // 2)
+        for layer, layer_type in zip(self.layers[run], self.config.layer_types[run], strict=True):
+            states, weights = layer(
                 state,
                 router,
                 intervention,
+                stop_before,
                 attention_mask=masks[layer_type],
                 use_cache=use_cache,
                 **shared,
                 **kwargs,
             )
+            state = states[-1]
             all_weights += weights
             if all_states is not None:
-                all_states.append(state)
+                all_states += states
 
-        if self.final_res_proj is not None:
+        hidden_states = state.current
+        if stop_before is None and self.final_res_proj is not None:
             hidden_states, weights, _ = routing.read(router, state, intervention)
             all_weights.append(weights)
-        else:
-            hidden_states = state.current
         return AttnResModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states),
+            last_hidden_state=self.norm(hidden_states) if stop_before is None else None,
             past_key_values=past_key_values if use_cache else None,
             routing_weights=tuple(all_weights) if output_routing_weights else None,
             depth_states=None if all_states is None else tuple(all_states),

@@ -143,6 +143,23 @@ def mix(routing_weights: Tensor, sources: tuple[Tensor, ...]) -> Tensor:
     return mixed.to(sources[0].dtype)
 
 
+def map_state(num_reads: int, state: DepthState, function: Callable[[Tensor], Tensor]) -> DepthState:
+    """The same state elsewhere in batch and sequence: `function` is applied to every tensor.
+
+    It must treat (B, T) and (B, T, H) alike: repeat along B, keep some of T. Logits of past reads are dropped.
+
+    Args:
+        num_reads: reads of the model, R.
+    """
+    num_left = num_reads - state.read_index
+    return DepthState(
+        tuple(function(value) for value in state.completed),
+        tuple(tuple(function(x) for x in logits[len(logits) - num_left :]) for logits in state.completed_logits),
+        None if state.current is None else function(state.current),
+        state.read_index,
+    )
+
+
 def write(state: DepthState, output: Tensor) -> DepthState:
     """Add a sublayer's output to the running stream."""
     return state._replace(current=output if state.current is None else state.current + output)

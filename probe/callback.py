@@ -19,7 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from attnres import REGIONS, AttnResForCausalLM
 from attnres.tasks import MQAR
-from probe import results
+from probe import storage
 from probe.motifs import primary_rows
 from probe.runner import Probe, ProbeSettings, check_task, probe_model
 
@@ -122,7 +122,7 @@ class ProbeCallback(Callback):
         if not self._applies(pl_module):
             return
         if trainer.is_global_zero:  # a resumed run goes on from its checkpoint: later rows are of steps to come
-            results.drop_steps_after(_directory(trainer), trainer.global_step)
+            storage.drop_steps_after(_directory(trainer), trainer.global_step)
         if trainer.global_step == 0:
             self._probe_once(trainer, pl_module)
 
@@ -185,7 +185,7 @@ class ProbeCallback(Callback):
     def _report(self, trainer: Trainer, probe: Probe, step: int, directory: Path) -> None:
         training = time.perf_counter() - self._started - self.probe_seconds
         timing = {"in_training_seconds": self.probe_seconds, "training_seconds": training}
-        results.write_summary(directory, {**probe.summary, "probe": {**probe.summary["probe"], **timing}})
+        storage.write_summary(directory, {**probe.summary, "probe": {**probe.summary["probe"], **timing}})
         rank_zero_info(f"probe at step {step}: accuracy {probe.accuracy:.3f} on the probe split, {probe.seconds:.1f} s")
         scalars = _scalars(probe)
         for logger in trainer.loggers:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import logging
-import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
-from transformers import Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from attnres import FAMILIES, AttnResForCausalLM, wrap_qwen3
-from attnres.tasks import MQAR
-from probe import report, results
-from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, read_json
+from attnres import FAMILIES
+from probe import commands
 from probe.families import ALL_SUBLAYERS, POSITIONS
-from probe.flip import recall_accuracy
-from probe.runner import ProbeSettings, probe_model
+from probe.interventions import KINDS
+from probe.metrics import METRICS, PRIMARY
+from probe.runner import ProbeSettings
 
 CHECKPOINT_HELP = "a run directory, a .ckpt file, an exported folder or a hub id"
 
@@ -53,10 +48,10 @@ def _fail(prog: str, message: str) -> NoReturn:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="attnres-probe", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parser.commands = commands.choices
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.commands = subparsers.choices
 
-    run = commands.add_parser(
+    run = subparsers.add_parser(
         "run", help="probe an AttnRes model", description="Probe the routing of an AttnRes model."
     )
     run.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
@@ -64,9 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", required=True, type=Path, help="folder for effects.parquet, clusters.parquet, summary.json"
     )
     _add_probe_options(run)
-    run.set_defaults(main=run_command)
+    run.set_defaults(main=commands.run)
 
-    baseline = commands.add_parser(
+    baseline = subparsers.add_parser(
         "baseline",
         help="wrap a vanilla Qwen3 with a recency bias and probe it",
         description="See a vanilla Qwen3 through the recency-bias wrapper and probe that.",
@@ -76,15 +71,33 @@ def build_parser() -> argparse.ArgumentParser:
     baseline.add_argument("--num-blocks", type=int, default=8, help="blocks N of the wrapper (default: %(default)s)")
     baseline.add_argument("--recency-bias", type=float, default=3.0, help="bias b of every read (default: %(default)s)")
     _add_probe_options(baseline)
-    baseline.set_defaults(main=baseline_command)
+    baseline.set_defaults(main=commands.baseline)
 
-    rep = commands.add_parser(
+    com = subparsers.add_parser(
+        "compare",
+        help="the difference of two probes, paired on the same examples",
+        description="B - A for every cell that both probes hold, paired by sequence.",
+    )
+    com.add_argument("a", metavar="A", type=Path, help="a probed run directory, or a folder with effects.parquet")
+    com.add_argument("b", metavar="B", type=Path, help="another, probed on the same examples")
+    com.add_argument(
+        "--output", type=Path, metavar="FILE", help="write all rows here: .json, .csv or .parquet (default: print only)"
+    )
+    com.add_argument(
+        "--metric", default=PRIMARY, choices=METRICS, help="metric of the printed table (default: %(default)s)"
+    )
+    for name in ("num_resamples", "seed"):
+        option = "--" + name.replace("_", "-")
+        com.add_argument(option, type=int, default=getattr(ProbeSettings(), name), help="default: %(default)s")
+    com.set_defaults(main=commands.compare)
+
+    rep = subparsers.add_parser(
         "report",
         help="print the table of mass against effect and draw the figures",
         description="Print one table for all runs, and write each run's figures into its figures/ folder.",
     )
     rep.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a probed run directory")
-    rep.set_defaults(main=report_command)
+    rep.set_defaults(main=commands.report)
     return parser
 
 
@@ -121,152 +134,42 @@ def _add_probe_options(parser: argparse.ArgumentParser) -> None:
         help="where to mask: all positions, query positions, or each in turn (default)",
     )
     parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=list(defaults.kinds),
+        metavar="KIND",
+        help=f"interventions: {', '.join(KINDS)} (default: {', '.join(defaults.kinds)})",
+    )
+    parser.add_argument("--first-order", action="store_true", help="also estimate the grid to first order, to compare")
+    parser.add_argument(
+        "--first-order-only", action="store_true", help="estimate the grid to first order instead of ablating: cheap"
+    )
+    parser.add_argument(
+        "--coalitions",
+        nargs="+",
+        default=[],
+        metavar="SCOPE",
+        help="scopes at which every subset of the families is masked, for Shapley values and interactions",
+    )
+    parser.add_argument(
         "--with-aliases", action="store_true", help="also ablate each family together with the sources it is aliased to"
     )
     for name, what in (
-        ("batch_size", "sequences per forward pass"),
+        ("batch_size", "sequences per clean run"),
+        ("tokens_per_pass", "most tokens of an ablated forward pass: bounds memory"),
         ("num_resamples", "bootstrap resamples and sign flips"),
-        ("seed", "of resamples, flips and the flip test"),
+        ("seed", "of resamples, flips, partners, draws and the flip test"),
     ):
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=int, default=getattr(defaults, name), help=f"{what} (default: %(default)s)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="torch device (default: %(default)s)")
-
-
-def _settings(args: argparse.Namespace) -> ProbeSettings:
-    return ProbeSettings(
-        num_sequences=args.num_sequences,
-        families=args.families,
-        sublayers=args.sublayers,
-        scopes=args.scopes,
-        positions=args.positions,
-        with_aliases=(False, True) if args.with_aliases else (False,),
-        batch_size=args.batch_size,
-        num_resamples=args.num_resamples,
-        seed=args.seed,
+    parser.add_argument(
+        "--devices", type=int, default=1, help="processes that share the sequences, one device each (default: 1)"
     )
-
-
-def _task(args: argparse.Namespace, checkpoint: Checkpoint) -> MQAR:
-    if args.task is not None:
-        return MQAR.from_dict(read_json(args.task))
-    if checkpoint.task is None:
-        raise ValueError(f"nothing beside {args.checkpoint} says which task to probe on: give --task FILE")
-    return checkpoint.task
-
-
-def _prepare(args: argparse.Namespace) -> ProbeSettings:
-    """Check whatever can be checked before work starts: settings, device, and that --output is free and can be made."""
-    settings = _settings(args)
-    try:
-        torch.zeros((), device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device} cannot be used here ({str(error).splitlines()[0]})") from error
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise ValueError(
-            f"--output {args.output} exists and is not an empty folder: choose another, nothing is overwritten"
-        )
-    parent = next(folder for folder in args.output.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"--output {args.output} cannot be made: {parent} is not a folder that can be written to")
-    return settings
-
-
-def run_command(args: argparse.Namespace) -> None:
-    settings = _prepare(args)
-    checkpoint = load_checkpoint(args.checkpoint)
-    if not isinstance(checkpoint.model, AttnResForCausalLM):
-        raise ValueError(f"{args.checkpoint} is a vanilla Qwen3, it has no routing: use attnres-probe baseline")
-    _probe(args, settings, checkpoint, checkpoint.model, _task(args, checkpoint), args.output)
-
-
-def baseline_command(args: argparse.Namespace) -> None:
-    settings = _prepare(args)
-    checkpoint = load_checkpoint(args.checkpoint)
-    if not isinstance(checkpoint.model, Qwen3ForCausalLM):
-        raise ValueError(f"{args.checkpoint} is an AttnRes model, not a vanilla Qwen3: use attnres-probe run")
-    task = _task(args, checkpoint)
-    model = wrap_qwen3(checkpoint.model, args.num_blocks, args.recency_bias)
-    settings.grid(model)  # scopes that do not exist are refused before anything is written
-    wrapped = Checkpoint(model, task, args.output.resolve().name, "wrapped", checkpoint.seed, checkpoint.step)
-    export = args.output / "hf"
-    model.save_pretrained(export)
-    (export / TASK_FILE).write_text(json.dumps(task.to_dict(), indent=2) + "\n", encoding="utf-8")
-    about = {"condition": "wrapped", "seed": checkpoint.seed, "step": checkpoint.step}
-    (export / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    how = {"condition": "wrapped", "wraps": args.checkpoint, "step": checkpoint.step}
-    how |= {"num_blocks": args.num_blocks, "recency_bias": args.recency_bias}
-    lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in how.items())
-    (args.output / "config.yaml").write_text(lines, encoding="utf-8")
-    _probe(args, settings, wrapped, model, task, args.output / "probe")
-    _record_vanilla(args, checkpoint.model, task, settings)
-
-
-def _record_vanilla(args: argparse.Namespace, vanilla: Qwen3ForCausalLM, task: MQAR, settings: ProbeSettings) -> None:
-    """Say in the wrapped model's summary how well the model it wraps does, on the same examples."""
-    accuracy = recall_accuracy(vanilla, task.batch("probe", range(settings.num_sequences)), settings.batch_size)
-    directory = args.output / "probe"
-    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    results.write_summary(directory, summary | {"wraps": {"source": args.checkpoint, "accuracy": accuracy}})
-
-
-def _probe(
-    args: argparse.Namespace,
-    settings: ProbeSettings,
-    checkpoint: Checkpoint,
-    model: AttnResForCausalLM,
-    task: MQAR,
-    output: Path,
-) -> None:
-    probe = probe_model(
-        model.to(args.device),
-        task,
-        settings,
-        output,
-        run=checkpoint.run,
-        condition=checkpoint.condition,
-        seed=checkpoint.seed,
-        step=checkpoint.step,
-        on_progress=_progress(),
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="to run the model in (default: the checkpoint's)"
     )
-    print(
-        f"probed {checkpoint.run} at step {checkpoint.step}: accuracy {probe.accuracy:.4f}, "
-        f"{probe.summary['probe']['n_ablations']} ablations in {probe.seconds:.1f} s -> {output}",
-        file=sys.stderr,
-    )
-
-
-def _progress() -> Callable[[int, int], None]:
-    """Progress with an ETA: rewritten in place on a terminal, a line every 10 s in a log file."""
-    on_terminal = sys.stderr.isatty()
-    started = last = time.perf_counter()
-
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        if now - last < (0.2 if on_terminal else 10) and done < total:
-            return
-        last = now
-        eta = (now - started) / done * (total - done)
-        text = f"{done}/{total} ablations, {eta:.0f} s left"
-        end = "\n" if not on_terminal or done == total else "\r"
-        print(text, end=end, file=sys.stderr, flush=True)
-
-    return show
-
-
-def report_command(args: argparse.Namespace) -> None:
-    runs = [report.load_run(directory) for directory in args.runs]
-    print("Mass and causal effect of each source family, all layers (mask and renormalise, all positions)\n")
-    print(report.mass_effect_table(runs))
-    print()
-    for run in runs:
-        print(report.describe(run))
-    print("\nwritten:")
-    for run in runs:
-        for path in report.write_figures(run):
-            print(f"  {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

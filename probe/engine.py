@@ -1,41 +1,30 @@
-"""The probe: a clean run that is measured, then one ablated run for each cell, each resumed where it starts to differ.
+"""The probe: a clean run that is measured, then every ablation of a grid, each from where it starts to differ.
 
-One engine serves the training callback and the command line. It needs a model and recall examples, nothing else.
+One engine serves the training callback and the command line. It needs a model and sequences with answers, nothing else.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attnres import FAMILIES, AttnResForCausalLM, DepthState, Read, ReadSite
-from attnres.routing import mix
-from attnres.tasks import IGNORE_INDEX, RecallBatch
-from probe.families import POSITIONS, Cell, is_maskable, source_mask
-from probe.interventions import MIN_REMAINING, MaskRenormalise, mask_family
-from probe.metrics import METRICS, CleanRun
+from attnres import AttnResForCausalLM, ReadSite
+from probe.families import LABELS, POSITIONS, Cell, source_mask
+from probe.first_order import first_order_effects
+from probe.inputs import ProbeInputs
+from probe.interventions import Ablation, Context
+from probe.observer import Observer, Routing
+from probe.references import References
+from probe.replay import CleanBatch
 
-
-@dataclass
-class Routing:
-    """What the clean run's routing looked like, per sequence; `aliases` says whether families include their aliases.
-
-    Attributes:
-        mass: [positions] -> (sequences, reads, families) mean mass.
-        applicable: [positions, aliases] -> (sequences, reads, families) share of positions where a mask can act.
-        dose: [positions, aliases] -> per read, per family, the ||dh|| / ||h|| of the positions where it can act.
-        weight_left: [positions, aliases] -> likewise, the weight that is left to renormalise.
-    """
-
-    mass: dict[str, np.ndarray]
-    applicable: dict[tuple[str, bool], np.ndarray]
-    dose: dict[tuple[str, bool], list[list[np.ndarray]]]
-    weight_left: dict[tuple[str, bool], list[list[np.ndarray]]]
+Effects = dict[str, np.ndarray]
+"""[metric] -> (sequences,) summed ablated - clean."""
 
 
 @dataclass
@@ -47,79 +36,80 @@ class ProbeResult:
         sites: the model's reads.
         counts: (sequences,) queries of each.
         clean: [metric] -> (sequences,) summed clean value.
-        effects: [cell index, positions] -> [metric] -> (sequences,) summed ablated - clean; absent where the cell is
-            not applicable.
-        routing: masses, applicability and doses of the clean run.
-        seconds: wall-clock time of the sweep.
-        layer_passes: layers run, times sequences; `full_forwards` is that over layers and sequences.
+        effects: [cell index, positions] -> effects; absent where the cell is not applicable.
+        routing: masses, applicability, doses and geometry of the clean run.
+        spent, replaced: full forwards times sequences: that were run (a part of a forward counts as that part), and
+            that one forward for every applicable exact ablation would have taken.
+        seconds: wall-clock time.
     """
 
     cells: tuple[Cell, ...]
     sites: tuple[ReadSite, ...]
     counts: np.ndarray
     clean: dict[str, np.ndarray]
-    effects: dict[tuple[int, str], dict[str, np.ndarray]]
+    effects: dict[tuple[int, str], Effects]
     routing: Routing
+    spent: float = 0.0
+    replaced: float = 0.0
     seconds: float = 0.0
-    layer_passes: int = 0
+
+    @classmethod
+    def join(cls, parts: Sequence[ProbeResult]) -> ProbeResult:
+        """The result on all parts' sequences, in their order; cells whose ablation could act nowhere are left out."""
+        first = parts[0]
+        result = cls(
+            cells=first.cells,
+            sites=first.sites,
+            counts=np.concatenate([part.counts for part in parts]),
+            clean={m: np.concatenate([part.clean[m] for part in parts]) for m in first.clean},
+            effects={
+                key: {m: np.concatenate([part.effects[key][m] for part in parts]) for m in effects}
+                for key, effects in first.effects.items()
+            },
+            routing=Routing.join([part.routing for part in parts]),
+            spent=sum(part.spent for part in parts),
+            seconds=sum(part.seconds for part in parts),
+        )
+        result.effects = {key: effects for key, effects in result.effects.items() if result.applicable(*key).any()}
+        exact = [key for key in result.effects if not result.cells[key[0]].is_first_order]
+        result.replaced = float(len(exact) * len(result.counts))
+        return result
+
+    def applicable(self, index: int, positions: str) -> np.ndarray:
+        """(sequences, reads of the cell) share of positions at which the cell's intervention can act."""
+        cell = self.cells[index]
+        kind = Ablation.known[cell.base_kind]
+        if not kind.labels:  # a coalition is always defined
+            return np.ones((len(self.counts), len(cell.reads)))
+        shares = self.routing.applicable[positions, cell.base_kind, cell.with_aliases]
+        return shares[:, cell.reads, kind.labels.index(cell.family)]
 
     @property
     def forward_passes(self) -> float:
-        """Forward passes of the whole model that the sweep cost, its prefix reuse counted."""
-        return self.layer_passes / (self.sites[0].num_layers * len(self.counts))
+        """Forward passes of the whole model over all sequences that the sweep cost."""
+        return self.spent / len(self.counts)
+
+    @property
+    def forward_passes_saved(self) -> float:
+        """How many fewer that is than one for every exact ablation."""
+        return (self.replaced - self.spent) / len(self.counts)
 
 
-@dataclass
-class _Observer:
-    """A no-op intervention that measures the clean run: masses, applicability and doses at every read."""
+class Store(Protocol):
+    """Where finished batches of a sweep are kept, so that a killed one goes on (`probe.parts`)."""
 
-    positions: dict[str, Tensor]
-    aliases: Sequence[bool]
-    mass: dict[str, list[Tensor]] = field(default_factory=dict)
-    applicable: dict[tuple[str, bool], list[Tensor]] = field(default_factory=dict)
-    dose: dict[tuple[str, bool], list[list[np.ndarray]]] = field(default_factory=dict)
-    weight_left: dict[tuple[str, bool], list[list[np.ndarray]]] = field(default_factory=dict)
+    def load(self, number: int) -> ProbeResult | None: ...
 
-    def __call__(self, read: Read) -> Read:
-        weights = read.routing_weights
-        hidden = mix(weights, read.sources)
-        members = torch.tensor([source_mask(read.site, f) for f in FAMILIES], device=weights.device)
-        mass = weights @ members.T.to(weights.dtype)  # (B, T, families)
-        for name, where in self.positions.items():
-            self.mass.setdefault(name, []).append(_mean_over(mass, where))
-        for aliases in self.aliases:
-            acts, doses, weight_left = self._ablate(read, hidden, aliases)
-            for name, where in self.positions.items():
-                self.applicable.setdefault((name, aliases), []).append(_mean_over(acts.to(weights.dtype), where))
-                chosen = acts & where.unsqueeze(-1)
-                for kept, values in ((self.dose, doses), (self.weight_left, weight_left)):
-                    of_families = [values[..., i][chosen[..., i]].float().cpu().numpy() for i in range(len(FAMILIES))]
-                    kept.setdefault((name, aliases), []).append(of_families)
-        return read
-
-    @staticmethod
-    def _ablate(read: Read, hidden: Tensor, aliases: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Where a mask can act, its dose there and the weight it leaves: each (B, T, families)."""
-        nowhere = torch.zeros(hidden.shape[:-1], dtype=hidden.dtype, device=hidden.device)
-        acts, doses, left = [], [], []
-        for family in FAMILIES:
-            if not is_maskable(read.site, family, aliases):
-                acts.append(nowhere > 0)
-                doses.append(nowhere)
-                left.append(nowhere)
-                continue
-            weights, remaining = mask_family(read, family, aliases)
-            masked = mix(weights / remaining.clamp_min(MIN_REMAINING).unsqueeze(-1), read.sources)
-            acts.append(remaining >= MIN_REMAINING)
-            doses.append((masked - hidden).norm(dim=-1) / hidden.norm(dim=-1))
-            left.append(remaining)
-        return torch.stack(acts, -1), torch.stack(doses, -1), torch.stack(left, -1)
+    def save(self, number: int, part: ProbeResult) -> None: ...
 
 
-def _mean_over(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of `values` (B, T, families) over the positions `where` (B, T) of each sequence: (B, families) float64."""
-    values, where = values.cpu().double(), where.cpu().double()
-    return torch.einsum("bt,btf->bf", where, values) / where.sum(1, keepdim=True)
+@dataclass(frozen=True)
+class _Task:
+    """One distinct ablation, and the cells that come to it."""
+
+    start: int
+    ablation: Ablation
+    cells: tuple[int, ...]
 
 
 class Engine:
@@ -129,8 +119,13 @@ class Engine:
         model: an AttnRes model; it is neither changed nor moved, and is expected in eval mode.
         cells: the grid, see `probe.families.build_grid`.
         positions: where to act: "all" positions, "query" positions, or both in turn.
-        batch_size: sequences per forward pass.
-        on_progress: called after every ablated forward with (done, total).
+        batch_size: sequences per clean run, whose states are kept while its ablations run.
+        tokens_per_pass: most tokens of one ablated forward, which bounds memory; one ablation is the least.
+        seed: of partners and random draws.
+        on_progress: called with (done, total) ablated forwards, several ablations in each.
+
+    Raises:
+        ValueError: a kind that means nothing on this model.
     """
 
     def __init__(
@@ -139,6 +134,8 @@ class Engine:
         cells: Sequence[Cell],
         positions: Sequence[str] = POSITIONS,
         batch_size: int = 64,
+        tokens_per_pass: int = 2**14,
+        seed: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model = model
@@ -146,106 +143,121 @@ class Engine:
         self.cells = tuple(cells)
         self.positions = tuple(positions)
         self.batch_size = batch_size
+        self.tokens_per_pass = tokens_per_pass
+        self.seed = seed
         self.on_progress = on_progress or (lambda done, total: None)
-        self.aliases = sorted({cell.with_aliases for cell in cells})
+        self.kinds = {cell.base_kind: Ablation.known[cell.base_kind] for cell in cells}
+        for kind in self.kinds.values():
+            kind.check(model.config.attnres_source)
+
+    def run(self, inputs: ProbeInputs, store: Store | None = None) -> ProbeResult:
+        """Sweep the grid over `inputs`. Batches that `store` holds already are taken from it."""
+        return ProbeResult.join(self.run_batches(inputs, range(self.num_batches(inputs)), store))
+
+    def num_batches(self, inputs: ProbeInputs) -> int:
+        return -(-len(inputs) // self.batch_size)
+
+    def run_batches(self, inputs: ProbeInputs, numbers: Sequence[int], store: Store | None = None) -> list[ProbeResult]:
+        """As `run`, for some of the batches (a process's share)."""
+        found = {number: store.load(number) if store is not None else None for number in numbers}
+        missing = [number for number, part in found.items() if part is None]
+        if missing:
+            inputs = inputs.to(self.model.device)
+            started = time.perf_counter()
+            needs = {kind.needs for kind in self.kinds.values()}
+            with torch.no_grad():
+                references = References(self.model, inputs, needs, self.batch_size, self.seed)
+            tasks = self._tasks()
+            self._done, self._total = 0, len(missing) * len(tasks) * len(self.positions)
+            for number in missing:
+                chosen = np.arange(len(inputs))[number * self.batch_size :][: self.batch_size]
+                part = self._run_batch(inputs.take(chosen), chosen, references, tasks)
+                part.spent, references.spent = part.spent + references.spent, 0
+                now = time.perf_counter()
+                part.seconds, started = now - started, now
+                found[number] = part
+                if store is not None:
+                    store.save(number, part)
+        return [part for part in found.values() if part is not None]
+
+    def _tasks(self) -> tuple[_Task, ...]:
+        """The exact cells' distinct ablations: equal masks at equal reads are one and the same run."""
+        cells: dict[tuple, list[int]] = {}
+        ablations: dict[tuple, Ablation] = {}
+        for index, cell in enumerate(self.cells):
+            if cell.is_first_order:
+                continue
+            ablation = self.kinds[cell.base_kind](cell.families, frozenset(cell.reads), cell.with_aliases)
+            acting = [i for i in cell.reads if ablation.exists_at(self.sites[i])]
+            masks = [(i, source_mask(self.sites[i], cell.families, cell.with_aliases)) for i in acting]
+            key = (cell.base_kind, *masks)
+            if acting:
+                cells.setdefault(key, []).append(index)
+                ablations.setdefault(key, replace(ablation, reads=frozenset(acting)))
+        tasks = [_Task(min(a.reads), a, tuple(cells[key])) for key, a in ablations.items()]
+        return tuple(sorted(tasks, key=lambda task: task.start))
+
+    def _passes(self, tasks: Sequence[_Task], tokens: int) -> Iterator[tuple[_Task, ...]]:
+        """Tasks that run as one batch: those that start at one read, as many as `tokens_per_pass` allows."""
+        together = max(1, self.tokens_per_pass // tokens)
+        current: list[_Task] = []
+        for task in tasks:
+            if current and (current[0].start != task.start or len(current) == together):
+                yield tuple(current)
+                current = []
+            current.append(task)
+        if current:
+            yield tuple(current)
 
     @torch.no_grad()
-    def run(self, examples: RecallBatch) -> ProbeResult:
-        """Sweep the grid over `examples`, all on the model's device."""
-        started = time.perf_counter()
-        batches = list(_split(examples.to(self.model.device), self.batch_size))
-        self._layer_passes = 0
-        self._done, self._total = 0, len(batches) * len(self.positions) * sum(map(self._is_present, self.cells))
-        parts = [self._run_batch(batch) for batch in batches]
-        effects = {}
-        for key in parts[0][2]:
-            effects[key] = {m: np.concatenate([part[2][key][m] for part in parts]) for m in METRICS}
-        result = ProbeResult(
+    def _run_batch(
+        self, batch: ProbeInputs, chosen: np.ndarray, references: References, tasks: Sequence[_Task]
+    ) -> ProbeResult:
+        queries = batch.queries
+        context = references.context(chosen)
+        contexts = {"all": context, "query": replace(context, positions=queries)}
+        where = {"all": batch.real, "query": queries}
+        observer = Observer({p: where[p] for p in self.positions}, batch.real, queries, self._observed(context))
+        clean_batch = CleanBatch(self.model, batch, observer, keep_cache="query" in self.positions)
+        clean = clean_batch.run.metrics()
+        effects: dict[tuple[int, str], Effects] = {}
+        for positions in self.positions:
+            for together in self._passes(tasks, batch.input_ids.numel()):
+                ablations = [replace(task.ablation, context=contexts[positions]) for task in together]
+                runs = clean_batch.ablated(together[0].start, ablations, positions == "query")
+                for task, ablated in zip(together, runs, strict=True):
+                    sums = {m: sum_by_sequence(ablated[m] - clean[m], queries) for m in clean}
+                    effects |= {(index, positions): sums for index in task.cells}
+                self._done += len(together)
+                self.on_progress(self._done, self._total)
+        linear = [(i, cell) for i, cell in enumerate(self.cells) if cell.is_first_order]
+        if linear:
+            effects |= first_order_effects(self.model, batch, clean_batch.run, linear, contexts, self.positions)
+            clean_batch.spent += 3 * len(batch)
+        return ProbeResult(
             cells=self.cells,
             sites=self.sites,
-            counts=np.concatenate([part[0] for part in parts]),
-            clean={m: np.concatenate([part[1][m] for part in parts]) for m in METRICS},
+            counts=queries.sum(1).cpu().numpy(),
+            clean={m: sum_by_sequence(values, queries) for m, values in clean.items()},
             effects=effects,
-            routing=_merge_routing([part[3] for part in parts]),
-            layer_passes=self._layer_passes,
+            routing=observer.routing(),
+            spent=clean_batch.spent,
         )
-        result.effects = {key: value for key, value in effects.items() if _acts_anywhere(result, *key)}
-        result.seconds = time.perf_counter() - started
-        return result
 
-    def _is_present(self, cell: Cell) -> bool:
-        return any(is_maskable(self.sites[i], cell.family, cell.with_aliases) for i in cell.reads)
-
-    def _run_batch(self, batch: RecallBatch):
-        labels = batch.labels
-        queries = labels != IGNORE_INDEX
-        where = {"all": torch.ones_like(queries), "query": queries}
-        observer = _Observer({name: where[name] for name in self.positions}, self.aliases)
-        outputs = self.model.model(batch.input_ids, use_cache=False, output_depth_states=True, intervention=observer)
-        self._layer_passes += self.sites[0].num_layers * len(labels)
-        answers = labels[queries]
-        candidates = batch.values.repeat_interleave(queries.sum(1), dim=0)
-        clean_run = CleanRun.from_logits(self.model.lm_head(outputs.last_hidden_state[queries]), answers, candidates)
-        clean = clean_run.metrics()
-
-        effects = {}
-        for positions in self.positions:
-            for index, cell in enumerate(self.cells):
-                if not self._is_present(cell):
-                    continue
-                acts = None if positions == "all" else where[positions]
-                ablation = MaskRenormalise(cell.family, frozenset(cell.reads), cell.with_aliases, acts)
-                logits = self._ablated_logits(outputs.depth_states, cell, ablation, queries)
-                ablated = clean_run.metrics(logits)
-                effects[index, positions] = {m: _sum_by_sequence(ablated[m] - clean[m], queries) for m in METRICS}
-                self._done += 1
-                self.on_progress(self._done, self._total)
-        counts = queries.sum(1).cpu().numpy()
-        return counts, {m: _sum_by_sequence(clean[m], queries) for m in METRICS}, effects, observer
-
-    def _ablated_logits(
-        self, states: tuple[DepthState, ...], cell: Cell, ablation: MaskRenormalise, queries: Tensor
-    ) -> Tensor:
-        """Logits at the queries, with everything before the first ablated layer reused from the clean run."""
-        first = self.sites[cell.reads[0]].layer_idx
-        state = states[-1] if first is None else states[first]
-        outputs = self.model.model(depth_state=state, use_cache=False, intervention=ablation)
-        self._layer_passes += (0 if first is None else self.sites[0].num_layers - first) * len(queries)
-        return self.model.lm_head(outputs.last_hidden_state[queries])
+    def _observed(self, context: Context) -> dict[tuple[str, bool], list[Ablation]]:
+        """By (kind, aliases), an ablation for each label of the kind."""
+        everywhere = frozenset(range(len(self.sites)))
+        pairs = sorted({(cell.base_kind, cell.with_aliases) for cell in self.cells})
+        return {
+            (kind, aliases): [self.kinds[kind](LABELS[name], everywhere, aliases, context) for name in cls.labels]
+            for kind, aliases in pairs
+            if (cls := self.kinds[kind]).labels
+        }
 
 
-def _split(examples: RecallBatch, batch_size: int) -> Iterator[RecallBatch]:
-    parts = (t.split(batch_size) for t in (examples.keys, examples.values, examples.query_order))
-    for keys, values, query_order in zip(*parts, strict=True):
-        yield RecallBatch(keys, values, query_order)
-
-
-def _sum_by_sequence(values: Tensor, queries: Tensor) -> np.ndarray:
+def sum_by_sequence(values: Tensor, queries: Tensor) -> np.ndarray:
     """Sum per-query `values` (queries,) over each sequence of the mask `queries` (B, T): (B,) float64."""
     queries = queries.cpu()
     scattered = torch.zeros(queries.shape, dtype=torch.float64)  # on the CPU: not every device has float64
     scattered[queries] = values.cpu().double()
     return scattered.sum(1).numpy()
-
-
-def _merge_routing(observers: Sequence[_Observer]) -> Routing:
-    def stack(parts: Sequence[list[Tensor]]) -> np.ndarray:
-        return torch.cat([torch.stack(part, dim=1) for part in parts]).numpy()
-
-    def join(parts: Sequence[list[list[np.ndarray]]]) -> list[list[np.ndarray]]:
-        """Per read and family, the values of all batches."""
-        return [[np.concatenate(values) for values in zip(*reads, strict=True)] for reads in zip(*parts, strict=True)]
-
-    first = observers[0]
-    return Routing(
-        mass={key: stack([o.mass[key] for o in observers]) for key in first.mass},
-        applicable={key: stack([o.applicable[key] for o in observers]) for key in first.applicable},
-        dose={key: join([o.dose[key] for o in observers]) for key in first.dose},
-        weight_left={key: join([o.weight_left[key] for o in observers]) for key in first.weight_left},
-    )
-
-
-def _acts_anywhere(result: ProbeResult, index: int, positions: str) -> bool:
-    cell = result.cells[index]
-    shares = result.routing.applicable[positions, cell.with_aliases][:, cell.reads, FAMILIES.index(cell.family)]
-    return bool(shares.any())

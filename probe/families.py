@@ -2,27 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from types import MappingProxyType
 
 from attnres import FAMILIES, REGIONS, SUBLAYERS, ReadSite
 
 ALL_SUBLAYERS = (*SUBLAYERS, "both")
 POSITIONS = ("all", "query")
+FIRST_ORDER = "_first_order"
+"""Ends the `kind` of effects that are linearised (`probe.first_order`)."""
+ALL_FAMILIES = "all"
+"""The label of the four families together."""
+COALITIONS = tuple(c for size in range(1, len(FAMILIES) + 1) for c in combinations(FAMILIES, size))
+"""Every set of families but the empty one."""
+
+
+def label(families: Sequence[str]) -> str:
+    """How tables call a set of families: its name, names joined by "+", or "all"."""
+    return ALL_FAMILIES if len(families) == len(FAMILIES) else "+".join(families)
+
+
+LABELS: Mapping[str, tuple[str, ...]] = MappingProxyType({label(families): families for families in COALITIONS})
+"""The families that a label stands for."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One ablation of the grid: a family, taken out at every read of `reads`.
+    """One ablation of the grid: an intervention on families, at every read of `reads`.
 
-    `reads` are indices into the model's read sites: those of `sublayer` that lie in `scope`.
+    `reads` are indices into the model's read sites: those of `sublayer` that lie in `scope`. `family` is a label.
     """
 
+    kind: str
     sublayer: str
     scope: str
     family: str
     with_aliases: bool
     reads: tuple[int, ...]
+
+    @property
+    def base_kind(self) -> str:
+        return self.kind.removesuffix(FIRST_ORDER)
+
+    @property
+    def is_first_order(self) -> bool:
+        return self.kind.endswith(FIRST_ORDER)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        return LABELS[self.family]
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether the scope is one layer; layers and regions are two grids."""
+        return self.scope.startswith("layer:")
 
 
 def check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
@@ -32,24 +67,18 @@ def check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
             raise ValueError(f"{what} '{name}' does not exist; choose from {', '.join(known)}")
 
 
-def source_mask(site: ReadSite, family: str, with_aliases: bool = False) -> tuple[bool, ...]:
-    """Which of the read's sources belong to `family` (with_aliases: or are the same tensor as one that does)."""
-    mask = [name == family for name in site.families]
+def source_mask(site: ReadSite, families: Sequence[str], with_aliases: bool = False) -> tuple[bool, ...]:
+    """Which of the read's sources belong to `families` (with_aliases: or are the same tensor as one that does)."""
+    mask = [name in families for name in site.families]
     if with_aliases and any(mask[i] for i in site.aliased_sources):
         for i in site.aliased_sources:
             mask[i] = True
     return tuple(mask)
 
 
-def is_maskable(site: ReadSite, family: str, with_aliases: bool = False) -> bool:
-    """Whether the family is at this read, and something would be left without it."""
-    mask = source_mask(site, family, with_aliases)
-    return any(mask) and not all(mask)
-
-
-def is_aliased(site: ReadSite, family: str) -> bool:
-    """Whether the family's content stays reachable at this read through an alias in another family."""
-    return any(site.families[i] == family for i in site.aliased_sources)
+def is_aliased(site: ReadSite, families: Sequence[str]) -> bool:
+    """Whether content of the families stays reachable at this read through an alias in another family."""
+    return len({site.families[i] in families for i in site.aliased_sources}) == 2
 
 
 def all_scopes(sites: Sequence[ReadSite]) -> tuple[str, ...]:
@@ -57,6 +86,12 @@ def all_scopes(sites: Sequence[ReadSite]) -> tuple[str, ...]:
     layers = tuple(f"layer:{i}" for i in range(sites[0].num_layers))
     final = ("final",) if sites[-1].sublayer == "final" else ()
     return (*REGIONS, "all", *layers, *final)
+
+
+def reads_of(sites: Sequence[ReadSite], sublayer: str, scope: str) -> tuple[int, ...]:
+    """Indices of the reads of a sublayer (or "both") in a scope."""
+    wanted = SUBLAYERS if sublayer == "both" else (sublayer,)
+    return tuple(s.index for s in sites if s.sublayer in wanted and _in_scope(s, scope))
 
 
 def _in_scope(site: ReadSite, scope: str) -> bool:
@@ -67,22 +102,26 @@ def _in_scope(site: ReadSite, scope: str) -> bool:
 
 def build_grid(
     sites: Sequence[ReadSite],
+    kind: str = "mask_renormalise",
     families: Sequence[str] = FAMILIES,
     sublayers: Sequence[str] = ALL_SUBLAYERS,
     scopes: Sequence[str] | None = None,
     with_aliases: Sequence[bool] = (False,),
 ) -> tuple[Cell, ...]:
-    """The cells of a probe, in the order of scopes, sublayers, families.
+    """The cells of one kind of intervention, in the order of scopes, sublayers, families.
 
     `both` (the two sublayers ablated together) is for regions and `all`; the final read is a sublayer of its own and
     comes with the scope `final`. Scopes without a read (a third of a model of one layer) give no cells.
+
+    Args:
+        families: families, or labels of several ("embedding+older", "all").
 
     Raises:
         ValueError: a family, sublayer or scope that does not exist.
     """
     known_scopes = all_scopes(sites)
     scopes = known_scopes if scopes is None else scopes
-    check_names("family", families, FAMILIES)
+    check_names("family", families, tuple(LABELS))
     check_names("sublayer", sublayers, ALL_SUBLAYERS)
     check_names("scope", scopes, known_scopes)
     cells = []
@@ -90,8 +129,7 @@ def build_grid(
         for sublayer in ("final",) if scope == "final" else sublayers:
             if sublayer == "both" and scope.startswith("layer:"):
                 continue
-            wanted = SUBLAYERS if sublayer == "both" else (sublayer,)
-            reads = tuple(s.index for s in sites if s.sublayer in wanted and _in_scope(s, scope))
+            reads = reads_of(sites, sublayer, scope)
             if reads:
-                cells += [Cell(sublayer, scope, f, aliases, reads) for aliases in with_aliases for f in families]
+                cells += [Cell(kind, sublayer, scope, f, aliases, reads) for aliases in with_aliases for f in families]
     return tuple(cells)

@@ -29,11 +29,20 @@ class CleanRun:
 
     @classmethod
     def from_logits(cls, logits: Tensor, answers: Tensor, candidates: Tensor) -> CleanRun:
-        """`logits` (queries, vocab), `answers` (queries,), `candidates` (queries, K) values of each one's context."""
-        log_probs = torch.log_softmax(logits.float(), dim=-1)
-        candidate_scores = log_probs.gather(1, candidates).masked_fill(candidates == answers[:, None], -torch.inf)
+        """`logits` (queries, vocab), `answers` (queries,), `candidates` (queries, K) values of each one's context.
+
+        Candidates below zero are padding.
+        """
+        log_probs = _log_softmax(logits)
+        excluded = (candidates == answers[:, None]) | (candidates < 0)
+        candidates = candidates.clamp_min(0)
+        candidate_scores = log_probs.gather(1, candidates).masked_fill(excluded, -torch.inf)
         distractors = candidates.gather(1, candidate_scores.argmax(1, keepdim=True)).squeeze(1)
         return cls(log_probs, answers, distractors)
+
+    def rows(self, rows: Tensor) -> CleanRun:
+        """The same run of some of the queries."""
+        return CleanRun(self.log_probs[rows], self.answers[rows], self.distractors[rows])
 
     def metrics(self, logits: Tensor | None = None) -> dict[str, Tensor]:
         """Per-query metrics, each (queries,), of a run with these `logits` (queries, vocab); `None`: of the clean run.
@@ -41,9 +50,14 @@ class CleanRun:
         nll: answer NLL in nats. logit_diff: answer minus the clean run's strongest in-context distractor.
         kl: KL(clean || this run) in nats over the vocabulary. accuracy: whether the answer is the argmax.
         """
-        log_probs = self.log_probs if logits is None else torch.log_softmax(logits.float(), dim=-1)
+        log_probs = self.log_probs if logits is None else _log_softmax(logits)
         answer = log_probs.gather(1, self.answers[:, None]).squeeze(1)
         distractor = log_probs.gather(1, self.distractors[:, None]).squeeze(1)
         kl = torch.nn.functional.kl_div(log_probs, self.log_probs, reduction="none", log_target=True).sum(-1)
         accuracy = (log_probs.argmax(-1) == self.answers).to(log_probs.dtype)
         return {"nll": -answer, "logit_diff": answer - distractor, "kl": kl, "accuracy": accuracy}
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """In float32, or float64 for a float64 model."""
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)

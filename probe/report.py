@@ -9,18 +9,20 @@ from typing import Any
 import pandas as pd
 
 from attnres import FAMILIES
-from probe import plots, results
+from probe import plots, stats, storage
 from probe.checkpoints import read_json
 from probe.motifs import primary_rows
+from probe.results import ENOUGH_SEQUENCES
 
 
 @dataclass(frozen=True)
 class ProbedRun:
-    """A probed model: `effects` of one (run, step), and the summary of that probe."""
+    """A probed model: `effects` of one (run, step), the summary of that probe, its coalitions if any."""
 
     directory: Path
     effects: pd.DataFrame
     summary: dict[str, Any]
+    coalitions: pd.DataFrame | None = None
 
     @property
     def label(self) -> str:
@@ -35,29 +37,30 @@ def load_run(directory: Path) -> ProbedRun:
     """
     if not directory.is_dir():
         raise ValueError(f"{directory} is not a directory: expected a run directory or a folder with effects.parquet")
-    candidates = (directory / "probe" / "final", directory, directory / "probe")
-    folder = next((c for c in candidates if (c / "effects.parquet").exists()), directory)
-    effects = results.read_effects(folder)
-    summary_path = folder / "summary.json"
-    if not summary_path.exists():
+    folder = storage.find_results(directory)
+    effects = storage.read_effects(folder)
+    if not (folder / "summary.json").exists():
         raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
-    summary = read_json(summary_path)
-    return ProbedRun(directory, effects[effects["step"] == effects["step"].max()], summary)
+    path = folder / "coalitions.parquet"
+    last = effects["step"].max()
+    coalitions = pd.read_parquet(path).query("step == @last") if path.exists() else None
+    return ProbedRun(directory, effects[effects["step"] == last], read_json(folder / "summary.json"), coalitions)
 
 
 def mass_effect_table(runs: list[ProbedRun]) -> str:
-    """Family x sublayer: mass and effect on NLL with its 95 % interval, a group of columns for each run."""
-    lines = []
-    header = f"{'':<10} {'':<15}" + "".join(f"  {run.label:^46}" for run in runs)
-    columns = f"{'sublayer':<10} {'family':<15}" + f"  {'mass':>6} {'aliased':>8} {'ΔNLL (nats) [95 % CI]':>30}" * len(
-        runs
-    )
-    lines += [header, columns, "-" * len(columns)]
+    """Family x sublayer: mass (and what it would be with equal weights), effect on NLL with its 95 % interval and
+    adjusted p-value; a group of columns for each run."""
+    group = f"  {'mass':>6} {'(even)':>7} {'aliased':>8} {'ΔNLL (nats) [95 % CI]':>30} {'p adj.':>7}"
+    header = f"{'':<10} {'':<15}" + "".join(f"  {run.label:^{len(group) - 2}}" for run in runs)
+    columns = f"{'sublayer':<10} {'family':<15}" + group * len(runs)
+    lines = [header, columns, "-" * len(columns)]
     sublayers = [s for s in ("self_attn", "mlp", "final") if any((run.effects["sublayer"] == s).any() for run in runs)]
     for sublayer in sublayers:
         scope = "final" if sublayer == "final" else "all"
-        for family in FAMILIES:
-            lines.append(f"{sublayer:<10} {family:<15}" + "".join(_cell(run, sublayer, scope, family) for run in runs))
+        lines += [
+            f"{sublayer:<10} {family:<15}" + "".join(_cell(run, sublayer, scope, family) for run in runs)
+            for family in FAMILIES
+        ]
     return "\n".join(lines)
 
 
@@ -65,23 +68,39 @@ def _cell(run: ProbedRun, sublayer: str, scope: str, family: str) -> str:
     rows = primary_rows(run.effects)
     rows = rows[(rows["sublayer"] == sublayer) & (rows["scope"] == scope) & (rows["family"] == family)]
     if rows.empty:
-        return f"  {'—':>6} {'—':>8} {'not probed':>30}"
+        return f"  {'—':>6} {'—':>7} {'—':>8} {'not probed':>30} {'—':>7}"
     row = rows.iloc[0]
-    effect = (
-        f"{row['effect']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]" if row["applicable"] else "not applicable"
-    )
-    return f"  {row['mass']:>6.3f} {row['aliased_mass']:>8.3f} {effect:>30}"
+    masses = f"  {row['mass']:>6.3f} {row['mass_uniform']:>7.3f} {row['aliased_mass']:>8.3f}"
+    if not row["applicable"]:
+        return f"{masses} {'not applicable':>30} {'—':>7}"
+    effect = f"{row['effect']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"
+    return f"{masses} {effect:>30} {row['p_adjusted']:>7.4f}"
+
+
+def warnings(run: ProbedRun) -> list[str]:
+    """What must be known before the numbers are read."""
+    clean, probe = run.summary["clean"], run.summary["probe"]
+    lines = []
+    if not clean["task_learned"]:
+        lines.append(
+            f"NOT LEARNED: {run.label} has accuracy {clean['accuracy']:.4f} (plateau {clean['plateau_accuracy']:.4f}) "
+            "and clean NLL not below half of ln K: none of its effects, dissociations or motifs speaks of the task"
+        )
+    if probe["n_sequences"] < ENOUGH_SEQUENCES:
+        lines.append(
+            f"FEW SEQUENCES: {run.label} rests on {probe['n_sequences']}; under {ENOUGH_SEQUENCES}, 95 % intervals of "
+            "skewed effects cover less than 93 %"
+        )
+    return lines
 
 
 def describe(run: ProbedRun) -> str:
-    """A few lines on what the table's column rests on: accuracy first, then sample, dissociation, flip test, motifs."""
+    """A few lines on what the table's column rests on: accuracy first, then flip test, dissociation, motifs."""
     clean, probe, flip = run.summary["clean"], run.summary["probe"], run.summary["flip"]
     lines = [
         f"{run.label}: accuracy {clean['accuracy']:.4f} (plateau {clean['plateau_accuracy']:.4f}), "
         f"NLL {clean['nll']:.4f} nats; {probe['n_sequences']} sequences, {probe['n_queries']} queries"
     ]
-    if not clean["task_learned"]:
-        lines.append("  NOT LEARNED: clean NLL is not below half of ln K, so no effect here speaks of the task")
     if flip is not None:
         lines.append(
             f"  flip test: follows the queried key {flip['follows_queried']:.4f} (n = {flip['n_queried']}), "
@@ -91,20 +110,87 @@ def describe(run: ProbedRun) -> str:
         lines.append(
             f"  the vanilla model it wraps: accuracy {run.summary['wraps']['accuracy']:.4f} on the same queries"
         )
+    unlearned = "" if clean["task_learned"] else " (NOT LEARNED)"
     for sublayer, found in run.summary["dissociation"].items():
-        verdicts = {True: "they differ", False: "they agree", None: f"below what matters, {found['matters_from']:.3f}"}
+        lines += [line + unlearned for line in _describe_dissociation(sublayer, found)]
+    lines += [f"  {_describe_motif(motif)}{unlearned}" for motif in run.summary["motifs"]]
+    lines += [f"  {line}{unlearned}" for line in _describe_coalitions(run)]
+    for found in run.summary["first_order"]:
+        if (found["kind"], found["metric"]) == ("mask_renormalise", "nll"):
+            lines.append(
+                f"  first order against exact ({found['grid']}, {found['positions']} positions): "
+                f"Spearman {found['spearman']:.2f} over {found['n_cells']} cells"
+            )
+    return "\n".join(lines)
+
+
+def _describe_dissociation(sublayer: str, found: dict[str, Any]) -> list[str]:
+    verdicts = {True: "dissociated", False: "they agree", None: f"no harm that matters ({found['matters_from']:.3f})"}
+    lines = [
+        f"  {sublayer}: most mass {found['heaviest']} ({found['mass'][found['heaviest']]:.3f}), "
+        f"most harm {found['most_harmful']} ({found['effect'][found['most_harmful']]:+.3f} nats): "
+        f"{verdicts[found['dissociated']]}; P(one family has both) = {found['p_heaviest_is_most_harmful']:.2f}"
+    ]
+    for idle in found["mass_without_role"]:
+        aliased = idle["aliased_mass"] / idle["mass"]
         lines.append(
-            f"  {sublayer}: most mass {found['heaviest']} ({found['mass'][found['heaviest']]:.3f}), "
-            f"most harm {found['most_harmful']} ({found['harm'][found['most_harmful']]:+.3f} nats): "
-            f"{verdicts[found['dissociated']]}"
+            f"    mass without role: {idle['family']}, mass {idle['mass']:.3f} ({aliased:.0%} of it aliased), effect "
+            f"equivalent to zero (p = {idle['p_equivalent_adjusted']:.4f})"
         )
-    for motif in run.summary["motifs"]:
-        only = "; the only region it exists in" if motif["only_region"] else ""
+    return lines
+
+
+def _describe_motif(motif: dict[str, Any]) -> str:
+    only = "; the only region it exists in" if motif["only_region"] else ""
+    return (
+        f"motif: {motif['family']} -> {motif['region']} {motif['sublayer']}, {motif['per_read']:+.3f} nats per read "
+        f"({motif['n_reads']} reads, {motif['n_unaliased_reads']} unaliased; p adj. = {motif['p_adjusted']:.4f}{only})"
+    )
+
+
+def _describe_coalitions(run: ProbedRun) -> list[str]:
+    """Shapley values and the largest interaction of each game, in NLL at all positions."""
+    if run.coalitions is None:
+        return []
+    rows = run.coalitions[(run.coalitions["metric"] == "nll") & (run.coalitions["positions"] == "all")]
+    lines = []
+    for (sublayer, scope), terms in rows.groupby(["sublayer", "scope"], sort=False):
+        shares = ", ".join(
+            f"{row['term'].removeprefix('shapley:')} {row['effect']:+.3f}"
+            for row in terms.to_dict("records")
+            if row["term"].startswith("shapley:")
+        )
+        pairs = terms[terms["term"].str.startswith("interaction:")]
+        largest = max(pairs.to_dict("records"), key=lambda row: abs(row["effect"]))
+        pair = largest["term"].removeprefix("interaction:")
         lines.append(
-            f"  localised: {motif['family']} -> {motif['region']} {motif['sublayer']}, "
-            f"{motif['harm_per_read']:+.3f} nats per read ({motif['n_reads']} reads, "
-            f"{motif['n_unaliased_reads']} unaliased; unadjusted{only})"
+            f"Shapley values, {sublayer} at {scope}: {shares}; largest interaction {pair} {largest['effect']:+.3f} "
+            f"(p adj. = {largest['p_adjusted']:.4f})"
         )
+    return lines
+
+
+def across_seeds(runs: list[ProbedRun]) -> str:
+    """Effects over the seeds of each condition that was run with several, or an empty string.
+
+    The seed is the top level: a Student t interval over the seeds' effects, whatever the sequences say.
+    """
+    lines: list[str] = []
+    for condition in dict.fromkeys(run.summary["condition"] for run in runs):
+        members = {run.summary["seed"]: run for run in runs if run.summary["condition"] == condition}
+        if len(members) < 2:
+            continue
+        rows = pd.concat([primary_rows(run.effects) for run in members.values()])
+        rows = rows[rows["scope"].isin(["all", "final"]) & rows["sublayer"].isin(["self_attn", "mlp", "final"])]
+        table = rows.pivot(index="seed", columns=["sublayer", "family"], values="effect").dropna(axis=1)
+        mean, low, high, p_value = stats.across_seeds(table.to_numpy())
+        lines.append(
+            f"{condition}, over {len(members)} seeds ({', '.join(map(str, sorted(members)))}): ΔNLL, t interval"
+        )
+        lines += [
+            f"  {sublayer:<10} {family:<15} {m:+.4f} [{lo:+.4f}, {hi:+.4f}]  p = {p:.4f}"
+            for (sublayer, family), m, lo, hi, p in zip(table.columns, mean, low, high, p_value, strict=True)
+        ]
     return "\n".join(lines)
 
 
@@ -134,7 +220,7 @@ def write_figures(run: ProbedRun) -> list[Path]:
     curves = training_curves(run.directory)
     if curves is None or not (run.directory / "probe" / "effects.parquet").exists():
         return written
-    through_training = results.read_effects(run.directory / "probe")
+    through_training = storage.read_effects(run.directory / "probe")
     title = f"{run.summary['condition']}, seed {run.summary['seed']}"
     figure = plots.plot_emergence(through_training, curves, num_pairs, title)
     written += plots.save(figure, folder / "emergence")

@@ -1,39 +1,31 @@
-"""Truth is a table on disk, keyed by (run, step): effects and clusters in long format, and a summary."""
+"""From per-sequence results to tables: effects with their statistics, clusters, and the geometry of the sources."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from attnres import FAMILIES
+from attnres import FAMILIES, ReadSite
 from probe import stats
 from probe.engine import ProbeResult
-from probe.families import Cell, is_aliased, is_maskable
-from probe.interventions import MaskRenormalise
-from probe.metrics import METRICS
+from probe.families import LABELS, Cell
+from probe.interventions import Ablation
+from probe.observer import GEOMETRY
+from probe.storage import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
 
-CELL_KEYS = ["run", "step", "sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"]
-"""One row of `effects.parquet` each."""
-EFFECT_COLUMNS = [
-    *("run", "condition", "seed", "step", "data_id"),
-    *("sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"),
-    *("mass", "mass_applicable", "aliased_mass", "dose", "weight_left_p05", "weight_left_p50"),
-    *("clean", "effect", "ci_low", "ci_high", "p_value", "p_adjusted"),
-    *("applicable", "applicable_share", "task_learned"),
-    *("n_reads", "n_unaliased_reads", "n_sequences", "n_queries"),
-]
-CLUSTER_COLUMNS = [*CELL_KEYS, "sequence", "n_queries", "summed_effect", "mass"]
 LEARNED_FRACTION = 0.5
 """A model has learned the task when its clean NLL is below this fraction of ln K."""
+EQUIVALENCE = 0.01
+"""An effect is equivalent to zero within this fraction of ln K."""
+ENOUGH_SEQUENCES = 64
+"""With fewer, intervals of skewed effects are too short (benchmarks/results/statistics.json)."""
+IN_NATS = ("nll", "logit_diff", "kl")
+"""Metrics to which margins in nats apply."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +38,12 @@ class RunInfo:
     step: int
     data_id: str
     num_pairs: int
+    mean_bias: float = 0.0  # over the reads: what the routing would be without queries
 
 
 def clean_means(result: ProbeResult) -> dict[str, float]:
     """Mean clean value of every metric, per query."""
-    return {m: float(result.clean[m].sum() / result.counts.sum()) for m in METRICS}
+    return {m: float(values.sum() / result.counts.sum()) for m, values in result.clean.items()}
 
 
 def task_learned(result: ProbeResult, num_pairs: int) -> bool:
@@ -61,159 +54,156 @@ def task_learned(result: ProbeResult, num_pairs: int) -> bool:
 def build_tables(
     result: ProbeResult, info: RunInfo, num_resamples: int = 2000, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The effects and clusters tables of one probe (design: one row per cell, and per cell and sequence)."""
+    """The effects and clusters tables of one probe: a row per cell and metric, and per these and sequence."""
+    num_sequences = len(result.counts)
     shared = {
         **{"run": info.run, "condition": info.condition, "seed": info.seed, "step": info.step, "data_id": info.data_id},
-        **{"kind": MaskRenormalise.kind, "p_adjusted": math.nan, "task_learned": task_learned(result, info.num_pairs)},
-        **{"n_sequences": len(result.counts), "n_queries": int(result.counts.sum())},
+        **{"task_learned": task_learned(result, info.num_pairs), "few_sequences": num_sequences < ENOUGH_SEQUENCES},
+        **{"n_sequences": num_sequences, "n_queries": int(result.counts.sum()), "q_value": math.nan},
     }
+    cells = [(i, cell) for i, cell in enumerate(result.cells) if Ablation.known[cell.base_kind].labels]
+    clean = clean_means(result)
     rows, sums, masses = [], [], []
-    nothing = np.full(len(result.counts), np.nan)
-    for metric, clean in clean_means(result).items():
-        estimates = _estimate_all(result, metric, num_resamples, seed)
-        for positions in result.routing.mass:
-            for index, cell in enumerate(result.cells):
+    for positions in result.routing.mass:
+        routing = {i: _routing_numbers(result, i, positions, info.mean_bias) for i, _ in cells}
+        for metric in result.clean:
+            estimates = _estimate_all(result, cells, positions, metric, info.num_pairs, num_resamples, seed)
+            for index, cell in cells:
                 effects = result.effects.get((index, positions))
-                numbers, sequence_mass = _routing_numbers(result, cell, positions)
+                if cell.is_first_order and metric not in (effects or {}):
+                    continue
+                numbers, sequence_mass = routing[index]
                 rows.append(
                     {
                         **shared,
-                        **{"sublayer": cell.sublayer, "scope": cell.scope, "family": cell.family, "metric": metric},
-                        **{"positions": positions, "with_aliases": cell.with_aliases, "clean": clean},
-                        **{"applicable": effects is not None, **numbers},
-                        **estimates.get((index, positions), dict.fromkeys(_ESTIMATED, math.nan)),
+                        **{"sublayer": cell.sublayer, "scope": cell.scope, "family": cell.family, "kind": cell.kind},
+                        **{"positions": positions, "with_aliases": cell.with_aliases, "metric": metric},
+                        **{"clean": clean[metric], "applicable": effects is not None, **numbers},
+                        **estimates.get(index, dict.fromkeys(ESTIMATED, math.nan)),
                     }
                 )
-                sums.append(nothing if effects is None else effects[metric])
+                sums.append(np.full(num_sequences, np.nan) if effects is None else effects[metric])
                 masses.append(sequence_mass)
     table = pd.DataFrame(rows)[EFFECT_COLUMNS]
-    return table, _cluster_rows(table, result.counts, sums, masses)
+    return table, _cluster_rows(table, result, sums, masses)
 
 
-_ESTIMATED = ("effect", "ci_low", "ci_high", "p_value")
+ESTIMATED = ("effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "p_equivalent")
 
 
-def _estimate_all(result: ProbeResult, metric: str, num_resamples: int, seed: int) -> dict[tuple, dict[str, float]]:
-    keys = list(result.effects)
-    if not keys:
-        return {}
-    sums = np.stack([result.effects[key][metric] for key in keys], axis=1)
-    estimate = stats.cluster_bootstrap(sums, result.counts, num_resamples, seed)
+def estimate(
+    sums: np.ndarray, counts: np.ndarray, metric: str, num_pairs: int, num_resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Statistics (`ESTIMATED`) of one grid, a row per cell; multiplicity is controlled over all of them.
+
+    Args:
+        sums: (sequences, cells) summed effect.
+        counts: (sequences,) queries.
+    """
+    bootstrap = stats.bootstrap_t(sums, counts, num_resamples, seed)
+    low, high = bootstrap.interval()
+    nothing = np.full(sums.shape[1], np.nan)
     # KL cannot be negative, so "its mean is zero" is no null hypothesis that could be true.
-    p_values = np.full(len(keys), np.nan) if metric == "kl" else stats.sign_flip_p_values(sums, num_resamples, seed)
-    columns = np.stack([estimate.mean, estimate.low, estimate.high, p_values], axis=1)
-    return {key: dict(zip(_ESTIMATED, map(float, row), strict=True)) for key, row in zip(keys, columns, strict=True)}
+    p_value, p_adjusted = (nothing, nothing) if metric == "kl" else stats.sign_flip_test(sums, num_resamples, seed)
+    equivalent = bootstrap.p_equivalent(EQUIVALENCE * math.log(num_pairs)) if metric in IN_NATS else nothing
+    columns = (bootstrap.mean, bootstrap.error, low, high, p_value, p_adjusted, equivalent)
+    return pd.DataFrame(dict(zip(ESTIMATED, columns, strict=True)))
 
 
-def _routing_numbers(result: ProbeResult, cell: Cell, positions: str) -> tuple[dict[str, Any], np.ndarray]:
-    """Mass, dose and what they rest on, and the mass of each sequence.
+def _estimate_all(
+    result: ProbeResult,
+    cells: Sequence[tuple[int, Cell]],
+    positions: str,
+    metric: str,
+    num_pairs: int,
+    num_resamples: int,
+    seed: int,
+) -> dict[int, dict[str, float]]:
+    """Cell index -> statistics. Layers and regions of one kind are two grids."""
+    grids: dict[tuple[str, bool], list[int]] = {}
+    for index, cell in cells:
+        if metric in result.effects.get((index, positions), {}):
+            grids.setdefault((cell.kind, cell.is_layer), []).append(index)
+    estimates = {}
+    for members in grids.values():
+        sums = np.stack([result.effects[index, positions][metric] for index in members], axis=1)
+        rows = estimate(sums, result.counts, metric, num_pairs, num_resamples, seed)
+        estimates |= dict(zip(members, rows.to_dict("records"), strict=True))
+    return estimates
+
+
+def _routing_numbers(
+    result: ProbeResult, index: int, positions: str, mean_bias: float
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Mass, its priors, dose and what they rest on; and the mass of each sequence.
 
     Masses are means over sequences of means over positions and reads.
     """
-    family = FAMILIES.index(cell.family)
-    reads = list(cell.reads)
+    cell, routing = result.cells[index], result.routing
+    reads, kind = list(cell.reads), Ablation.known[cell.base_kind]
     sites = [result.sites[i] for i in reads]
-    share = result.routing.applicable[positions, cell.with_aliases][:, reads, family].mean(0)  # per read
+    ablation = kind(cell.families, frozenset(reads), cell.with_aliases)
+    share = result.applicable(index, positions).mean(0)  # per read
     applicable = share > 0
-    unaliased = np.array([cell.with_aliases or not is_aliased(site, cell.family) for site in sites])
-    mass = result.routing.mass[positions][:, reads, family]  # (sequences, reads)
+    aliased = np.array([ablation.is_aliased(site) for site in sites])
+    members = [FAMILIES.index(family) for family in cell.families]
+    mass = routing.mass[positions][:, reads][..., members].sum(-1)  # (sequences, reads)
     per_read = mass.mean(0)
-    dose = np.concatenate([result.routing.dose[positions, cell.with_aliases][i][family] for i in reads])
-    left = np.concatenate([result.routing.weight_left[positions, cell.with_aliases][i][family] for i in reads])
-    left_p05, left_p50 = np.quantile(left, (0.05, 0.5)) if left.size else (math.nan, math.nan)
-    present = [is_maskable(site, cell.family, cell.with_aliases) for site in sites]
+    priors = np.array([prior_masses(site, cell.family, mean_bias) for site in sites]).mean(0)
+    key, label = (cell.base_kind, cell.with_aliases), kind.labels.index(cell.family)
+    where = slice(None) if positions == "all" else routing.is_query
+    dose, left = (array[reads, label][:, where] for array in (routing.dose[key], routing.weight_left[key]))
+    acts = ~np.isnan(dose)
+    left_p05, left_p50 = np.quantile(left[acts], (0.05, 0.5)) if acts.any() else (math.nan, math.nan)
+    present = np.array([ablation.exists_at(site) for site in sites])
     numbers = {
         "mass": float(per_read.mean()),
         "mass_applicable": float(per_read[applicable].mean()) if applicable.any() else math.nan,
-        "aliased_mass": float(per_read[[is_aliased(site, cell.family) for site in sites]].sum() / len(reads)),
-        "dose": float(np.median(dose)) if dose.size else math.nan,
+        "aliased_mass": float(per_read[aliased].sum() / len(reads)),
+        "mass_uniform": float(priors[0]),
+        "mass_schedule": float(priors[1]),
+        "dose": float(np.median(dose[acts])) if acts.any() else math.nan,
         "weight_left_p05": float(left_p05),
         "weight_left_p50": float(left_p50),
-        "applicable_share": float(share[present].mean()) if any(present) else 0.0,
+        "applicable_share": float(share[present].mean()) if present.any() else 0.0,
         "n_reads": int(applicable.sum()),
-        "n_unaliased_reads": int((applicable & unaliased).sum()),
+        "n_unaliased_reads": int((applicable & ~aliased).sum()),
     }
     return numbers, mass.mean(1)
 
 
+def prior_masses(site: ReadSite, family: str, bias: float) -> tuple[float, float]:
+    """What a family's mass at a read would be with equal weights, and with recency bias `bias` and no queries."""
+    weights = np.exp([bias if name == "current" else 0.0 for name in site.families])
+    members = np.array([name in LABELS[family] for name in site.families])
+    return float(members.mean()), float(weights[members].sum() / weights.sum())
+
+
 def _cluster_rows(
-    effects: pd.DataFrame, counts: np.ndarray, sums: list[np.ndarray], masses: list[np.ndarray]
+    effects: pd.DataFrame, result: ProbeResult, sums: list[np.ndarray], masses: list[np.ndarray]
 ) -> pd.DataFrame:
     """A row per row of `effects` and sequence, from each row's per-sequence `sums` and `masses`."""
-    num_rows, num_sequences = len(effects), len(counts)
+    num_rows, num_sequences = len(effects), len(result.counts)
     clusters = effects[CELL_KEYS].loc[effects.index.repeat(num_sequences)].reset_index(drop=True)
     return clusters.assign(
         sequence=np.tile(np.arange(num_sequences), num_rows),
-        n_queries=np.tile(counts, num_rows),
+        n_queries=np.tile(result.counts, num_rows),
+        summed_clean=np.concatenate([result.clean[metric] for metric in effects["metric"]]),
         summed_effect=np.concatenate(sums),
         mass=np.concatenate(masses),
     )[CLUSTER_COLUMNS]
 
 
-def write_tables(directory: Path, effects: pd.DataFrame, clusters: pd.DataFrame) -> None:
-    """Add rows to the tables in `directory`; rows of the same (run, step) are replaced. Each file changes at once."""
-    directory.mkdir(parents=True, exist_ok=True)
-    probed = set(effects[["run", "step"]].itertuples(index=False, name=None))
-    for name, rows in (("effects.parquet", effects), ("clusters.parquet", clusters)):
-        path = directory / name
-        if path.exists():
-            old = pd.read_parquet(path)
-            keep = [key not in probed for key in old[["run", "step"]].itertuples(index=False, name=None)]
-            rows = pd.concat([old[keep], rows], ignore_index=True)
-        _replace(path, lambda part, rows=rows: rows.to_parquet(part, index=False, compression="zstd"))
-
-
-def drop_steps_after(directory: Path, step: int) -> None:
-    """Remove the rows of later steps from the tables in `directory`, if there are any tables."""
-    for name in ("effects.parquet", "clusters.parquet"):
-        path = directory / name
-        if path.exists():
-            rows = pd.read_parquet(path)
-            if (rows["step"] > step).any():
-                kept = rows[rows["step"] <= step]
-                _replace(path, lambda part, kept=kept: kept.to_parquet(part, index=False, compression="zstd"))
-
-
-def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json`; numbers that are not finite become null."""
-    text = json.dumps(_finite(summary), indent=2) + "\n"
-    directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / "summary.json", lambda part: Path(part).write_text(text, encoding="utf-8"))
-
-
-def read_effects(directory: Path) -> pd.DataFrame:
-    """The effects table of `directory` (a `probe/` folder, or a run directory that holds one).
-
-    Raises:
-        ValueError: there is no table there, or it lacks columns.
-    """
-    path = next(
-        (p for p in (directory / "effects.parquet", directory / "probe" / "effects.parquet") if p.exists()), None
-    )
-    if path is None:
-        raise ValueError(f"{directory} holds no probe results: expected effects.parquet there or in its probe/ folder")
-    effects = pd.read_parquet(path)
-    missing = [column for column in EFFECT_COLUMNS if column not in effects.columns]
-    if missing:
-        raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}")
-    return effects
-
-
-def package_versions() -> dict[str, str]:
-    return {name: version(name) for name in ("attnres", "torch", "transformers", "numpy", "pandas")}
-
-
-def _replace(path: Path, write: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def geometry_table(result: ProbeResult, info: RunInfo) -> pd.DataFrame:
+    """Per read: entropy of the routing, effective numbers of sources, cosines between families; means over data."""
+    means = result.routing.geometry.mean(0)  # (reads, columns); NaN where a family is not there
+    rows = [
+        {
+            **{"run": info.run, "step": info.step, "read": site.index, "layer": site.layer_idx},
+            **{"sublayer": site.sublayer, "n_sources": site.num_sources},
+            **{"n_distinct_sources": site.num_sources - site.current_is_alias},
+            **dict(zip(GEOMETRY, values, strict=True)),
+        }
+        for site, values in zip(result.sites, means.tolist(), strict=True)
+    ]
+    return pd.DataFrame(rows)

@@ -3,67 +3,109 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
+from scipy.stats import spearmanr
 
 from attnres import FAMILIES, AttnResForCausalLM
 from attnres.tasks import MQAR, RecallBatch
-from probe import results
+from probe import results, storage
+from probe.coalitions import coalition_cells, coalition_table
 from probe.engine import Engine, ProbeResult
-from probe.families import ALL_SUBLAYERS, POSITIONS, Cell, build_grid, check_names
+from probe.families import ALL_SUBLAYERS, FIRST_ORDER, POSITIONS, Cell, all_scopes, build_grid, check_names
 from probe.flip import flip_test
-from probe.interventions import MIN_REMAINING, MaskRenormalise
-from probe.motifs import dissociation, motifs
+from probe.inputs import ProbeInputs
+from probe.interventions import MIN_REMAINING, Ablation
+from probe.motifs import Reader
+from probe.parts import Parts
 from probe.results import RunInfo
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+PARTS = "parts"
+"""Folder of an unfinished sweep, in the folder of its results."""
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What to ablate, and on how much data.
+    """What to ablate, how, and on how much data.
 
     Args:
         num_sequences: sequences of the `probe` split, at the task's full K; each is one cluster.
+        kinds: interventions, by `kind` (see `probe.interventions`).
         families, sublayers, scopes: the grid; scopes `None` means thirds, all, every layer and the final read.
+            Families are for kinds that act on one; the others act on all four.
         positions: "all" (primary) and / or "query".
         with_aliases: families alone (False) and / or with the sources that are the same tensor (True).
-        batch_size: sequences per forward pass.
+        exact: run the exact sweep.
+        first_order: also estimate the same grid to first order (`probe.first_order`).
+        coalitions: scopes at which every subset of the families is masked (`probe.coalitions`).
+        batch_size: sequences per clean run.
+        tokens_per_pass: most tokens of one ablated forward pass.
         num_resamples: bootstrap resamples and sign flips.
-        seed: of the resamples and flips, and of the flip test's changes.
+        seed: of the resamples and flips, of partners and draws, and of the flip test's changes.
 
     Raises:
         ValueError: a name that does not exist, or a number that is not positive.
     """
 
     num_sequences: int = 256
+    kinds: Sequence[str] = ("mask_renormalise",)
     families: Sequence[str] = FAMILIES
     sublayers: Sequence[str] = ALL_SUBLAYERS
     scopes: Sequence[str] | None = None
     positions: Sequence[str] = POSITIONS
     with_aliases: Sequence[bool] = (False,)
+    exact: bool = True
+    first_order: bool = False
+    coalitions: Sequence[str] = ()
     batch_size: int = 64
+    tokens_per_pass: int = 2**14
     num_resamples: int = 2000
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_names("kind", self.kinds, [kind for kind, cls in Ablation.known.items() if cls.labels])
         check_names("family", self.families, FAMILIES)
         check_names("sublayer", self.sublayers, ALL_SUBLAYERS)
         check_names("positions", self.positions, POSITIONS)
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
-        for name in ("num_sequences", "batch_size", "num_resamples"):
+        for name in ("num_sequences", "batch_size", "tokens_per_pass", "num_resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (self.families and self.sublayers and self.positions and self.with_aliases):
-            raise ValueError("families, sublayers, positions and with_aliases must each name at least one")
+        for name in ("kinds", "families", "sublayers", "positions", "with_aliases"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one")
+        if not (self.exact or self.first_order):
+            raise ValueError("one of exact and first_order must be true")
 
     def grid(self, model: AttnResForCausalLM) -> tuple[Cell, ...]:
-        """The cells of this probe on `model`. Raises ValueError for a scope that it does not have."""
-        return build_grid(model.model.sites, self.families, self.sublayers, self.scopes, self.with_aliases)
+        """The cells of this probe on `model`.
+
+        Raises:
+            ValueError: it has no such scope, or a kind means nothing on it.
+        """
+        sites = model.model.sites
+        check_names("scope", self.coalitions, all_scopes(sites))
+        cells: list[Cell] = []
+        for kind in self.kinds:
+            cls = Ablation.known[kind]
+            cls.check(model.config.attnres_source)
+            families = [name for name in cls.labels if name in self.families or name not in FAMILIES]
+            for suffix in ("",) * self.exact + (FIRST_ORDER,) * self.first_order:
+                cells += build_grid(sites, kind + suffix, families, self.sublayers, self.scopes, self.with_aliases)
+        if self.coalitions:
+            cells += coalition_cells(sites, self.sublayers, self.coalitions)
+        return tuple(cells)
 
 
 @dataclass(frozen=True)
@@ -86,26 +128,27 @@ def probe_model(
     condition: str,
     seed: int,
     step: int,
+    resumable: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Probe:
-    """Probe `model` (in eval mode) and write effects, clusters and summary into `directory`.
+    """Probe `model` (in eval mode) and write tables and summary into `directory`.
+
+    Args:
+        resumable: keep finished batches in `directory` until all is written, so that a killed probe goes on with them.
 
     Raises:
-        ValueError: the model's vocabulary is not the task's, or a scope does not exist in this model.
+        ValueError: the model's vocabulary is not the task's, a scope or kind does not exist in this model, or
+            `directory` holds a part of another probe.
     """
-    check_task(task, model.config.vocab_size)
     started = time.perf_counter()
-    cells = settings.grid(model)
     examples = task.batch("probe", range(settings.num_sequences))
-    engine = Engine(model, cells, settings.positions, settings.batch_size, on_progress)
-    result = engine.run(examples)
-    info = RunInfo(run, condition, seed, step, data_id(examples), task.num_pairs)
-    effects, clusters = results.build_tables(result, info, settings.num_resamples, settings.seed)
-    flip = None
-    if task.num_values > task.num_pairs:  # else there is no new value to change one to
-        flip = asdict(flip_test(model, task, examples, min(4, task.num_pairs), settings.seed, settings.batch_size))
-    results.write_tables(directory, effects, clusters)
-    seconds = time.perf_counter() - started
+    inputs = ProbeInputs.from_recall(examples)
+    engine = _engine(model, task, settings, on_progress)
+    store = _store(engine, inputs, settings, directory, run, step) if resumable else None
+    result = engine.run(inputs, store)
+    info = RunInfo(run, condition, seed, step, inputs.data_id(), task.num_pairs, mean_bias(model))
+    tables = build_all_tables(result, info, settings)
+    reader = Reader(tables["effects"], tables["clusters"], task.num_pairs, settings.num_resamples, settings.seed)
     summary = {
         **asdict(info),
         "model": describe_model(model),
@@ -115,14 +158,86 @@ def probe_model(
             "plateau_accuracy": task.plateau_accuracy,
             "task_learned": results.task_learned(result, task.num_pairs),
         },
-        "flip": flip,
-        "motifs": motifs(effects, task.num_pairs),
-        "dissociation": dissociation(effects, task.num_pairs),
-        "probe": {**_describe_probe(result, settings), "seconds": seconds},
-        "versions": results.package_versions(),
+        "flip": _flip(model, task, examples, settings),
+        "motifs": reader.motifs(),
+        "dissociation": reader.dissociation(),
+        "first_order": first_order_agreement(tables["effects"]),
+        "probe": _describe_probe(result, settings),
+        "versions": storage.package_versions(),
     }
-    results.write_summary(directory, summary)
-    return Probe(effects, summary, summary["clean"]["accuracy"], seconds)
+    storage.write_tables(directory, tables)
+    seconds = time.perf_counter() - started
+    summary["probe"]["seconds"] = seconds
+    storage.write_summary(directory, summary)
+    if store is not None:
+        store.remove()
+    return Probe(tables["effects"], summary, summary["clean"]["accuracy"], seconds)
+
+
+def sweep_share(
+    fabric: Fabric,
+    model: AttnResForCausalLM,
+    task: MQAR,
+    settings: ProbeSettings,
+    directory: Path,
+    *,
+    run: str,
+    step: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Run this process's share of a probe's batches and leave them in `directory`, for a resumable `probe_model`.
+
+    All processes must see one file system. Raises as `probe_model` does.
+    """
+    inputs = ProbeInputs.from_recall(task.batch("probe", range(settings.num_sequences)))
+    engine = _engine(model, task, settings, on_progress)
+    store = _store(engine, inputs, settings, directory, run, step)
+    engine.run_batches(inputs, range(engine.num_batches(inputs))[fabric.global_rank :: fabric.world_size], store)
+
+
+def _engine(
+    model: AttnResForCausalLM,
+    task: MQAR,
+    settings: ProbeSettings,
+    on_progress: Callable[[int, int], None] | None,
+) -> Engine:
+    check_task(task, model.config.vocab_size)
+    sizes = (settings.batch_size, settings.tokens_per_pass, settings.seed)
+    return Engine(model, settings.grid(model), settings.positions, *sizes, on_progress)
+
+
+def _store(engine: Engine, inputs: ProbeInputs, settings: ProbeSettings, directory: Path, run: str, step: int) -> Parts:
+    identity = sweep_identity(engine.model, inputs, settings, run, step)
+    return Parts(directory / PARTS, identity, engine.cells, engine.sites)
+
+
+def build_all_tables(result: ProbeResult, info: RunInfo, settings: ProbeSettings) -> dict[str, pd.DataFrame]:
+    """The tables of a probe by name (`probe.storage.TABLES`)."""
+    effects, clusters = results.build_tables(result, info, settings.num_resamples, settings.seed)
+    tables = {"effects": effects, "clusters": clusters, "geometry": results.geometry_table(result, info)}
+    coalitions = coalition_table(result, info, settings.num_resamples, settings.seed)
+    return tables if coalitions.empty else {**tables, "coalitions": coalitions}
+
+
+def first_order_agreement(effects: pd.DataFrame) -> list[dict[str, Any]]:
+    """How well first-order effects agree with the exact ones, over the cells that have both; empty without them.
+
+    By kind, positions, metric and grid: Spearman's rank correlation, and the number of cells it rests on.
+    """
+    keys = ["sublayer", "scope", "family", "positions", "with_aliases", "metric"]
+    is_first_order = effects["kind"].str.endswith(FIRST_ORDER)
+    linear = effects[is_first_order].assign(kind=lambda rows: rows["kind"].str.removesuffix(FIRST_ORDER))
+    both = linear.merge(effects[~is_first_order], on=[*keys, "kind"], suffixes=("_linear", "_exact"))
+    both = both[both["applicable_linear"] & both["applicable_exact"]]
+    both = both.assign(grid=["layers" if scope.startswith("layer:") else "regions" for scope in both["scope"]])
+    found = []
+    for names, rows in both.groupby(["kind", "positions", "metric", "grid"], sort=False):
+        pair = (rows["effect_linear"].to_numpy(), rows["effect_exact"].to_numpy())
+        varied = all(len(set(values)) > 1 for values in pair)
+        correlation = float(spearmanr(*pair)[0]) if varied else math.nan  # type: ignore[arg-type]
+        keys_of = dict(zip(("kind", "positions", "metric", "grid"), names, strict=True))  # type: ignore[call-overload]
+        found.append({**keys_of, "spearman": correlation, "n_cells": len(rows)})
+    return found
 
 
 def check_task(task: MQAR, vocab_size: int | None = None) -> None:
@@ -133,9 +248,22 @@ def check_task(task: MQAR, vocab_size: int | None = None) -> None:
         raise ValueError(f"the model's vocabulary ({vocab_size}) is smaller than the task's ({task.vocab_size})")
 
 
-def data_id(examples: RecallBatch) -> str:
-    """Hash of the probe data: equal where two probes can be compared query by query."""
-    return hashlib.sha256(examples.input_ids.cpu().numpy().tobytes()).hexdigest()[:12]
+def mean_bias(model: AttnResForCausalLM) -> float:
+    """Mean recency bias of the model's reads."""
+    biases = [value for name, value in model.routing_parameters().items() if name.endswith("_res_bias")]
+    return float(torch.stack([bias.detach().float() for bias in biases]).mean())
+
+
+def sweep_identity(
+    model: AttnResForCausalLM, inputs: ProbeInputs, settings: ProbeSettings, run: str, step: int
+) -> dict[str, Any]:
+    """What must be the same for a sweep to go on: weights, data, settings and the code's versions."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    about = {"run": run, "step": step, "model": digest.hexdigest()[:16], "data": inputs.data_id()}
+    return {**about, **asdict(settings), "versions": storage.package_versions()}
 
 
 def describe_model(model: AttnResForCausalLM) -> dict[str, Any]:
@@ -144,19 +272,30 @@ def describe_model(model: AttnResForCausalLM) -> dict[str, Any]:
     routing = ("attnres_source", "attnres_mode", "attnres_num_blocks", "attnres_routing", "layers_per_block")
     return {
         **{key: getattr(config, key) for key in (*keys, *routing)},
+        "dtype": str(model.dtype).removeprefix("torch."),
         "num_reads": len(model.model.sites),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 
 
+def _flip(
+    model: AttnResForCausalLM, task: MQAR, examples: RecallBatch, settings: ProbeSettings
+) -> dict[str, Any] | None:
+    if task.num_values <= task.num_pairs:  # there is no new value to change one to
+        return None
+    return asdict(flip_test(model, task, examples, min(4, task.num_pairs), settings.seed, settings.batch_size))
+
+
 def _describe_probe(result: ProbeResult, settings: ProbeSettings) -> dict[str, Any]:
     return {
-        "kind": MaskRenormalise.kind,
+        "kinds": list(settings.kinds),
         "min_remaining": MIN_REMAINING,
         "n_sequences": len(result.counts),
         "n_queries": int(result.counts.sum()),
         "n_ablations": len(result.effects),
         "forward_passes": result.forward_passes,
+        "forward_passes_saved": result.forward_passes_saved,
+        "sweep_seconds": result.seconds,
         "num_resamples": settings.num_resamples,
         "seed": settings.seed,
     }

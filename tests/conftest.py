@@ -14,6 +14,7 @@ from hypothesis import settings
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from attnres import AttnResConfig, AttnResForCausalLM
+from attnres.tasks import MQAR
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SOURCES = ("cumulative", "block_sum")
@@ -101,3 +102,38 @@ def make_tokens() -> Callable[..., torch.Tensor]:
         return torch.randint(int(model.config.vocab_size), (batch, seq), generator=generator)
 
     return make
+
+
+class TrainedModels:
+    """Tiny models trained for a moment on `task`, one for each source; made when first asked for."""
+
+    task = MQAR(num_pairs=3, vocab_size=24)
+
+    def __init__(self) -> None:
+        self._models: dict[str, AttnResForCausalLM] = {}
+
+    def __call__(self, source: str = "cumulative") -> AttnResForCausalLM:
+        if source not in self._models:
+            self._models[source] = self._train(source)
+        return self._models[source]
+
+    def _train(self, source: str) -> AttnResForCausalLM:
+        torch.manual_seed(1)
+        config = small_config(vocab_size=24, hidden_size=32, intermediate_size=48, head_dim=16, attnres_source=source)
+        model = AttnResForCausalLM(config)
+        torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for step in range(300):
+            pairs = 1 if step < 60 else 2 if step < 140 else 3
+            batch = self.task.batch("train", range(64 * step, 64 * (step + 1)), pairs)
+            logits = model(batch.input_ids).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return model.eval()
+
+
+@pytest.fixture(scope="session")
+def trained_model() -> TrainedModels:
+    return TrainedModels()

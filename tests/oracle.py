@@ -16,8 +16,8 @@ from torch import Tensor
 
 from attnres import AttnResForCausalLM
 
-Replace = Mapping[int, Callable[[Tensor], Tensor]]
-"""Read index -> a function from the routing weights of that read to those to use instead."""
+Replace = Mapping[int, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]
+"""Read index -> a function from the routing weights (B, T, n) and values (n, B, T, H) of that read to those to use."""
 
 
 @dataclass
@@ -27,6 +27,7 @@ class _Reader:
     model: Any  # AttnResForCausalLM
     replace: Replace
     routing_weights: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
 
     def __call__(self, name: str, completed: list[Tensor], current: Tensor | None) -> Tensor:
         owner_name, _, prefix = name.rpartition(".")  # "layers.3.attn" -> module "layers.3", parameters "attn_res_…"
@@ -42,7 +43,8 @@ class _Reader:
             b = getattr(owner, f"{prefix}_res_bias").to(precision)
             logits = torch.cat([logits[:-1], logits[-1:] + b])
         weights = logits.softmax(0).permute(1, 2, 0)  # (B, T, n)
-        weights = self.replace.get(len(self.routing_weights), lambda same: same)(weights)
+        self.values.append(v)
+        weights, v = self.replace.get(len(self.routing_weights), lambda *same: same)(weights, v)
         self.routing_weights.append(weights)
         return torch.einsum("btn,nbth->bth", weights, v).to(completed[0].dtype)
 
@@ -51,6 +53,14 @@ def forward(
     model: AttnResForCausalLM, input_ids: Tensor, replace: Replace | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Logits (B, T, vocabulary) and the routing weights (B, T, n) of every read, in order."""
+    logits, weights, _ = run(model, input_ids, replace)
+    return logits, weights
+
+
+def run(
+    model: AttnResForCausalLM, input_ids: Tensor, replace: Replace | None = None
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """As `forward`, and the values (n, B, T, H) of every read."""
     config: Any = model.config
     body: Any = model.model
     embedding = body.embed_tokens(input_ids)
@@ -106,4 +116,4 @@ def forward(
             output = read("final", completed, None)
         case other:
             raise NotImplementedError(other)
-    return model.lm_head(body.norm(output)), tuple(read.routing_weights)
+    return model.lm_head(body.norm(output)), tuple(read.routing_weights), tuple(read.values)

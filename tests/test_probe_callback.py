@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from attnres import read_sites
-from probe import results
+from probe import storage
 from probe.callback import ProbeCallback, undisturbed
 from train.callbacks import CurriculumCallback
 from train.curriculum import CurriculumConfig
@@ -75,7 +75,7 @@ def probed(tmp_path_factory):
 
 def test_training_with_probes_is_bit_identical_to_training_without(probed, tmp_path):
     directory, callback, losses = probed
-    steps = set(results.read_effects(directory)["step"])
+    steps = set(storage.read_effects(directory)["step"])
     jumps = {step for step in steps if not callback.is_scheduled(step, STEPS)}
     assert jumps, "no probe was triggered by an accuracy jump"
     assert all(step % 7 == 0 for step in jumps)  # jumps are seen at validations
@@ -85,7 +85,7 @@ def test_training_with_probes_is_bit_identical_to_training_without(probed, tmp_p
 
 def test_the_table_has_every_scheduled_step(probed):
     directory, _, _ = probed
-    effects = results.read_effects(directory)
+    effects = storage.read_effects(directory)
     steps = set(effects["step"])
     assert {0, 1, 8, 60, 120} <= steps
     cells = effects.groupby("step").size()
@@ -102,7 +102,7 @@ def test_the_table_has_every_scheduled_step(probed):
 def test_routing_is_uniform_at_step_zero(probed):
     """Queries start at zero and the bias too: each source of a read has the same weight."""
     directory, _, _ = probed
-    effects = results.read_effects(directory)
+    effects = storage.read_effects(directory)
     first = effects[(effects["step"] == 0) & (effects["metric"] == "nll")].set_index(["sublayer", "scope", "family"])
     module = RetrievalModule(**SHAPE, num_pairs=4, vocab_size=32)
     for site in read_sites(module.model.config):

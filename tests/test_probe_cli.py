@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import attnres
 from attnres.tasks import MQAR
-from probe import results
+from probe import storage
 from probe.cli import main
 
 TASK = MQAR(num_pairs=4, vocab_size=40, seed=3)
@@ -44,8 +44,8 @@ def vanilla(make_vanilla, tmp_path):
 def test_run_writes_tables_and_summary(trained, tmp_path):
     output = tmp_path / "out"
     main(["run", str(trained), "--output", str(output), *QUICK])
-    effects = results.read_effects(output)
-    assert list(effects.columns) == results.EFFECT_COLUMNS
+    effects = storage.read_effects(output)
+    assert list(effects.columns) == storage.EFFECT_COLUMNS
     assert effects[["run", "condition", "seed", "step"]].drop_duplicates().values.tolist() == [
         ["trained", "cumulative", 3, 40]
     ]
@@ -60,7 +60,7 @@ def test_run_writes_tables_and_summary(trained, tmp_path):
 def test_query_positions_are_a_subset_of_all(trained, tmp_path):
     """Masking the query positions alone leaves the binding of keys and values in the context untouched."""
     main(["run", str(trained), "--output", str(tmp_path / "out"), *QUICK])
-    effects = results.read_effects(tmp_path / "out")
+    effects = storage.read_effects(tmp_path / "out")
     nll = effects[(effects["metric"] == "nll") & effects["applicable"]]
     wide = nll.pivot(index=["sublayer", "scope", "family"], columns="positions", values=["effect", "mass"])
     assert (wide["effect", "all"] != wide["effect", "query"]).mean() > 0.5
@@ -70,13 +70,13 @@ def test_query_positions_are_a_subset_of_all(trained, tmp_path):
 def test_a_folder_and_its_run_directory_are_the_same_checkpoint(trained, tmp_path):
     main(["run", str(trained), "--output", str(tmp_path / "a"), *QUICK])
     main(["run", str(trained / "hf"), "--output", str(tmp_path / "b"), *QUICK])
-    pd.testing.assert_frame_equal(results.read_effects(tmp_path / "a"), results.read_effects(tmp_path / "b"))
+    pd.testing.assert_frame_equal(storage.read_effects(tmp_path / "a"), storage.read_effects(tmp_path / "b"))
 
 
 def test_baseline_measures_the_analytic_schedule(vanilla, tmp_path):
     wrapped = tmp_path / "wrapped"
     main(["baseline", str(vanilla), "--output", str(wrapped), "--num-blocks", "2", "--recency-bias", "2", *QUICK])
-    effects = results.read_effects(wrapped)
+    effects = storage.read_effects(wrapped)
     assert set(effects["condition"]) == {"wrapped"}
     model = AutoModelForCausalLM.from_pretrained(wrapped / "hf")
     schedule = attnres.recency_schedule(model)
@@ -96,7 +96,7 @@ def test_report_prints_one_table_and_draws_the_figures(trained, vanilla, tmp_pat
     printed = capsys.readouterr().out
     assert "cumulative (seed 3, step 40)" in printed
     assert "wrapped (seed 3, step 40)" in printed
-    effects = results.read_effects(trained / "probe" / "final")
+    effects = storage.read_effects(trained / "probe" / "final")
     row = effects[
         (effects["metric"] == "nll")
         & (effects["positions"] == "all")

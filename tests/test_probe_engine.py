@@ -1,263 +1,234 @@
-"""The engine against one naive full forward per ablation (tests/oracle.py), and the invariants of its tables."""
+"""The engine against one naive full forward per ablation (tests/naive_probe.py), for every kind, scope and source."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from attnres import FAMILIES, Read
-from attnres.tasks import MQAR
-from probe import results
+from attnres import AttnResForCausalLM
+from attnres.tasks import IGNORE_INDEX, MQAR
+from probe.coalitions import coalition_cells
 from probe.engine import Engine
-from probe.families import build_grid
-from probe.interventions import MIN_REMAINING, MaskRenormalise
+from probe.families import Cell, build_grid
+from probe.inputs import ProbeInputs
+from probe.interventions import KINDS, Ablation
 from probe.metrics import METRICS, CleanRun
 from probe.runner import check_task
-from tests import oracle
+from tests.naive_probe import NaiveProbe, metrics
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
-EXAMPLES = TASK.batch("probe", range(6))
+INPUTS = ProbeInputs.from_recall(TASK.batch("probe", range(6)))
 CONDITIONS = [(s, m) for s in ("cumulative", "block_sum") for m in ("block", "full")]
-INFO = results.RunInfo("run", "cumulative", 0, 7, "data", TASK.num_pairs)
+SEED = 3
 
 
-def probe(model, positions=("all", "query"), batch_size=64, **grid):
-    cells = build_grid(model.model.sites, **grid)
-    return Engine(model, cells, positions, batch_size).run(EXAMPLES)
+def grid(model: AttnResForCausalLM, kinds=("mask_renormalise",), **names) -> tuple[Cell, ...]:
+    cells = [build_grid(model.model.sites, kind, families=Ablation.known[kind].labels, **names) for kind in kinds]
+    return tuple(cell for part in cells for cell in part)
 
 
-@pytest.fixture(scope="module")
-def tables(make_model):
-    result = probe(make_model(num_hidden_layers=5, attnres_num_blocks=3))
-    return (result, *results.build_tables(result, INFO, num_resamples=200))
+def probe(model, cells=None, inputs=INPUTS, positions=("all", "query"), **settings):
+    return Engine(model, grid(model) if cells is None else cells, positions, seed=SEED, **settings).run(inputs)
 
 
-def naive_metrics(logits: torch.Tensor, distractor: torch.Tensor | None) -> tuple[dict[str, np.ndarray], torch.Tensor]:
-    """Per-query metrics by explicit loops; (sequences, queries) each. The distractor is chosen where None is given."""
-    labels = EXAMPLES.labels
-    found = {name: np.zeros((len(labels), TASK.num_pairs)) for name in ("nll", "logit_diff", "accuracy")}
-    chosen = torch.zeros(len(labels), TASK.num_pairs, dtype=torch.long)
-    for b in range(len(labels)):
-        for q in range(TASK.num_pairs):
-            position = 2 * TASK.num_pairs + q
-            row, answer = logits[b, position], int(labels[b, position])
-            others = [int(v) for v in EXAMPLES.values[b] if int(v) != answer]
-            chosen[b, q] = max(others, key=lambda v: float(row[v])) if distractor is None else distractor[b, q]
-            found["nll"][b, q] = -math.log(float(row.softmax(0)[answer]))
-            found["logit_diff"][b, q] = float(row[answer] - row[chosen[b, q]])
-            found["accuracy"][b, q] = float(int(row.argmax()) == answer)
-    return found, chosen
+def kinds_for(model) -> list[str]:
+    return [kind for kind in KINDS if kind != "increment" or model.config.attnres_source == "cumulative"]
 
 
-def naive_mask(families: tuple[str, ...], family: str, where: torch.Tensor):
-    def replace(weights: torch.Tensor) -> torch.Tensor:
-        new = weights.clone()
-        keep = torch.tensor([name != family for name in families])
-        for b, t in where.nonzero().tolist():
-            kept = weights[b, t] * keep
-            if 0 < keep.sum() < len(keep) and kept.sum() >= MIN_REMAINING:
-                new[b, t] = kept / kept.sum()
-        return new
+def assert_equals_naive(model, cells, inputs=INPUTS, atol=1e-5, positions=("all", "query")) -> int:
+    """Every cell of the engine against a full forward with loops; returns how many were compared."""
+    result = probe(model, cells, inputs, positions, batch_size=4)
+    labels = inputs.labels
+    draws = np.stack(
+        [
+            np.random.default_rng((SEED, i)).random(
+                (len(result.sites), max(s.num_sources for s in result.sites)), np.float32
+            )
+            for i in range(len(inputs))
+        ]
+    )
+    naive = NaiveProbe(model, inputs.input_ids, labels, inputs.partners(SEED).tolist(), draws)
+    values = inputs.candidates.tolist()
+    clean, distractors = metrics(naive.logits, labels, values, None)
+    queries = (labels != IGNORE_INDEX).sum(1).numpy()
 
-    return replace
+    def mean_by_sequence(per_query) -> np.ndarray:
+        rows = [[value for (b, _), value in per_query.items() if b == row] for row in range(len(labels))]
+        return np.array([np.mean(row) for row in rows])
+
+    for name, per_query in clean.items():
+        np.testing.assert_allclose(result.clean[name] / queries, mean_by_sequence(per_query), atol=atol)
+    for (index, where), effects in result.effects.items():
+        cell = result.cells[index]
+        mask = torch.ones_like(labels, dtype=torch.bool) if where == "all" else labels != IGNORE_INDEX
+        logits = naive.logits_under(cell.kind, cell.families, cell.reads, mask, cell.with_aliases)
+        ablated, _ = metrics(logits, labels, values, distractors)
+        for name in ablated:
+            change = mean_by_sequence(ablated[name]) - mean_by_sequence(clean[name])
+            np.testing.assert_allclose(effects[name] / queries, change, atol=atol, err_msg=f"{cell} {where} {name}")
+        p, q = naive.logits.double().log_softmax(-1), logits.double().log_softmax(-1)
+        kl = (p.exp() * (p - q)).sum(-1)
+        expected = [float(kl[b][labels[b] != IGNORE_INDEX].mean()) for b in range(len(labels))]
+        np.testing.assert_allclose(effects["kl"] / queries, expected, atol=atol, err_msg=f"{cell} {where} kl")
+    return len(result.effects)
 
 
 @pytest.mark.parametrize(("source", "mode"), CONDITIONS)
-def test_every_cell_equals_a_naive_full_forward(make_model, source, mode):
+def test_masking_equals_a_naive_full_forward_at_every_scope(make_model, source, mode):
     model = make_model(attnres_source=source, attnres_mode=mode, num_hidden_layers=3, attnres_num_blocks=2)
-    result = probe(model)
-    labels = EXAMPLES.labels
-    clean_logits, _ = oracle.forward(model, EXAMPLES.input_ids)
-    clean, distractor = naive_metrics(clean_logits.detach(), None)
-    for metric in ("nll", "logit_diff", "accuracy"):
-        np.testing.assert_allclose(result.clean[metric], clean[metric].sum(1), atol=2e-5)
-    checked = 0
-    for (index, positions), effects in result.effects.items():
-        cell = result.cells[index]
-        where = torch.ones_like(labels, dtype=torch.bool) if positions == "all" else labels != -100
-        replace = {r: naive_mask(result.sites[r].families, cell.family, where) for r in cell.reads}
-        logits, _ = oracle.forward(model, EXAMPLES.input_ids, replace)
-        ablated, _ = naive_metrics(logits.detach(), distractor)
-        for metric in ("nll", "logit_diff", "accuracy"):
-            np.testing.assert_allclose(effects[metric], (ablated[metric] - clean[metric]).sum(1), atol=5e-5)
-        p, q = clean_logits[:, 8:].log_softmax(-1), logits[:, 8:].log_softmax(-1)
-        kl = (p.exp() * (p - q)).sum(-1).sum(1).detach().numpy()
-        np.testing.assert_allclose(effects["kl"], kl, atol=5e-5)
-        checked += 1
-    assert checked > 50
+    assert assert_equals_naive(model, grid(model)) > 50
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "coalition"])
+@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+def test_every_kind_equals_a_naive_full_forward(make_model, source, kind):
+    if (source, kind) == ("block_sum", "increment"):
+        return  # refused, see below
+    model = make_model(attnres_source=source, num_hidden_layers=4, attnres_num_blocks=2)
+    scopes = ("late", "all", "layer:0", "layer:2", *(("final",) if source == "block_sum" else ()))
+    if kind == "coalition":
+        cells = coalition_cells(model.model.sites, ["self_attn", "both"], ["all", "late"])
+    else:
+        cells = grid(model, [kind], scopes=scopes, with_aliases=(False, True))
+    assert assert_equals_naive(model, cells) > 10
+
+
+@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+def test_trained_models_too(trained_model, source):
+    """All kinds and all scopes on a model that has learned something."""
+    model = trained_model(source)
+    inputs = ProbeInputs.from_recall(trained_model.task.batch("probe", range(4)))
+    cells = grid(model, kinds_for(model), sublayers=["self_attn", "mlp"])
+    assert assert_equals_naive(model, cells, inputs) > 150
+
+
+def test_sliding_window_layers(make_model):
+    """Keys and values reused from the clean run must not be those that a window has let go."""
+    model = make_model(
+        **{"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0, "num_hidden_layers": 3},
+    )
+    assert "sliding_attention" in model.config.layer_types
+    full = probe(model, positions=("query",))
+    states = [
+        model(INPUTS.input_ids, intervention=_masked_at_queries(cell)).logits[INPUTS.queries].detach()
+        for cell in full.cells
+    ]
+    clean = model(INPUTS.input_ids).logits[INPUTS.queries].detach()
+    answers = INPUTS.labels[INPUTS.queries]
+    for (index, _), effects in full.effects.items():
+        nll = torch.nn.functional.cross_entropy(states[index], answers, reduction="sum")
+        change = nll - torch.nn.functional.cross_entropy(clean, answers, reduction="sum")
+        assert effects["nll"].sum() == pytest.approx(float(change), abs=1e-4)
+
+
+def _masked_at_queries(cell: Cell):
+    from probe.interventions import Context
+
+    return Ablation.known[cell.kind](cell.families, frozenset(cell.reads), False, Context(positions=INPUTS.queries))
 
 
 def test_effects_do_not_depend_on_batching(make_model):
     model = make_model()
-    whole, split = probe(model), probe(model, batch_size=4)
-    assert whole.effects.keys() == split.effects.keys()
-    for key, effects in whole.effects.items():
-        for metric in METRICS:
-            np.testing.assert_allclose(effects[metric], split.effects[key][metric], atol=1e-5)
-    np.testing.assert_allclose(whole.routing.mass["all"], split.routing.mass["all"], atol=1e-6)
+    cells = grid(model, kinds_for(model), scopes=["all", "late", "layer:1"])
+    whole = probe(model, cells)
+    for settings in ({"batch_size": 4}, {"tokens_per_pass": 1}, {"batch_size": 2, "tokens_per_pass": 10**6}):
+        other = probe(model, cells, **settings)
+        assert whole.effects.keys() == other.effects.keys()
+        for key, effects in whole.effects.items():
+            for metric in METRICS:
+                np.testing.assert_allclose(effects[metric], other.effects[key][metric], atol=2e-5)
+        np.testing.assert_allclose(whole.routing.mass["all"], other.routing.mass["all"], atol=1e-6)
+        for key, dose in whole.routing.dose.items():
+            np.testing.assert_allclose(dose, other.routing.dose[key], atol=1e-3)
 
 
-def test_prefix_reuse_costs_less_than_one_forward_per_ablation(make_model):
-    result = probe(make_model())
-    assert len(result.effects) / 2 < result.forward_passes < 1 + len(result.effects)
+def test_sequences_of_different_lengths(make_model):
+    """Padding changes nothing: the same numbers as sequence by sequence, for kinds that need partners and means too."""
+    model = make_model()
+    parts = [TASK.batch("probe", range(4), num_pairs=pairs) for pairs in (2, 4, 3)]
+    rows = [(part.input_ids[i], part.labels[i], part.values[i]) for part in parts for i in range(len(part.keys))]
+    inputs = ProbeInputs.collate(rows)
+    assert inputs.lengths.tolist() == [6] * 4 + [12] * 4 + [9] * 4
+    cells = grid(
+        model,
+        [k for k in kinds_for(model) if k not in ("mean", "matched_mass", "resample", "patch_weights")],
+        scopes=["all", "layer:2"],
+    )
+    together = probe(model, cells, inputs, batch_size=12)
+    for first, part in zip((0, 4, 8), parts, strict=True):
+        alone = probe(model, cells, ProbeInputs.from_recall(part))
+        for key, effects in alone.effects.items():
+            for metric in METRICS:
+                np.testing.assert_allclose(together.effects[key][metric][first : first + 4], effects[metric], atol=1e-5)
+        np.testing.assert_allclose(
+            together.routing.mass["all"][first : first + 4], alone.routing.mass["all"], atol=1e-6
+        )
+    everything = probe(model, grid(model, ["mean", "resample", "patch_weights"], scopes=["all"]), inputs)
+    assert all(np.isfinite(effects["nll"]).all() for effects in everything.effects.values())
+    partners = inputs.partners(0)
+    assert (inputs.lengths[partners] == inputs.lengths).all()
+    assert sorted(partners) == list(range(12))
+    assert (partners != np.arange(12)).all()
 
 
-def test_masking_is_the_stated_move_of_the_read(make_model, make_tokens):
-    """h' - h = alpha / (1 - alpha) * (h - mean source of the family), design §2."""
-    model = make_model(num_hidden_layers=6, attnres_num_blocks=3)
-    reads: list[Read] = []
-    with torch.no_grad():
-        model(make_tokens(model), intervention=lambda read: reads.append(read) or read)
-    moved = 0
-    for read in reads:
-        values = torch.stack(read.sources, -2)
-        hidden = torch.einsum("btn,btnh->bth", read.routing_weights, values)
-        for family in FAMILIES:
-            members = torch.tensor([name == family for name in read.site.families])
-            new = MaskRenormalise(family, frozenset([read.site.index]))(read)
-            if not members.any():
-                assert new is read
-                continue
-            torch.testing.assert_close(new.routing_weights.sum(-1), torch.ones(read.routing_weights.shape[:2]))
-            assert not new.routing_weights[..., members].any()
-            alpha = read.routing_weights[..., members].sum(-1, keepdim=True)
-            mean = torch.einsum("btn,btnh->bth", read.routing_weights * members, values) / alpha
-            expected = alpha / (1 - alpha) * (hidden - mean)
-            actual = torch.einsum("btn,btnh->bth", new.routing_weights, values) - hidden
-            torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
-            moved += 1
-    assert moved > 20
+def test_a_sequence_without_a_partner_is_named():
+    rows = [
+        (part.input_ids[0], part.labels[0], part.values[0]) for part in (TASK.batch("probe", [0], p) for p in (2, 3))
+    ]
+    with pytest.raises(ValueError, match="sequence 0 has no partner"):
+        ProbeInputs.collate(rows).partners()
 
 
-def test_dose_is_the_median_relative_move_of_the_clean_run(make_model):
-    model = make_model(num_hidden_layers=6, attnres_num_blocks=3)
-    reads: list[Read] = []
-    with torch.no_grad():
-        model(EXAMPLES.input_ids, intervention=lambda read: reads.append(read) or read)
-    result = probe(model, positions=("all",), scopes=("all",), sublayers=("mlp",))
-    effects, _ = results.build_tables(result, INFO, num_resamples=10)
-    for row in effects[effects["metric"] == "nll"].to_dict("records"):
-        doses = []
-        for read in reads:
-            if read.site.sublayer != "mlp" or row["family"] not in read.site.families:
-                continue
-            new = MaskRenormalise(row["family"], frozenset([read.site.index]))(read)
-            values = torch.stack(read.sources, -2)
-            old_h = torch.einsum("btn,btnh->bth", read.routing_weights, values)
-            new_h = torch.einsum("btn,btnh->bth", new.routing_weights, values)
-            doses.append(((new_h - old_h).norm(dim=-1) / old_h.norm(dim=-1)).flatten())
-        assert row["dose"] == pytest.approx(float(np.median(torch.cat(doses).numpy())), rel=1e-4)
+@pytest.mark.parametrize(
+    ("labels", "candidates", "message"),
+    [([-100, -100], [1, 2], "at least one answer"), ([-100, 3], [1, 2], "hold every answer"), ([3], [3, 4], "as long")],
+)
+def test_sequences_that_cannot_be_probed_are_named(labels, candidates, message):
+    row = (torch.tensor([5, 6]), torch.tensor(labels), torch.tensor(candidates))
+    with pytest.raises(ValueError, match=f"sequence 0: .*{message}"):
+        ProbeInputs.collate([row])
 
 
-def test_positions_without_enough_left_are_not_touched_and_are_counted(make_model):
-    """A read whose `current` carries all but 1e-4 cannot be masked: not applicable, not a zero effect."""
-    model = make_model(randomize=False, num_hidden_layers=2, attnres_recency_bias_init=0.0)
-    with torch.no_grad():
-        model.model.layers[1].mlp_res_bias.fill_(20.0)
-    result = probe(model)
-    effects, _ = results.build_tables(result, INFO, num_resamples=10)
-    row = effects[(effects["scope"] == "layer:1") & (effects["family"] == "current") & (effects["sublayer"] == "mlp")]
-    assert not row["applicable"].any()
-    assert row["effect"].isna().all()
-    assert (row["n_reads"] == 0).all()
-    assert (row["mass"] > 0.99).all()
-    whole = effects[(effects["scope"] == "all") & (effects["family"] == "current") & (effects["sublayer"] == "mlp")]
-    np.testing.assert_allclose(whole["applicable_share"], 0.5, atol=1e-6)
-    assert whole["applicable"].all()
+def test_in_half_precision_the_engine_is_the_naive_loop_to_its_rounding(make_model):
+    model = make_model().to(torch.bfloat16).requires_grad_(False)
+    cells = grid(model, ["mask_renormalise", "zero"], scopes=["all", "layer:2"])
+    result = probe(model, cells, positions=("all",))
+    clean = model(INPUTS.input_ids).logits[INPUTS.queries].float()
+    run = CleanRun.from_logits(clean, INPUTS.labels[INPUTS.queries], INPUTS.candidates.repeat_interleave(4, 0))
+    for (index, _), effects in result.effects.items():
+        cell = result.cells[index]
+        ablation = Ablation.known[cell.kind](cell.families, frozenset(cell.reads))
+        logits = model(INPUTS.input_ids, intervention=ablation).logits[INPUTS.queries]
+        change = (run.metrics(logits)["nll"] - run.metrics()["nll"]).sum()
+        assert effects["nll"].sum() == pytest.approx(float(change), abs=0.15)
+        assert np.isfinite(effects["kl"]).all()
 
 
-def test_columns_and_keys(tables):
-    _, effects, clusters = tables
-    assert list(effects.columns) == results.EFFECT_COLUMNS
-    assert list(clusters.columns) == results.CLUSTER_COLUMNS
-    assert not effects.duplicated(results.CELL_KEYS).any()
-    assert set(effects["scope"]) == {"early", "middle", "late", "all", *(f"layer:{i}" for i in range(5))}
-    assert set(effects["sublayer"]) == {"self_attn", "mlp", "both"}
-    assert set(effects["family"]) == set(FAMILIES)
+def test_less_is_run_than_one_forward_per_ablation(make_model):
+    result = probe(make_model(num_hidden_layers=6, attnres_num_blocks=3))
+    assert 1 < result.forward_passes < 0.5 * len(result.effects)
+    assert result.forward_passes_saved == pytest.approx(len(result.effects) - result.forward_passes)
 
 
-def test_masses_of_the_families_sum_to_one_in_every_cell(tables):
-    _, effects, clusters = tables
-    cell = [key for key in results.CELL_KEYS if key != "family"]
-    np.testing.assert_allclose(effects.groupby(cell)["mass"].sum(), 1, atol=1e-6)
-    np.testing.assert_allclose(clusters.groupby([*cell, "sequence"])["mass"].sum(), 1, atol=1e-6)
+def test_progress_reaches_its_total(make_model):
+    seen: list[tuple[int, int]] = []
+    probe(make_model(), batch_size=4, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_not_applicable_rows_are_marked_and_never_zero(tables):
-    _, effects, clusters = tables
-    absent = effects[(effects["scope"] == "layer:0") & effects["family"].isin(["prev_completed", "older"])]
-    assert len(absent)
-    assert not absent["applicable"].any()
-    numbers = ["effect", "ci_low", "ci_high", "p_value", "mass_applicable", "dose"]
-    assert effects.loc[~effects["applicable"], numbers].isna().all(axis=None)
-    assert effects.loc[effects["applicable"], ["effect", "ci_low", "ci_high", "mass_applicable"]].notna().all(axis=None)
-    assert (absent["mass"] == 0).all()
-    merged = clusters.merge(effects[[*results.CELL_KEYS, "applicable"]], on=results.CELL_KEYS)
-    assert (merged["summed_effect"].isna() == ~merged["applicable"]).all()
-
-
-def test_clusters_aggregate_to_effects(tables):
-    _, effects, clusters = tables
-    grouped = clusters.groupby(results.CELL_KEYS, sort=False)
-    again = pd.DataFrame(
-        {
-            "effect": grouped["summed_effect"].sum(min_count=1) / grouped["n_queries"].sum(),
-            "mass": grouped["mass"].mean(),
-            "n_queries": grouped["n_queries"].sum(),
-            "n_sequences": grouped.size(),
-        }
-    ).reset_index()
-    both = effects.merge(again, on=results.CELL_KEYS, suffixes=("", "_again"), validate="one_to_one")
-    assert len(both) == len(effects)
-    for column in ("effect", "mass", "n_queries", "n_sequences"):
-        np.testing.assert_allclose(both[column], both[f"{column}_again"], rtol=1e-9, atol=1e-12)
-
-
-def test_aliased_mass_is_that_of_the_reads_that_open_a_block(make_model):
-    """Cumulative: at the attention read that opens a block `current` is the newest completed source."""
-    result = probe(make_model(num_hidden_layers=6, attnres_num_blocks=3), positions=("all",))
-    effects, _ = results.build_tables(result, INFO, num_resamples=10)
-    rows = effects[effects["metric"] == "nll"].set_index(["sublayer", "scope", "family"]).sort_index()
-    assert rows.loc["mlp", "aliased_mass"].eq(0).all()
-    for layer in range(6):
-        current = rows.loc[("self_attn", f"layer:{layer}", "current")]
-        assert current["aliased_mass"] == pytest.approx(current["mass"] if layer % 2 == 0 else 0)
-        assert current["n_unaliased_reads"] == layer % 2
-    assert rows.loc[("self_attn", "all", "current"), "n_unaliased_reads"] == 3
-    assert rows.loc[("self_attn", "all", "prev_completed"), "n_reads"] == 4
-    assert rows.loc[("self_attn", "all", "prev_completed"), "n_unaliased_reads"] == 2
-
-
-def test_taking_a_family_out_with_its_aliases_is_not_applicable_where_nothing_is_left(make_model):
-    result = probe(make_model(), positions=("all",), with_aliases=(False, True), scopes=("layer:0", "layer:2"))
-    effects, _ = results.build_tables(result, INFO, num_resamples=10)
-    rows = effects[(effects["metric"] == "nll") & (effects["sublayer"] == "self_attn")]
-    rows = rows.set_index(["scope", "family", "with_aliases"])
-    assert rows.loc[("layer:0", "current", False), "applicable"]
-    assert rows.loc[("layer:0", "current", False), "effect"] == pytest.approx(0, abs=1e-6)  # reachable by its alias
-    assert not rows.loc[("layer:0", "current", True), "applicable"]
-    assert abs(rows.loc[("layer:2", "current", True), "effect"]) > 1e-4
-    assert rows.loc[("layer:2", "current", True), "effect"] == rows.loc[("layer:2", "prev_completed", True), "effect"]
-
-
-def test_the_final_read_of_block_sum_is_a_scope_of_its_own(make_model):
-    effects, _ = results.build_tables(probe(make_model(attnres_source="block_sum")), INFO, num_resamples=10)
-    final = effects[effects["scope"] == "final"]
-    assert set(final["sublayer"]) == {"final"}
-    assert final.loc[final["family"] == "embedding", "applicable"].all()
-    assert not final.loc[final["family"] == "current", "applicable"].any()
-    assert set(effects.loc[effects["sublayer"] == "final", "scope"]) == {"final"}
+def test_a_kind_that_means_nothing_on_a_model_is_refused(make_model):
+    model = make_model(attnres_source="block_sum")
+    with pytest.raises(ValueError, match="'increment' is for cumulative sources; this model's are block_sum"):
+        Engine(model, grid(model, ["increment"]))
 
 
 def test_metrics_of_a_run_against_itself(make_model):
     model = make_model()
     with torch.no_grad():
-        logits = model(EXAMPLES.input_ids).logits[:, 8:].flatten(0, 1)
-    run = CleanRun.from_logits(logits, EXAMPLES.answers.flatten(), EXAMPLES.values.repeat_interleave(4, 0))
+        logits = model(INPUTS.input_ids).logits[INPUTS.queries]
+    run = CleanRun.from_logits(logits, INPUTS.labels[INPUTS.queries], INPUTS.candidates.repeat_interleave(4, 0))
     assert (run.distractors != run.answers).all()
     same = run.metrics(logits)
     assert same["kl"].abs().max() < 1e-6
@@ -281,24 +252,3 @@ def test_names_that_do_not_exist(make_model, grid, message):
 def test_a_single_pair_cannot_be_probed():
     with pytest.raises(ValueError, match="num_pairs of at least 2"):
         check_task(MQAR(num_pairs=1))
-
-
-def test_rows_of_later_steps_are_dropped(tables, tmp_path):
-    _, effects, clusters = tables
-    results.write_tables(tmp_path, effects, clusters)
-    results.write_tables(tmp_path, effects.assign(step=9), clusters.assign(step=9))
-    results.drop_steps_after(tmp_path, 8)
-    assert set(results.read_effects(tmp_path)["step"]) == {7}
-    assert set(pd.read_parquet(tmp_path / "clusters.parquet")["step"]) == {7}
-
-
-def test_rows_of_the_same_run_and_step_are_replaced(tables, tmp_path):
-    _, effects, clusters = tables
-    results.write_tables(tmp_path, effects, clusters)
-    results.write_tables(tmp_path, effects.assign(step=8), clusters.assign(step=8))
-    results.write_tables(tmp_path, effects.assign(effect=1.0), clusters)
-    stored = results.read_effects(tmp_path)
-    assert len(stored) == 2 * len(effects)
-    assert (stored.loc[stored["step"] == 7, "effect"] == 1.0).all()
-    assert len(pd.read_parquet(tmp_path / "clusters.parquet")) == 2 * len(clusters)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["clusters.parquet", "effects.parquet"]

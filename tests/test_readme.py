@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -34,8 +35,9 @@ def run(commands: list[str], directory: Path) -> list[str]:
     """Run the commands in order in a directory that has configs/; returns what each printed."""
     shutil.copytree(ROOT / "configs", directory / "configs")
     printed = []
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}  # as for a newcomer
     for command in commands:
-        done = subprocess.run(small(command), cwd=directory, capture_output=True, text=True, check=False)
+        done = subprocess.run(small(command), cwd=directory, capture_output=True, text=True, check=False, env=env)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         printed.append(done.stdout)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from attnres import Read
-from attnres.routing import DepthState
+from attnres.routing import DepthState, map_state
 from tests import oracle
 from tests.conftest import MODES, SOURCES
 
@@ -219,9 +219,9 @@ def test_intervention_changes_what_follows_it_and_nothing_before(make_model, mak
                 )
             )
             is_final = index == 2 * model.config.num_hidden_layers
-            num_before = len(clean.depth_states) if is_final else index // 2 + 1
-            for layer_idx, (a, b) in enumerate(zip(ablated.depth_states, clean.depth_states, strict=True)):
-                assert same_state(a, b) == (layer_idx < num_before), (index, layer_idx)
+            num_before = len(clean.depth_states) if is_final else index + 1
+            for number, (a, b) in enumerate(zip(ablated.depth_states, clean.depth_states, strict=True)):
+                assert same_state(a, b) == (number < num_before), (index, number)
             assert all(map(torch.equal, ablated.routing_weights[: index + 1], clean.routing_weights[: index + 1]))
             assert not torch.allclose(ablated.last_hidden_state, clean.last_hidden_state)
             if index + 1 < len(clean.routing_weights) and clean.routing_weights[-1].shape[-1] > 1:
@@ -239,15 +239,37 @@ def test_resuming_from_any_state_gives_the_same_bits(make_model, make_tokens, so
     with torch.no_grad():
         full = model.model(input_ids, output_routing_weights=True, output_depth_states=True)
         logits = model(input_ids).logits
-        assert len(full.depth_states) == shape["num_hidden_layers"] + 1
-        for layer_idx, state in enumerate(full.depth_states):
+        assert len(full.depth_states) == 2 * shape["num_hidden_layers"] + 1
+        for number, state in enumerate(full.depth_states):
+            assert state.read_index == number
             resumed = model.model(depth_state=state, output_routing_weights=True, output_depth_states=True)
             assert torch.equal(resumed.last_hidden_state, full.last_hidden_state)
-            assert len(resumed.depth_states) == len(full.depth_states) - layer_idx
-            assert all(map(same_state, resumed.depth_states, full.depth_states[layer_idx:]))
-            assert len(resumed.routing_weights) == len(full.routing_weights[2 * layer_idx :])
-            assert all(map(torch.equal, resumed.routing_weights, full.routing_weights[2 * layer_idx :]))
+            assert len(resumed.depth_states) == len(full.depth_states) - number
+            assert all(map(same_state, resumed.depth_states, full.depth_states[number:]))
+            assert len(resumed.routing_weights) == len(full.routing_weights[number:])
+            assert all(map(torch.equal, resumed.routing_weights, full.routing_weights[number:]))
             assert torch.equal(model(depth_state=state).logits, logits)
+
+
+@BOTH
+def test_stopping_and_resuming_elsewhere_gives_the_same_bits(make_model, make_tokens, source, mode):
+    """Stop before any read, keep some sequences of the batch, go on: as if the others had never been there."""
+    model = make_model(attnres_source=source, attnres_mode=mode, **SHORT_LAST_BLOCK)
+    input_ids = make_tokens(model, batch=3)
+    num_sublayers = 2 * model.config.num_hidden_layers
+    with torch.no_grad():
+        full = model.model(input_ids).last_hidden_state
+        for stop in range(1, num_sublayers):
+            stopped = model.model(input_ids, stop_before=stop, output_depth_states=True, output_routing_weights=True)
+            assert stopped.last_hidden_state is None
+            assert len(stopped.routing_weights) == stop
+            state = stopped.depth_states[-1]
+            assert state.read_index == stop
+            kept = map_state(len(model.model.sites), state, lambda x: x[1:])
+            torch.testing.assert_close(model.model(depth_state=kept).last_hidden_state, full[1:], rtol=0, atol=1e-6)
+        for wrong in (-1, 0, num_sublayers):
+            with pytest.raises(ValueError, match="stop_before must be a sublayer's read after 0, got"):
+                model.model(input_ids, stop_before=wrong)
 
 
 @BOTH
@@ -266,7 +288,7 @@ def test_resuming_keeps_mask_and_intervention(make_model, make_tokens, source, m
         states = model.model(input_ids, attention_mask=attention_mask, output_depth_states=True).depth_states
         ablated = model(input_ids, attention_mask=attention_mask, intervention=intervention).logits
         assert not torch.equal(ablated, model(input_ids, attention_mask=attention_mask).logits)
-        for state in states[:-1]:
+        for state in states[:-2]:
             resumed = model(depth_state=state, attention_mask=attention_mask, intervention=intervention)
             assert torch.equal(resumed.logits, ablated)
 

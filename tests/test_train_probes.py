@@ -56,7 +56,7 @@ def test_a_probed_run_reaches_disk_and_wandb(tmp_path, monkeypatch):
     run = fit(tmp_path / "run", *PROBED, "--trainer.max_steps=4", "--probe.every_n_steps=2")
     expected = {"config.yaml", "checkpoints", "hf", "metrics.csv", "wandb", "probe"}
     assert {path.name for path in run.iterdir()} == expected
-    probe_files = {"effects.parquet", "clusters.parquet", "summary.json"}
+    probe_files = {"effects.parquet", "clusters.parquet", "geometry.parquet", "summary.json"}
     assert {path.name for path in (run / "probe").iterdir()} == probe_files
 
     rows = [row for row in wandb_history(run) if "probe/accuracy" in row]

@@ -1,0 +1,133 @@
+"""A batch's clean run, and ablated runs that begin where they start to differ from it.
+
+What makes a replay cheaper than a full forward, and leaves every number the same:
+
+- it resumes the clean run before the first read at which an ablation acts (`DepthState`);
+- ablations that start at one read run as one batch;
+- where only query positions are ablated, positions before the first query keep the clean run's keys and values;
+- after the last attention everything is per position: only the positions of answers are carried on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from attnres import AttnResForCausalLM
+from attnres.routing import map_state
+from probe.inputs import ProbeInputs
+from probe.interventions import Ablation, Together
+from probe.metrics import CleanRun
+from probe.observer import Observer
+
+NO_MASKS = {"full_attention": None, "sliding_attention": None}
+LOGITS_PER_PASS = 2**26
+"""Logits that are held at once: 256 MiB in float32."""
+
+
+class CleanBatch:
+    """The clean run of a batch; `observer` measures it.
+
+    Attributes:
+        run: the clean run's logits at the queries, to compare others with.
+        spent: full forwards run so far, times sequences; a part of a forward counts as that part.
+    """
+
+    def __init__(self, model: AttnResForCausalLM, inputs: ProbeInputs, observer: Observer, keep_cache: bool) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.queries = inputs.queries
+        self.num_layers = model.config.num_hidden_layers
+        self._cache = DynamicCache() if keep_cache else None  # without a config: sliding layers keep all keys, too
+        outputs = model.model(
+            inputs.input_ids,
+            use_cache=keep_cache,
+            past_key_values=self._cache,
+            output_depth_states=True,
+            intervention=observer,
+        )
+        self._states = outputs.depth_states
+        self._first_query = int(self.queries.any(0).nonzero()[0])
+        candidates = inputs.candidates.repeat_interleave(self.queries.sum(1), dim=0)
+        logits = model.lm_head(outputs.last_hidden_state[self.queries])
+        self.run = CleanRun.from_logits(logits, inputs.labels[self.queries], candidates)
+        self.spent = float(len(inputs))
+
+    def ablated(self, start: int, ablations: Sequence[Ablation], at_queries: bool = False) -> list[dict[str, Tensor]]:
+        """Per-query metrics of the run under each ablation, none of which acts before read `start`.
+
+        Args:
+            at_queries: the ablations act at query positions only.
+        """
+        offset = self._first_query if at_queries and self._cache is not None else 0
+        queries = self.queries[:, offset:]
+        last = 2 * self.num_layers - 1  # the last MLP's read: from there on nothing looks at other positions
+        count, state = len(ablations), self._states[start]
+
+        def answers(value: Tensor) -> Tensor:
+            return value.unflatten(0, (count, -1))[:, queries]
+
+        if start < last:
+            state = self._map(state, lambda value: _repeat(value[:, offset:], count))
+            self._spend((last - start) * count * queries.numel())
+            state = self.model.model(
+                depth_state=state,
+                stop_before=last,
+                output_depth_states=True,
+                use_cache=False,
+                past_key_values=self._prefix(start // 2, offset, count),
+                intervention=_together(ablations, lambda value: value[:, offset:]),
+            ).depth_states[-1]
+            state = self._map(state, answers)
+        else:
+            state = self._map(state, lambda value: _repeat(value[:, offset:][queries].unsqueeze(0), count))
+        self._spend((last + 1 - max(start, last)) * count * len(self.run.answers))
+        outputs = self.model.model(
+            depth_state=state,
+            use_cache=False,
+            attention_mask=NO_MASKS,
+            intervention=_together(ablations, lambda value: value[:, offset:][queries].unsqueeze(0)),
+        )
+        return [self._metrics(hidden) for hidden in outputs.last_hidden_state]
+
+    def _metrics(self, hidden: Tensor) -> dict[str, Tensor]:
+        """Metrics of `hidden` (queries, hidden), a part at a time."""
+        rows = torch.arange(len(hidden), device=hidden.device)
+        parts = [
+            self.run.rows(part).metrics(self.model.lm_head(hidden[part]))
+            for part in rows.split(max(1, LOGITS_PER_PASS // self.model.config.vocab_size))
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _map(self, state, function: Callable[[Tensor], Tensor]):
+        return map_state(len(self.model.model.sites), state, function)
+
+    def _prefix(self, first_layer: int, length: int, count: int) -> DynamicCache | None:
+        """The clean run's keys and values of the first `length` positions, for `count` copies of the batch."""
+        if length == 0:
+            return None
+        assert self._cache is not None
+        prefix = DynamicCache()
+        for layer_idx, layer in enumerate(self._cache.layers):
+            # Layers that are not run only say how many positions are past.
+            copies = count if layer_idx >= first_layer else 1
+            held: Any = layer
+            keys, values = (_repeat(x[:, :, :length], copies) for x in (held.keys, held.values))
+            prefix.update(keys, values, layer_idx)
+        return prefix
+
+    def _spend(self, sublayer_tokens: int) -> None:
+        self.spent += sublayer_tokens / (2 * self.num_layers * self.queries.shape[1])
+
+
+def _repeat(value: Tensor, count: int) -> Tensor:
+    return value if count == 1 else value.repeat(count, *[1] * (value.dim() - 1))
+
+
+def _together(ablations: Sequence[Ablation], view: Callable[[Tensor], Tensor]) -> Together:
+    return Together(tuple(replace(each, context=replace(each.context, view=view)) for each in ablations))
