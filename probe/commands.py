@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,7 +179,8 @@ def _probe(args: argparse.Namespace, settings: ProbeSettings, load: Callable[[ar
 
         accelerator = "cuda" if args.device.startswith("cuda") else "cpu"
         fabric = Fabric(accelerator=accelerator, devices=args.devices, strategy="ddp_spawn")
-        fabric.launch(_sweep_share, args, settings, load)  # type: ignore[arg-type]
+        # As one partial: Fabric takes arguments apart to find modules in them, and settings are frozen.
+        fabric.launch(partial(_sweep_share, args=args, settings=settings, load=load))
     probe = probe_model(
         _placed(subject.model, args, args.device),
         subject.task,

@@ -85,6 +85,10 @@ class ProbeSettings:
         for name in ("kinds", "families", "sublayers", "positions", "with_aliases"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one")
+        if self.num_sequences < 2 and any(Ablation.known[kind].needs == "partner" for kind in self.kinds):
+            raise ValueError(
+                "num_sequences must be at least 2 for kinds that take another example's content or weights"
+            )
         if not (self.exact or self.first_order):
             raise ValueError("one of exact and first_order must be true")
 

@@ -172,6 +172,16 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
         "too many blocks": (["baseline", str(vanilla), *out, "--num-blocks", "9"], "attnres_num_blocks (9) exceeds"),
         "unprobed report": (["report", str(vanilla)], "holds no probe results"),
         "missing report": (["report", str(tmp_path / "nowhere")], "is not a directory"),
+        "kind": (["run", str(trained), *out, "--kinds", "mask"], "kind 'mask' does not exist; choose from mask_renorm"),
+        "coalitions": (["run", str(trained), *out, "--coalitions", "foo"], "scope 'foo' does not exist; choose"),
+        "partner": (
+            ["run", str(trained), *out, "--kinds", "resample", "--num-sequences", "1"],
+            "num_sequences must be at least 2",
+        ),
+        "devices": (["run", str(trained), *out, "--devices", "0"], "--devices must be at least 1, got 0"),
+        "more devices": (["run", str(trained), *out, "--devices", "999"], "--devices 999 is more than"),
+        "compare": (["compare", str(trained), str(vanilla)], "holds no probe results"),
+        "compare output": (["compare", "a", "b", "--output", "x.txt"], "must end in .json, .csv, .parquet"),
         "command": (["prob"], "invalid choice: 'prob'"),
     }
 
