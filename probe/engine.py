@@ -6,7 +6,7 @@ One engine serves the training callback and the command line. It needs a model a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnres import AttnResForCausalLM, ReadSite
 from probe.families import LABELS, POSITIONS, Cell, source_mask
-from probe.first_order import first_order_effects
+from probe.first_order import Linearised
 from probe.inputs import ProbeInputs
 from probe.interventions import Ablation, Context
 from probe.observer import Observer, Routing
@@ -120,7 +120,8 @@ class Engine:
         cells: the grid, see `probe.families.build_grid`.
         positions: where to act: "all" positions, "query" positions, or both in turn.
         batch_size: sequences per clean run, whose states are kept while its ablations run.
-        tokens_per_pass: most tokens of one ablated forward, which bounds memory; one ablation is the least.
+        tokens_per_pass: most tokens of one ablated forward, which bounds memory; one ablation is the least. `None`:
+            4,096 on a CPU, whose caches are small, and 65,536 elsewhere.
         seed: of partners and random draws.
         on_progress: called with (done, total) ablated forwards, several ablations in each.
 
@@ -134,7 +135,7 @@ class Engine:
         cells: Sequence[Cell],
         positions: Sequence[str] = POSITIONS,
         batch_size: int = 64,
-        tokens_per_pass: int = 2**14,
+        tokens_per_pass: int | None = None,
         seed: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -143,7 +144,7 @@ class Engine:
         self.cells = tuple(cells)
         self.positions = tuple(positions)
         self.batch_size = batch_size
-        self.tokens_per_pass = tokens_per_pass
+        self.tokens_per_pass = tokens_per_pass or (2**12 if model.device.type == "cpu" else 2**16)
         self.seed = seed
         self.on_progress = on_progress or (lambda done, total: None)
         self.kinds = {cell.base_kind: Ablation.known[cell.base_kind] for cell in cells}
@@ -218,22 +219,18 @@ class Engine:
         contexts = {"all": context, "query": replace(context, positions=queries)}
         where = {"all": batch.real, "query": queries}
         observer = Observer({p: where[p] for p in self.positions}, batch.real, queries, self._observed(context))
-        clean_batch = CleanBatch(self.model, batch, observer, keep_cache="query" in self.positions)
-        clean = clean_batch.run.metrics()
         effects: dict[tuple[int, str], Effects] = {}
-        for positions in self.positions:
-            for together in self._passes(tasks, batch.input_ids.numel()):
-                ablations = [replace(task.ablation, context=contexts[positions]) for task in together]
-                runs = clean_batch.ablated(together[0].start, ablations, positions == "query")
-                for task, ablated in zip(together, runs, strict=True):
-                    sums = {m: sum_by_sequence(ablated[m] - clean[m], queries) for m in clean}
-                    effects |= {(index, positions): sums for index in task.cells}
-                self._done += len(together)
-                self.on_progress(self._done, self._total)
-        linear = [(i, cell) for i, cell in enumerate(self.cells) if cell.is_first_order]
-        if linear:
-            effects |= first_order_effects(self.model, batch, clean_batch.run, linear, contexts, self.positions)
-            clean_batch.spent += 3 * len(batch)
+        clean: dict[str, Tensor] = {}
+        spent = 0.0
+        if linear := [(i, cell) for i, cell in enumerate(self.cells) if cell.is_first_order]:
+            linearised = Linearised(self.model, batch, Observer({}, batch.real, queries, {}) if tasks else observer)
+            clean, spent = linearised.run.metrics(), linearised.spent
+            effects |= linearised.effects(linear, contexts, self.positions)
+        if tasks or not linear:
+            clean_batch = CleanBatch(self.model, batch, observer, keep_cache="query" in self.positions)
+            clean = clean_batch.run.metrics()
+            effects |= self._ablate(clean_batch, clean, contexts, tasks)
+            spent += clean_batch.spent
         return ProbeResult(
             cells=self.cells,
             sites=self.sites,
@@ -241,8 +238,29 @@ class Engine:
             clean={m: sum_by_sequence(values, queries) for m, values in clean.items()},
             effects=effects,
             routing=observer.routing(),
-            spent=clean_batch.spent,
+            spent=spent,
         )
+
+    def _ablate(
+        self,
+        clean_batch: CleanBatch,
+        clean: Mapping[str, Tensor],
+        contexts: Mapping[str, Context],
+        tasks: Sequence[_Task],
+    ) -> dict[tuple[int, str], Effects]:
+        """The exact effects of all tasks on a batch."""
+        effects: dict[tuple[int, str], Effects] = {}
+        for positions in self.positions:
+            at_queries = positions == "query"
+            for together in self._passes(tasks, clean_batch.num_tokens(at_queries)):
+                ablations = [replace(task.ablation, context=contexts[positions]) for task in together]
+                runs = clean_batch.ablated(together[0].start, ablations, at_queries)
+                for task, ablated in zip(together, runs, strict=True):
+                    sums = {m: sum_by_sequence(ablated[m] - clean[m], clean_batch.queries) for m in clean}
+                    effects |= {(index, positions): sums for index in task.cells}
+                self._done += len(together)
+                self.on_progress(self._done, self._total)
+        return effects
 
     def _observed(self, context: Context) -> dict[tuple[str, bool], list[Ablation]]:
         """By (kind, aliases), an ablation for each label of the kind."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnres import AttnResForCausalLM, Read
+from attnres import AttnResForCausalLM, Intervention, Read
 from probe.families import Cell
 from probe.inputs import ProbeInputs
 from probe.interventions import Ablation, Context
@@ -25,67 +25,85 @@ METRICS = ("nll", "logit_diff")
 """What a gradient can tell; KL has none at the clean run, accuracy none at all."""
 
 
-def first_order_effects(
-    model: AttnResForCausalLM,
-    batch: ProbeInputs,
-    clean: CleanRun,
-    cells: Sequence[tuple[int, Cell]],
-    contexts: Mapping[str, Context],
-    positions: Sequence[str],
-) -> dict[tuple[int, str], dict[str, np.ndarray]]:
-    """[index, positions] -> [metric] -> (sequences,) summed effect, for `cells` with their indices in the grid."""
-    reads, gradients = _gradients(model, batch, clean)
-    along = {i: {m: _along(read, gradients[m][i]) for m in METRICS} for i, read in reads.items()}
-    effects: dict[tuple[int, str], dict[str, np.ndarray]] = {}
-    done: dict[tuple, dict[str, Tensor]] = {}  # a read's effects serve every scope that holds it
-    for name in positions:
-        for index, cell in cells:
-            kind = Ablation.known[cell.base_kind]
-            ablation = kind(cell.families, frozenset(cell.reads), cell.with_aliases, contexts[name])
-            total = {m: torch.zeros(len(batch), dtype=torch.float64) for m in METRICS}
-            acting = [i for i in cell.reads if ablation.exists_at(reads[i].site)]
-            for i in acting:
-                key = (name, cell.base_kind, cell.family, cell.with_aliases, i)
-                if key not in done:
-                    done[key] = {m: _effect(ablation, reads[i], along[i][m], gradients[m][i]) for m in METRICS}
-                total = {m: total[m] + done[key][m] for m in METRICS}
-            if acting:
-                effects[index, name] = {m: value.numpy() for m, value in total.items()}
-    return effects
+class Linearised:
+    """One clean forward of a batch, and the gradients of its metrics in the output of every read.
 
+    Args:
+        observer: measures the forward.
 
-@torch.enable_grad()
-def _gradients(
-    model: AttnResForCausalLM, batch: ProbeInputs, clean: CleanRun
-) -> tuple[dict[int, Read], dict[str, list[Tensor]]]:
-    """Every read of the clean run, and [metric] -> per read, the gradient of the summed metric in its output."""
-    reads: dict[int, Read] = {}
-    probes: list[Tensor] = []
+    Attributes:
+        run: the clean run's logits at the queries.
+        spent: forwards' worth of work, times sequences: a backward pass through activations counts as one.
+    """
 
-    def add_probe(read: Read) -> Read:
-        """One source more, zero, with weight one: its gradient is that of the read's output."""
-        zero = torch.zeros_like(read.sources[0], requires_grad=True)
-        probes.append(zero)
-        reads[read.site.index] = Read(read.site, read.routing_weights.detach(), tuple(s.detach() for s in read.sources))
-        weights = torch.nn.functional.pad(read.routing_weights, (0, 1), value=1.0)
-        return Read(read.site, weights, (*read.sources, zero))
+    def __init__(self, model: AttnResForCausalLM, batch: ProbeInputs, observer: Intervention) -> None:
+        self.reads: dict[int, Read] = {}
+        probes: list[Tensor] = []
 
-    outputs = model.model(batch.input_ids, use_cache=False, intervention=add_probe)
-    metrics = clean.metrics(model.lm_head(outputs.last_hidden_state[batch.queries]))
-    gradients = {m: list(torch.autograd.grad(metrics[m].sum(), probes, retain_graph=m != METRICS[-1])) for m in METRICS}
-    return reads, gradients
+        def add_probe(read: Read) -> Read:
+            """One source more, zero, with weight one: its gradient is that of the read's output."""
+            weights, sources = read.routing_weights.detach(), tuple(source.detach() for source in read.sources)
+            self.reads[read.site.index] = clean = Read(read.site, weights, sources)
+            with torch.no_grad():
+                observer(clean)
+            zero = torch.zeros_like(sources[0], requires_grad=True)
+            probes.append(zero)
+            weights = torch.nn.functional.pad(read.routing_weights, (0, 1), value=1.0)
+            return Read(read.site, weights, (*read.sources, zero))
+
+        # With detached parameters no gradient is taken, nor anything kept, for them; the model's stay as they are.
+        frozen = {name: value.detach() for name, value in model.model.named_parameters()}
+        with torch.enable_grad():
+            inputs = {"use_cache": False, "intervention": add_probe}
+            outputs = torch.func.functional_call(model.model, frozen, (batch.input_ids,), inputs)
+            hidden = outputs.last_hidden_state[batch.queries]
+            logits = torch.nn.functional.linear(hidden, model.lm_head.weight.detach())
+            candidates = batch.candidates.repeat_interleave(batch.queries.sum(1), dim=0)
+            self.run = CleanRun.from_logits(logits.detach(), batch.labels[batch.queries], candidates)
+            sums = {m: values.sum() for m, values in self.run.metrics(logits).items() if m in METRICS}
+            self.gradients = {
+                m: torch.autograd.grad(value, probes, retain_graph=m != METRICS[-1]) for m, value in sums.items()
+            }
+        self.along = {i: {m: _along(read, self.gradients[m][i]) for m in METRICS} for i, read in self.reads.items()}
+        self.spent = float((1 + len(METRICS)) * len(batch))
+
+    def effects(
+        self, cells: Sequence[tuple[int, Cell]], contexts: Mapping[str, Context], positions: Sequence[str]
+    ) -> dict[tuple[int, str], dict[str, np.ndarray]]:
+        """[index, positions] -> [metric] -> (sequences,) summed effect, for `cells` with their indices in the grid."""
+        effects: dict[tuple[int, str], dict[str, np.ndarray]] = {}
+        done: dict[tuple, dict[str, np.ndarray]] = {}  # a read's effects serve every scope that holds it
+        for name in positions:
+            for index, cell in cells:
+                kind = Ablation.known[cell.base_kind]
+                ablation = kind(cell.families, frozenset(cell.reads), cell.with_aliases, contexts[name])
+                acting = [i for i in cell.reads if ablation.exists_at(self.reads[i].site)]
+                parts = []
+                for i in acting:
+                    key = (name, cell.base_kind, cell.family, cell.with_aliases, i)
+                    if key not in done:
+                        done[key] = self._effect(ablation, i)
+                    parts.append(done[key])
+                if parts:
+                    effects[index, name] = {m: np.sum([part[m] for part in parts], axis=0) for m in METRICS}
+        return effects
+
+    def _effect(self, ablation: Ablation, index: int) -> dict[str, np.ndarray]:
+        """[metric] -> (sequences,) first-order effect of the ablation at one read."""
+        read = self.reads[index]
+        new = replace(ablation, reads=frozenset([index]))(read)
+        moved = new.routing_weights - read.routing_weights
+        found = {}
+        for metric in METRICS:
+            change = (moved * self.along[index][metric]).sum(-1)
+            for i, (source, old) in enumerate(zip(new.sources, read.sources, strict=True)):
+                if source is not old:
+                    gradient = self.gradients[metric][index]
+                    change = change + new.routing_weights[..., i] * ((source - old) * gradient).sum(-1)
+            found[metric] = change.sum(-1, dtype=torch.float64).cpu().numpy()
+        return found
 
 
 def _along(read: Read, gradient: Tensor) -> Tensor:
     """How much the metric changes with the weight of each source: (B, T, n)."""
     return torch.stack([(source * gradient).sum(-1, dtype=torch.float32) for source in read.sources], -1)
-
-
-def _effect(ablation: Ablation, read: Read, along: Tensor, gradient: Tensor) -> Tensor:
-    """(sequences,) first-order effect of the ablation at one read."""
-    new = replace(ablation, reads=frozenset([read.site.index]))(read)
-    change = ((new.routing_weights - read.routing_weights) * along).sum(-1)
-    for i, (source, old) in enumerate(zip(new.sources, read.sources, strict=True)):
-        if source is not old:
-            change = change + new.routing_weights[..., i] * ((source - old) * gradient).sum(-1)
-    return change.sum(-1, dtype=torch.float64).cpu()

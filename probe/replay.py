@@ -58,13 +58,21 @@ class CleanBatch:
         self.run = CleanRun.from_logits(logits, inputs.labels[self.queries], candidates)
         self.spent = float(len(inputs))
 
+    def num_tokens(self, at_queries: bool) -> int:
+        """Tokens of one ablated run."""
+        return self.queries[:, self._offset(at_queries) :].numel()
+
+    def _offset(self, at_queries: bool) -> int:
+        """Positions that ablations cannot change."""
+        return self._first_query if at_queries and self._cache is not None else 0
+
     def ablated(self, start: int, ablations: Sequence[Ablation], at_queries: bool = False) -> list[dict[str, Tensor]]:
         """Per-query metrics of the run under each ablation, none of which acts before read `start`.
 
         Args:
             at_queries: the ablations act at query positions only.
         """
-        offset = self._first_query if at_queries and self._cache is not None else 0
+        offset = self._offset(at_queries)
         queries = self.queries[:, offset:]
         last = 2 * self.num_layers - 1  # the last MLP's read: from there on nothing looks at other positions
         count, state = len(ablations), self._states[start]

@@ -49,7 +49,7 @@ class ProbeSettings:
         first_order: also estimate the same grid to first order (`probe.first_order`).
         coalitions: scopes at which every subset of the families is masked (`probe.coalitions`).
         batch_size: sequences per clean run.
-        tokens_per_pass: most tokens of one ablated forward pass.
+        tokens_per_pass: most tokens of one ablated forward pass; `None` for a default by device (`Engine`).
         num_resamples: bootstrap resamples and sign flips.
         seed: of the resamples and flips, of partners and draws, and of the flip test's changes.
 
@@ -68,7 +68,7 @@ class ProbeSettings:
     first_order: bool = False
     coalitions: Sequence[str] = ()
     batch_size: int = 64
-    tokens_per_pass: int = 2**14
+    tokens_per_pass: int | None = None
     num_resamples: int = 2000
     seed: int = 0
 
@@ -80,8 +80,9 @@ class ProbeSettings:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         for name in ("num_sequences", "batch_size", "tokens_per_pass", "num_resamples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("kinds", "families", "sublayers", "positions", "with_aliases"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one")

@@ -91,6 +91,6 @@ def test_alone_it_costs_a_few_forwards(make_model, tmp_path):
     task = MQAR(num_pairs=4, vocab_size=40)
     settings = ProbeSettings(num_sequences=8, first_order=True, exact=False, num_resamples=50)
     probe = probe_model(make_model(), task, settings, tmp_path, run="r", condition="c", seed=0, step=0)
-    assert probe.summary["probe"]["forward_passes"] == 4
+    assert probe.summary["probe"]["forward_passes"] == 3  # one forward, two backward passes
     assert probe.summary["motifs"] == []
     assert probe.summary["dissociation"] == {}

@@ -1,0 +1,139 @@
+"""Cost of a probe: exact sweeps against one full forward per ablation, and first order against exact, in one run.
+
+    python benchmarks/probe_sweep.py --shape demo --output benchmarks/results/probe_sweep_demo.json
+    python benchmarks/probe_sweep.py --shape 28-layers --output benchmarks/results/probe_sweep_28_layers.json
+    python benchmarks/probe_sweep.py --checkpoint runs/mine --output …     # a trained model: rank correlations too
+
+The naive loop gives every applicable ablation a full forward of all positions with logits, as any hook-based tool
+does, and takes the same metrics at the answers. All contenders alternate; medians of `--repeats`. Only ratios of one
+run mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from scipy.stats import spearmanr
+
+from attnres import AttnResConfig, AttnResForCausalLM
+from attnres.tasks import MQAR
+from probe.checkpoints import load_checkpoint
+from probe.engine import Engine
+from probe.families import FIRST_ORDER, POSITIONS, Cell, build_grid
+from probe.inputs import ProbeInputs
+from probe.interventions import Ablation
+from probe.metrics import CleanRun
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "demo": {
+        **{"num_hidden_layers": 8, "attnres_num_blocks": 4, "hidden_size": 64, "intermediate_size": 128},
+        **{"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "vocab_size": 256},
+    },
+    "28-layers": {  # Qwen3-0.6B's depth and vocabulary, a quarter of its width
+        **{"num_hidden_layers": 28, "attnres_num_blocks": 8, "hidden_size": 256, "intermediate_size": 768},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 151_936},
+    },
+}
+
+
+@torch.no_grad()
+def naive_sweep(model: AttnResForCausalLM, inputs: ProbeInputs, cells: list[Cell], positions: str) -> dict[int, float]:
+    """Mean NLL effect of each applicable cell, by its index."""
+    queries, answers = inputs.queries, inputs.labels[inputs.queries]
+    candidates = inputs.candidates.repeat_interleave(queries.sum(1), dim=0)
+    clean = CleanRun.from_logits(model(inputs.input_ids, use_cache=False).logits[queries], answers, candidates)
+    before, effects = clean.metrics()["nll"], {}
+    for index, cell in enumerate(cells):
+        ablation = Ablation.known[cell.kind](cell.families, frozenset(cell.reads))
+        if not any(ablation.exists_at(model.model.sites[i]) for i in cell.reads):
+            continue
+        if positions == "query":
+            ablation = replace(ablation, context=replace(ablation.context, positions=queries))
+        logits = model(inputs.input_ids, use_cache=False, intervention=ablation).logits[queries]
+        effects[index] = float((clean.metrics(logits)["nll"] - before).mean())
+    return effects
+
+
+def measure(model: AttnResForCausalLM, inputs: ProbeInputs, cells: list[Cell], repeats: int) -> dict[str, Any]:
+    """Times of the contenders on one grid, and how well their effects agree."""
+    linear = [replace(cell, kind=cell.kind + FIRST_ORDER) for cell in cells]
+    seconds: dict[str, list[float]] = {}
+    results: dict[str, Any] = {}
+
+    def timed(name: str, work) -> None:
+        started = time.perf_counter()
+        results[name] = work()
+        seconds.setdefault(name, []).append(time.perf_counter() - started)
+
+    for _ in range(1 + repeats):  # the first round warms up
+        for where in POSITIONS:
+            timed(f"naive {where}", lambda where=where: naive_sweep(model, inputs, cells, where))
+            timed(f"exact {where}", lambda where=where: Engine(model, cells, (where,), len(inputs)).run(inputs))
+        timed("exact both", lambda: Engine(model, cells, POSITIONS, len(inputs)).run(inputs))
+        timed("first_order both", lambda: Engine(model, linear, POSITIONS, len(inputs)).run(inputs))
+    median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    median["naive both"] = median["naive all"] + median["naive query"]
+    found: dict[str, Any] = {"seconds": median, "ablations": len(results["naive all"])}
+    queries = int(inputs.queries.sum())
+    for where in POSITIONS:
+        exact, naive = results[f"exact {where}"], results[f"naive {where}"]
+        ours = {index: float(exact.effects[index, where]["nll"].sum()) / queries for index in naive}
+        estimated = [float(results["first_order both"].effects[index, where]["nll"].sum()) / queries for index in naive]
+        found[where] = {
+            "speedup_over_naive": median[f"naive {where}"] / median[f"exact {where}"],
+            "forward_passes": exact.forward_passes,
+            "largest_difference_from_naive": max(abs(ours[index] - naive[index]) for index in naive),
+            "first_order_spearman": float(spearmanr(estimated, list(ours.values()))[0]),  # type: ignore[arg-type]
+        }
+    found["both"] = {
+        "speedup_over_naive": median["naive both"] / median["exact both"],
+        "first_order_speedup_over_exact": median["exact both"] / median["first_order both"],
+    }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="demo")
+    parser.add_argument("--checkpoint", help="probe this model instead of a random one")
+    parser.add_argument("--num-sequences", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    if args.checkpoint:
+        loaded = load_checkpoint(args.checkpoint)
+        model, task = loaded.model, loaded.task or MQAR()
+        assert isinstance(model, AttnResForCausalLM)
+    else:
+        model = AttnResForCausalLM(AttnResConfig(**SHAPES[args.shape], initializer_range=0.1)).eval()
+        task = MQAR(num_pairs=16, vocab_size=SHAPES[args.shape]["vocab_size"])
+    inputs = ProbeInputs.from_recall(task.batch("probe", range(args.num_sequences)))
+    grid = list(build_grid(model.model.sites))
+    report: dict[str, Any] = {
+        "shape": args.checkpoint or args.shape,
+        "n_sequences": args.num_sequences,
+        "repeats": args.repeats,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "per_layer": measure(model, inputs, [cell for cell in grid if cell.is_layer], args.repeats),
+        "whole_grid": measure(model, inputs, grid, args.repeats),
+    }
+    text = json.dumps(report, indent=2) + "\n"
+    print(text)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
