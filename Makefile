@@ -6,13 +6,16 @@ SEED ?= 0
 # A new folder each time: nothing is overwritten.
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
+# The final probes: the masks, the control of equal mass, every subset of the families, and the linear estimate.
+PROBE := --kinds mask_renormalise matched_mass --coalitions all --first-order
+
 .PHONY: demo test lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/attnres-train fit --config configs/demo.yaml --seed_everything $(SEED) --run_dir $(RUN)/trained
 	$(BIN)/attnres-train fit --config configs/demo_vanilla.yaml --seed_everything $(SEED) --run_dir $(RUN)/vanilla
-	$(BIN)/attnres-probe run $(RUN)/trained --output $(RUN)/trained/probe/final
-	$(BIN)/attnres-probe baseline $(RUN)/vanilla --num-blocks 4 --output $(RUN)/wrapped
+	$(BIN)/attnres-probe run $(RUN)/trained --output $(RUN)/trained/probe/final $(PROBE)
+	$(BIN)/attnres-probe baseline $(RUN)/vanilla --num-blocks 4 --output $(RUN)/wrapped $(PROBE)
 	$(BIN)/attnres-probe report $(RUN)/trained $(RUN)/wrapped
 
 test: $(INSTALLED)

@@ -1,7 +1,8 @@
 """Cost of a probe: exact sweeps against one full forward per ablation, and first order against exact, in one run.
 
     python benchmarks/probe_sweep.py --shape demo --output benchmarks/results/probe_sweep_demo.json
-    python benchmarks/probe_sweep.py --shape 28-layers --output benchmarks/results/probe_sweep_28_layers.json
+    python benchmarks/probe_sweep.py --shape 28-layers --num-sequences 8 --repeats 1 \\
+        --grids per_layer --output benchmarks/results/probe_sweep_28_layers.json
     python benchmarks/probe_sweep.py --checkpoint runs/mine --output …     # a trained model: rank correlations too
 
 The naive loop gives every applicable ablation a full forward of all positions with logits, as any hook-based tool
@@ -44,6 +45,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
+GRIDS = ("per_layer", "whole_grid")
+
 
 @torch.no_grad()
 def naive_sweep(model: AttnResForCausalLM, inputs: ProbeInputs, cells: list[Cell], positions: str) -> dict[int, float]:
@@ -74,13 +77,15 @@ def measure(model: AttnResForCausalLM, inputs: ProbeInputs, cells: list[Cell], r
         results[name] = work()
         seconds.setdefault(name, []).append(time.perf_counter() - started)
 
-    for _ in range(1 + repeats):  # the first round warms up
+    naive_sweep(model, inputs, cells[:8], "all")  # warm up
+    Engine(model, [*cells[:8], *linear], POSITIONS, len(inputs)).run(inputs)
+    for _ in range(repeats):
         for where in POSITIONS:
             timed(f"naive {where}", lambda where=where: naive_sweep(model, inputs, cells, where))
             timed(f"exact {where}", lambda where=where: Engine(model, cells, (where,), len(inputs)).run(inputs))
         timed("exact both", lambda: Engine(model, cells, POSITIONS, len(inputs)).run(inputs))
         timed("first_order both", lambda: Engine(model, linear, POSITIONS, len(inputs)).run(inputs))
-    median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    median = {name: statistics.median(values) for name, values in seconds.items()}
     median["naive both"] = median["naive all"] + median["naive query"]
     found: dict[str, Any] = {"seconds": median, "ablations": len(results["naive all"])}
     queries = int(inputs.queries.sum())
@@ -107,6 +112,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="probe this model instead of a random one")
     parser.add_argument("--num-sequences", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--grids", nargs="+", choices=GRIDS, default=list(GRIDS))
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -125,9 +131,10 @@ def main() -> None:
         "repeats": args.repeats,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "per_layer": measure(model, inputs, [cell for cell in grid if cell.is_layer], args.repeats),
-        "whole_grid": measure(model, inputs, grid, args.repeats),
     }
+    for name in args.grids:
+        cells = [cell for cell in grid if cell.is_layer or name == "whole_grid"]
+        report[name] = measure(model, inputs, cells, args.repeats)
     text = json.dumps(report, indent=2) + "\n"
     print(text)
     if args.output:

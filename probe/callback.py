@@ -186,7 +186,10 @@ class ProbeCallback(Callback):
         training = time.perf_counter() - self._started - self.probe_seconds
         timing = {"in_training_seconds": self.probe_seconds, "training_seconds": training}
         storage.write_summary(directory, {**probe.summary, "probe": {**probe.summary["probe"], **timing}})
-        rank_zero_info(f"probe at step {step}: accuracy {probe.accuracy:.3f} on the probe split, {probe.seconds:.1f} s")
+        learned = "" if probe.summary["clean"]["task_learned"] else " (not learned)"
+        rank_zero_info(
+            f"probe at step {step}: accuracy {probe.accuracy:.3f}{learned} on the probe split, {probe.seconds:.1f} s"
+        )
         scalars = _scalars(probe)
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):  # the table on disk holds more

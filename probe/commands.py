@@ -88,7 +88,8 @@ def report(args: argparse.Namespace) -> None:
     runs = [reporting.load_run(directory) for directory in args.runs]
     for line in [line for run in runs for line in reporting.warnings(run)]:
         print(line)
-    print("Mass and causal effect of each source family, all layers (mask and renormalise, all positions)\n")
+    print("Mass and causal effect of each source family, all layers (mask and renormalise, all positions;")
+    print("control: as much mass taken from other sources, drawn at random)\n")
     print(reporting.mass_effect_table(runs))
     print()
     for probed in runs:

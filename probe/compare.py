@@ -12,7 +12,8 @@ from attnres import FAMILIES, SUBLAYERS
 from probe import storage
 from probe.checkpoints import read_json
 from probe.metrics import PRIMARY
-from probe.results import ESTIMATED, estimate
+from probe.motifs import primary_rows
+from probe.results import estimate
 
 PAIRED_ON = [key for key in storage.CELL_KEYS if key not in ("run", "step")]
 
@@ -69,8 +70,8 @@ def _names(ids: set[str]) -> str:
 
 def comparison_table(rows: pd.DataFrame, names: tuple[str, str], metric: str = PRIMARY) -> str:
     """The whole-depth part of `compare` for people: the primary intervention, each family and sublayer."""
-    shown = rows[(rows["kind"] == "mask_renormalise") & (rows["positions"] == "all") & ~rows["with_aliases"]]
-    shown = shown[(shown["metric"] == metric) & shown["scope"].isin(["all", "final"])]
+    shown = primary_rows(rows, metric)
+    shown = shown[shown["scope"].isin(["all", "final"])]
     lines = [
         f"{metric}: B - A on the same {rows['n_sequences'].iloc[0]} sequences; A = {names[0]}, B = {names[1]}",
         f"{'sublayer':<10} {'family':<15} {'A':>9} {'B':>9} {'difference [95 % CI]':>32} {'p adj.':>8}",
@@ -87,6 +88,3 @@ def _line(sublayer: str, family: str, row: dict[Any, Any]) -> str:
     p_adjusted = "—" if np.isnan(row["p_adjusted"]) else f"{row['p_adjusted']:.4f}"
     numbers = f"{row['effect_a']:+9.4f} {row['effect_b']:+9.4f} {difference:>32} {p_adjusted:>8}"
     return f"{sublayer:<10} {family:<15} {numbers}"
-
-
-__all__ = ["ESTIMATED", "compare", "comparison_table"]

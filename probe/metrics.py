@@ -18,12 +18,13 @@ class CleanRun:
     """The clean run of some queries: what ablated runs are compared with.
 
     Attributes:
-        log_probs: (queries, vocab) float32.
+        log_probs, probs: (queries, vocab) float32.
         answers: (queries,) token ids.
         distractors: (queries,) the context value, other than the answer, with the highest clean logit.
     """
 
     log_probs: Tensor
+    probs: Tensor
     answers: Tensor
     distractors: Tensor
 
@@ -38,22 +39,25 @@ class CleanRun:
         candidates = candidates.clamp_min(0)
         candidate_scores = log_probs.gather(1, candidates).masked_fill(excluded, -torch.inf)
         distractors = candidates.gather(1, candidate_scores.argmax(1, keepdim=True)).squeeze(1)
-        return cls(log_probs, answers, distractors)
+        return cls(log_probs, log_probs.exp(), answers, distractors)
 
-    def rows(self, rows: Tensor) -> CleanRun:
-        """The same run of some of the queries."""
-        return CleanRun(self.log_probs[rows], self.answers[rows], self.distractors[rows])
+    def rows(self, rows: slice) -> CleanRun:
+        """The same run of some of the queries; nothing is copied."""
+        return CleanRun(self.log_probs[rows], self.probs[rows], self.answers[rows], self.distractors[rows])
 
     def metrics(self, logits: Tensor | None = None) -> dict[str, Tensor]:
-        """Per-query metrics, each (queries,), of a run with these `logits` (queries, vocab); `None`: of the clean run.
+        """Per-query metrics, each (..., queries), of runs with these `logits` (..., queries, vocab); `None`: of the
+        clean run.
 
         nll: answer NLL in nats. logit_diff: answer minus the clean run's strongest in-context distractor.
         kl: KL(clean || this run) in nats over the vocabulary. accuracy: whether the answer is the argmax.
         """
         log_probs = self.log_probs if logits is None else _log_softmax(logits)
-        answer = log_probs.gather(1, self.answers[:, None]).squeeze(1)
-        distractor = log_probs.gather(1, self.distractors[:, None]).squeeze(1)
-        kl = torch.nn.functional.kl_div(log_probs, self.log_probs, reduction="none", log_target=True).sum(-1)
+        answer, distractor = (
+            log_probs.gather(-1, ids.expand(log_probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+            for ids in (self.answers, self.distractors)
+        )
+        kl = torch.linalg.vecdot(self.probs, self.log_probs - log_probs)
         accuracy = (log_probs.argmax(-1) == self.answers).to(log_probs.dtype)
         return {"nll": -answer, "logit_diff": answer - distractor, "kl": kl, "accuracy": accuracy}
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from attnres import REGIONS, SUBLAYERS
 from probe import stats
+from probe.interventions import MaskRenormalise
 from probe.metrics import PRIMARY
 
 MATTERS = 0.05
@@ -24,9 +25,9 @@ APPRECIABLE_MASS = 0.05
 CELL = ["sublayer", "scope", "family"]
 
 
-def primary_rows(table: pd.DataFrame, metric: str = PRIMARY) -> pd.DataFrame:
+def primary_rows(table: pd.DataFrame, metric: str = PRIMARY, kind: str = MaskRenormalise.kind) -> pd.DataFrame:
     """Rows (of effects or clusters) of the primary intervention: exact masks, all positions, families alone."""
-    primary = (table["kind"] == "mask_renormalise") & (table["positions"] == "all") & ~table["with_aliases"]
+    primary = (table["kind"] == kind) & (table["positions"] == "all") & ~table["with_aliases"]
     return table[primary & (table["metric"] == metric)]
 
 

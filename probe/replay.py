@@ -101,16 +101,16 @@ class CleanBatch:
             attention_mask=NO_MASKS,
             intervention=_together(ablations, lambda value: value[:, offset:][queries].unsqueeze(0)),
         )
-        return [self._metrics(hidden) for hidden in outputs.last_hidden_state]
+        metrics = self._metrics(outputs.last_hidden_state)
+        return [{name: values[i] for name, values in metrics.items()} for i in range(count)]
 
     def _metrics(self, hidden: Tensor) -> dict[str, Tensor]:
-        """Metrics of `hidden` (queries, hidden), a part at a time."""
-        rows = torch.arange(len(hidden), device=hidden.device)
-        parts = [
-            self.run.rows(part).metrics(self.model.lm_head(hidden[part]))
-            for part in rows.split(max(1, LOGITS_PER_PASS // self.model.config.vocab_size))
-        ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        """Metrics (ablations, queries) of `hidden` (ablations, queries, hidden), some queries at a time."""
+        ablations, queries, _ = hidden.shape
+        step = max(1, LOGITS_PER_PASS // (ablations * self.model.config.vocab_size))
+        rows = [slice(first, first + step) for first in range(0, queries, step)]
+        parts = [self.run.rows(part).metrics(self.model.lm_head(hidden[:, part])) for part in rows]
+        return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 
     def _map(self, state, function: Callable[[Tensor], Tensor]):
         return map_state(len(self.model.model.sites), state, function)

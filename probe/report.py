@@ -11,16 +11,19 @@ import pandas as pd
 from attnres import FAMILIES
 from probe import plots, stats, storage
 from probe.checkpoints import read_json
+from probe.interventions import MatchedMass
 from probe.motifs import primary_rows
+from probe.observer import GEOMETRY
 from probe.results import ENOUGH_SEQUENCES
 
 
 @dataclass(frozen=True)
 class ProbedRun:
-    """A probed model: `effects` of one (run, step), the summary of that probe, its coalitions if any."""
+    """A probed model: `effects` and `geometry` of one (run, step), the summary, the coalitions if any."""
 
     directory: Path
     effects: pd.DataFrame
+    geometry: pd.DataFrame
     summary: dict[str, Any]
     coalitions: pd.DataFrame | None = None
 
@@ -41,16 +44,20 @@ def load_run(directory: Path) -> ProbedRun:
     effects = storage.read_effects(folder)
     if not (folder / "summary.json").exists():
         raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
-    path = folder / "coalitions.parquet"
     last = effects["step"].max()
-    coalitions = pd.read_parquet(path).query("step == @last") if path.exists() else None
-    return ProbedRun(directory, effects[effects["step"] == last], read_json(folder / "summary.json"), coalitions)
+    geometry, coalitions = (
+        rows[rows["step"] == last] if rows is not None else None
+        for rows in (storage.read_geometry(folder), storage.read_coalitions(folder))
+    )
+    assert geometry is not None
+    summary = read_json(folder / "summary.json")
+    return ProbedRun(directory, effects[effects["step"] == last], geometry, summary, coalitions)
 
 
 def mass_effect_table(runs: list[ProbedRun]) -> str:
     """Family x sublayer: mass (and what it would be with equal weights), effect on NLL with its 95 % interval and
-    adjusted p-value; a group of columns for each run."""
-    group = f"  {'mass':>6} {'(even)':>7} {'aliased':>8} {'ΔNLL (nats) [95 % CI]':>30} {'p adj.':>7}"
+    adjusted p-value, and that of taking the same mass from other sources; a group of columns for each run."""
+    group = f"  {'mass':>6} {'(even)':>7} {'aliased':>8} {'ΔNLL (nats) [95 % CI]':>30} {'p adj.':>7} {'control':>8}"
     header = f"{'':<10} {'':<15}" + "".join(f"  {run.label:^{len(group) - 2}}" for run in runs)
     columns = f"{'sublayer':<10} {'family':<15}" + group * len(runs)
     lines = [header, columns, "-" * len(columns)]
@@ -65,16 +72,19 @@ def mass_effect_table(runs: list[ProbedRun]) -> str:
 
 
 def _cell(run: ProbedRun, sublayer: str, scope: str, family: str) -> str:
-    rows = primary_rows(run.effects)
-    rows = rows[(rows["sublayer"] == sublayer) & (rows["scope"] == scope) & (rows["family"] == family)]
+    rows, control = (
+        rows[(rows["sublayer"] == sublayer) & (rows["scope"] == scope) & (rows["family"] == family)]
+        for rows in (primary_rows(run.effects), primary_rows(run.effects, kind=MatchedMass.kind))
+    )
     if rows.empty:
-        return f"  {'—':>6} {'—':>7} {'—':>8} {'not probed':>30} {'—':>7}"
+        return f"  {'—':>6} {'—':>7} {'—':>8} {'not probed':>30} {'—':>7} {'—':>8}"
     row = rows.iloc[0]
+    other = f"{control['effect'].iloc[0]:+.4f}" if control["applicable"].any() else "—"
     masses = f"  {row['mass']:>6.3f} {row['mass_uniform']:>7.3f} {row['aliased_mass']:>8.3f}"
     if not row["applicable"]:
-        return f"{masses} {'not applicable':>30} {'—':>7}"
+        return f"{masses} {'not applicable':>30} {'—':>7} {other:>8}"
     effect = f"{row['effect']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"
-    return f"{masses} {effect:>30} {row['p_adjusted']:>7.4f}"
+    return f"{masses} {effect:>30} {row['p_adjusted']:>7.4f} {other:>8}"
 
 
 def warnings(run: ProbedRun) -> list[str]:
@@ -113,6 +123,7 @@ def describe(run: ProbedRun) -> str:
     unlearned = "" if clean["task_learned"] else " (NOT LEARNED)"
     for sublayer, found in run.summary["dissociation"].items():
         lines += [line + unlearned for line in _describe_dissociation(sublayer, found)]
+    lines += _describe_geometry(run)
     lines += [f"  {_describe_motif(motif)}{unlearned}" for motif in run.summary["motifs"]]
     lines += [f"  {line}{unlearned}" for line in _describe_coalitions(run)]
     for found in run.summary["first_order"]:
@@ -138,6 +149,16 @@ def _describe_dissociation(sublayer: str, found: dict[str, Any]) -> list[str]:
             f"equivalent to zero (p = {idle['p_equivalent_adjusted']:.4f})"
         )
     return lines
+
+
+def _describe_geometry(run: ProbedRun) -> list[str]:
+    """How many sources reads have, use, and use that differ; mean over reads."""
+    means = run.geometry.groupby("sublayer", sort=False)[["n_sources", *GEOMETRY[:3]]].mean()
+    return [
+        f"  {sublayer} reads: {row['n_sources']:.1f} sources, effectively {row['effective_sources']:.1f}, of different "
+        f"direction {row['effective_distinct_sources']:.1f}; routing entropy {row['entropy']:.2f} nats"
+        for sublayer, row in means.iterrows()
+    ]
 
 
 def _describe_motif(motif: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ LEARNED_FRACTION = 0.5
 EQUIVALENCE = 0.01
 """An effect is equivalent to zero within this fraction of ln K."""
 ENOUGH_SEQUENCES = 64
-"""With fewer, intervals of skewed effects are too short (benchmarks/results/statistics.json)."""
+"""With fewer, intervals of skewed effects are too short (benchmarks/results/probe_statistics.json)."""
 IN_NATS = ("nll", "logit_diff", "kl")
 """Metrics to which margins in nats apply."""
 

@@ -1,7 +1,8 @@
 """Statistics of paired effects, clustered by sequence. Vectorised over the cells of a grid.
 
 Queries of one sequence share a context and are one cluster; clusters are what is resampled and what is sign-flipped
-(Cameron, Gelbach and Miller, Review of Economics and Statistics 90, 2008).
+(Cameron, Gelbach and Miller, Review of Economics and Statistics 90, 2008). NaN in, NaN out: a cell without a number
+never has a p-value, and takes no part in the adjustment of others.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ CONFIDENCE = 0.95
 
 
 def resample_weights(num_clusters: int, num_resamples: int, seed: int = 0) -> np.ndarray:
-    """(resamples, clusters) how often each cluster is drawn, with replacement."""
+    """(resamples, clusters) how often each cluster is drawn, with replacement: what a joint resampling shares."""
     rng = np.random.default_rng(seed)
     even = np.full(num_clusters, 1 / num_clusters)
     return rng.multinomial(num_clusters, even, size=num_resamples).astype(np.float64)
@@ -35,10 +36,14 @@ class BootstrapT:
     t: np.ndarray
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
-        """Equal-tailed bootstrap-t interval, (cells,) each: the upper tail of `t` gives the lower end."""
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(self.t, (tail, 1 - tail), axis=0, method="inverted_cdf")  # t may be infinite
-        return self.mean - high * self.error, self.mean - low * self.error
+        """Equal-tailed bootstrap-t interval, (cells,) each: the upper tail of `t` gives the lower end.
+
+        The ends are the k-th most extreme `t`, k = (resamples + 1) * tail, which makes the interval the set of
+        thresholds that neither one-sided test rejects. An end is infinite where the tail of `t` is.
+        """
+        k = max(1, int((len(self.t) + 1) * (1 - confidence) / 2 + 1e-9))
+        ordered = np.sort(self.t, axis=0)
+        return self.mean - ordered[-k] * self.error, self.mean - ordered[k - 1] * self.error
 
     def p_above(self, threshold: float) -> np.ndarray:
         """(cells,) one-sided p-value of "the mean is at most `threshold`"."""
@@ -49,13 +54,15 @@ class BootstrapT:
         return self._share(self.t <= self._studentised(threshold))
 
     def p_equivalent(self, margin: float) -> np.ndarray:
-        """(cells,) p-value of "the mean is `margin` or more away from zero": two one-sided tests (Schuirmann 1987)."""
+        """(cells,) p-value of "the mean is `margin` or more away from zero": two one-sided tests (Schuirmann, Journal
+        of Pharmacokinetics and Biopharmaceutics 15, 1987). At most 5 % if and only if the 90 % interval is inside.
+        """
         return np.maximum(self.p_above(-margin), self.p_below(margin))
 
     def _studentised(self, threshold: float) -> np.ndarray:
         distance = self.mean - threshold
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(self.error > 0, distance / self.error, np.sign(distance) * np.inf)
+            return np.where(distance == 0, 0.0, distance / self.error)  # infinite where the effect is constant
 
     def _share(self, extreme: np.ndarray) -> np.ndarray:
         share = (1 + extreme.sum(0)) / (1 + len(self.t))
@@ -71,12 +78,17 @@ def bootstrap_t(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000,
 
     Args:
         sums: (clusters, cells) summed effect of each sequence.
-        counts: (clusters,) queries of each.
+        counts: (clusters,) queries of each; positive.
 
     Returns:
-        NaN throughout for fewer than two clusters.
+        Intervals and p-values are NaN for fewer than two clusters, and in cells where a sum is NaN.
+
+    Raises:
+        ValueError: a cluster without queries, which a resample could be made of.
     """
     num_clusters, num_cells = sums.shape
+    if counts.shape != (num_clusters,) or not (counts > 0).all():
+        raise ValueError(f"counts must be one positive number for each of the {num_clusters} sequences: {counts}")
     mean = sums.sum(0) / counts.sum()
     if num_clusters < 2:
         nothing = np.full(num_cells, np.nan)
@@ -103,40 +115,39 @@ def sign_flip_test(sums: np.ndarray, num_flips: int = 2000, seed: int = 0) -> tu
 
     Signs of studentised cluster means are flipped, the same flips for every cell, so that the cells' dependence is
     kept; exact where effects are symmetric under the null. Adjusted by step-down max-t (Westfall and Young 1993,
-    algorithm 4.1), which controls the family-wise error rate. The smallest possible value is 1 / (num_flips + 1).
-    Where no sequence shows any effect, p is 1; with fewer than two clusters, NaN.
+    algorithm 4.1; Romano and Wolf, JASA 100, 2005), which controls the family-wise error rate. The smallest possible
+    value is 1 / (num_flips + 1). Where no sequence shows any effect, p is 1; with fewer than two clusters, NaN.
 
     Args:
-        sums: (clusters, cells) summed effect of each sequence.
+        sums: (clusters, cells) summed effect of each sequence. Sums, not means: a cluster weighs by its queries.
     """
     num_clusters, num_cells = sums.shape
-    if num_clusters < 2 or num_cells == 0:
-        return np.full(num_cells, np.nan), np.full(num_cells, np.nan)
-    rng = np.random.default_rng(seed)
-    flips = rng.choice((-1.0, 1.0), size=(num_flips, num_clusters))
-    total_squares = np.square(sums).sum(0)  # unchanged by flips
-    observed = np.abs(_studentised(sums.mean(0), total_squares, num_clusters)) * (1 - 1e-9)  # ties count
-    flipped = np.abs(_studentised(flips @ sums / num_clusters, total_squares, num_clusters))
-    p_value = (1 + (flipped >= observed).sum(0)) / (1 + num_flips)
+    p_values = np.full((2, num_cells), np.nan)
+    known = np.flatnonzero(~np.isnan(sums).any(0))
+    if num_clusters < 2 or not len(known):
+        return p_values[0], p_values[1]
+    # Flips leave the squares alone, and t^2 = (n - 1) r / (1 - r) with r = (sum of x)^2 / (n * sum of x^2), for every
+    # cell: r orders like |t|, within and across cells, and loses no digits where clusters agree.
+    norms = np.sqrt(num_clusters * np.square(sums[:, known]).sum(0))
+    units = sums[:, known] / np.where(norms > 0, norms, 1.0)
+    flips = np.random.default_rng(seed).choice((-1.0, 1.0), size=(num_flips, num_clusters))
+    observed = np.abs(units.sum(0))
     order = np.argsort(-observed, kind="stable")
+    at_least = observed[order] - 1e-12  # ties count
+    flipped = np.abs(flips @ units[:, order])
     # Largest statistic of a flip among this cell and all that are less significant.
-    largest = np.maximum.accumulate(flipped[:, order[::-1]], axis=1)[:, ::-1]
-    stepwise = (1 + (largest >= observed[order]).sum(0)) / (1 + num_flips)
-    p_adjusted = np.empty(num_cells)
-    p_adjusted[order] = np.maximum.accumulate(stepwise)
-    silent = total_squares == 0
-    return np.where(silent, 1.0, p_value), np.where(silent, 1.0, p_adjusted)
-
-
-def _studentised(mean: np.ndarray, total_squares: np.ndarray, num_clusters: int) -> np.ndarray:
-    variance = (total_squares - num_clusters * np.square(mean)) / (num_clusters - 1)
-    error = np.sqrt(np.maximum(variance, 0) / num_clusters)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(mean == 0, 0.0, mean / error)
+    largest = np.maximum.accumulate(flipped[:, ::-1], axis=1)[:, ::-1]
+    raw, stepwise = ((1 + (found >= at_least).sum(0)) / (1 + num_flips) for found in (flipped, largest))
+    p_values[:, known[order]] = raw, np.maximum.accumulate(stepwise)
+    return p_values[0], p_values[1]
 
 
 def false_discovery(p_values: np.ndarray) -> np.ndarray:
-    """q-values of Benjamini and Hochberg (1995), the shape of `p_values`; NaNs are left out and stay."""
+    """q-values of Benjamini and Hochberg (1995), the shape of `p_values`; NaNs are left out and stay.
+
+    Raises:
+        ValueError: a p-value outside [0, 1].
+    """
     q_values, known = np.full(p_values.shape, np.nan), ~np.isnan(p_values)
     if known.any():
         q_values[known] = stats.false_discovery_control(p_values[known])
@@ -145,26 +156,27 @@ def false_discovery(p_values: np.ndarray) -> np.ndarray:
 
 def holm(p_values: np.ndarray) -> np.ndarray:
     """p-values adjusted by Holm (1979), the shape of `p_values`; NaNs are left out and stay."""
-    adjusted, known = np.full(p_values.shape, np.nan), np.flatnonzero(~np.isnan(p_values))
-    order = known[np.argsort(p_values[known], kind="stable")]
-    steps = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
+    adjusted, known = np.full(p_values.shape, np.nan), ~np.isnan(p_values)
+    values = p_values[known]
+    order = np.argsort(values, kind="stable")
+    values[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1.0)
+    adjusted[known] = values
     return adjusted
 
 
-def across_seeds(effects: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, 95 % interval (low, high) and p-value of effects over training seeds, (cells,) each.
+def across_seeds(estimates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, 95 % interval (low, high) and p-value of estimates over training seeds, (cells,) each.
 
     The seed is the top level of the design: a Student t interval over the seeds' means. NaN below two seeds.
 
     Args:
-        effects: (seeds, cells) mean effect of each seed.
+        estimates: (seeds, cells) mean effect of each seed, on whatever many sequences.
     """
-    num_seeds = len(effects)
-    mean = effects.mean(0)
+    num_seeds = len(estimates)
+    mean = estimates.mean(0)
     if num_seeds < 2:
         return mean, *(np.full(mean.shape, np.nan) for _ in range(3))
-    error = effects.std(0, ddof=1) / np.sqrt(num_seeds)
+    error = estimates.std(0, ddof=1) / np.sqrt(num_seeds)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1) * error
     with np.errstate(divide="ignore", invalid="ignore"):
         p_value = 2 * stats.t.sf(np.where(mean == 0, 0.0, np.abs(mean / error)), num_seeds - 1)

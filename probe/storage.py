@@ -95,6 +95,17 @@ def read_clusters(directory: Path) -> pd.DataFrame:
     return _read_table(directory, "clusters", CLUSTER_COLUMNS)
 
 
+def read_geometry(directory: Path) -> pd.DataFrame:
+    """`geometry.parquet` of `directory`. Raises ValueError if it is not there."""
+    return _read_table(directory, "geometry", ["run", "step", "read"])
+
+
+def read_coalitions(directory: Path) -> pd.DataFrame | None:
+    """`coalitions.parquet` of `directory`, or None where no coalition was probed."""
+    path = directory / "coalitions.parquet"
+    return pd.read_parquet(path) if path.exists() else None
+
+
 def _read_table(directory: Path, name: str, columns: list[str]) -> pd.DataFrame:
     path = directory / f"{name}.parquet"
     if not path.exists():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +14,10 @@ from attnres.tasks import MQAR
 from probe.engine import Engine
 from probe.families import LABELS, build_grid, label, source_mask
 from probe.inputs import ProbeInputs
-from probe.interventions import KINDS, Ablation, Context, Increment, MatchedMass, Together, Uniform, everywhere
+from probe.interventions import KINDS, Ablation, Context, Increment, MatchedMass, Together, Uniform
 from probe.observer import GEOMETRY, geometry
 
+ROOT = Path(__file__).parent.parent
 INPUTS = ProbeInputs.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 
 
@@ -120,16 +124,9 @@ def test_several_at_once_are_each_on_its_own_part(reads):
 
 
 def test_a_kind_of_your_own(make_model):
-    """As in docs/probes.md."""
-
-    class Halve(Ablation):
-        kind = "halve"
-
-        def ablated(self, read):
-            members = self.members(read)
-            weights = torch.where(members, read.routing_weights / 2, read.routing_weights)
-            return read._replace(routing_weights=weights), everywhere(read)
-
+    """The class of docs/probes.md, as it stands there."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "probes.md").read_text(encoding="utf-8"), re.S)
+    exec(next(block for block in blocks if "class Halve" in block), {"torch": torch})
     try:
         model = make_model()
         result = Engine(model, build_grid(model.model.sites, "halve"), ("all",)).run(INPUTS)

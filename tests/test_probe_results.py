@@ -9,11 +9,12 @@ import torch
 
 from attnres import FAMILIES, Read
 from attnres.tasks import MQAR
-from probe import results, storage
+from probe import results, stats, storage
 from probe.engine import Engine
 from probe.families import build_grid
 from probe.inputs import ProbeInputs
 from probe.interventions import MaskRenormalise
+from probe.runner import mean_bias
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
 INPUTS = ProbeInputs.from_recall(TASK.batch("probe", range(6)))
@@ -197,3 +198,47 @@ def test_masking_is_the_stated_move_of_the_read(make_model, make_tokens):
             torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
             moved += 1
     assert moved > 20
+
+
+def test_q_values_look_across_the_checkpoints_of_a_cell(tables, tmp_path):
+    """Benjamini-Hochberg over steps, cell by cell, also for steps that were written before."""
+    _, effects, clusters = tables
+    given = {1: 0.01, 2: 0.04, 3: 0.03}
+    for step, p_adjusted in given.items():
+        rows = effects.assign(step=step, p_adjusted=p_adjusted)
+        storage.write_tables(tmp_path, {"effects": rows, "clusters": clusters.assign(step=step)})
+    stored = storage.read_effects(tmp_path).groupby("step")["q_value"].unique()
+    assert {int(step): values.tolist() for step, values in stored.items()} == {
+        1: [pytest.approx(0.03)],
+        2: [pytest.approx(0.04)],
+        3: [pytest.approx(0.04)],
+    }
+
+
+def test_layers_and_regions_are_two_grids(tables):
+    """Adjusted p-values are those of the grid's own cells: recomputed here from the clusters."""
+    _, effects, clusters = tables
+    rows = effects[(effects["metric"] == "nll") & (effects["positions"] == "all") & effects["applicable"]]
+    is_layer = rows["scope"].str.startswith("layer:")
+    for part in (rows[is_layer], rows[~is_layer]):
+        merged = clusters.merge(part[storage.CELL_KEYS], on=storage.CELL_KEYS)
+        keys = ["sublayer", "scope", "family"]
+        sums = merged.pivot(index="sequence", columns=keys, values="summed_effect")[
+            pd.MultiIndex.from_frame(part[keys])
+        ]
+        _, p_adjusted = stats.sign_flip_test(sums.to_numpy(), 200, 0)
+        np.testing.assert_allclose(part["p_adjusted"], p_adjusted)
+    assert effects.loc[effects["metric"] == "kl", ["p_value", "p_adjusted"]].isna().all(axis=None)
+    assert effects.loc[effects["metric"] == "accuracy", "p_equivalent"].isna().all()
+
+
+def test_masses_stand_beside_their_priors(make_model):
+    """With zero queries the schedule at the mean bias is the mass itself; even weights are what b = 0 gives."""
+    model = make_model(randomize=False, attnres_recency_bias_init=2.0, num_hidden_layers=6, attnres_num_blocks=3)
+    info = results.RunInfo("run", "wrapped", 0, 7, "data", TASK.num_pairs, mean_bias(model))
+    effects, _ = results.build_tables(probe(model, positions=("all",)), info, num_resamples=10)
+    np.testing.assert_allclose(effects["mass"], effects["mass_schedule"], atol=1e-5)
+    cell = [key for key in storage.CELL_KEYS if key != "family"]
+    np.testing.assert_allclose(effects.groupby(cell)["mass_uniform"].sum(), 1)
+    row = effects.query("scope == 'layer:5' and sublayer == 'mlp' and family == 'older' and metric == 'nll'").iloc[0]
+    assert row["mass_uniform"] == pytest.approx(1 / 4)

@@ -67,7 +67,7 @@ def test_one_sided_and_equivalence_p_values_count_resamples():
 
 @pytest.mark.parametrize(("num_clusters", "skewed"), [(64, False), (128, True)])
 def test_intervals_cover_the_truth_where_queries_of_a_sequence_agree(num_clusters, skewed):
-    """Full simulations: benchmarks/statistics.py."""
+    """Full simulations: benchmarks/probe_statistics.py."""
     sums, counts = simulate(num_clusters, 0.2, seed=2, cells=1000, skewed=skewed)
     low, high = stats.bootstrap_t(sums, counts, 1000).interval()
     coverage = ((low <= 0.2) & (high >= 0.2)).mean()

@@ -27,7 +27,7 @@ def small(command: str) -> list[str]:
     """The command with options appended that make it small."""
     words = shlex.split(command)
     name = Path(words[0]).name
-    extra = {"attnres-train": TRAIN, "attnres-probe": PROBE if words[1] != "report" else []}[name]
+    extra = {"attnres-train": TRAIN, "attnres-probe": PROBE if words[1] in ("run", "baseline") else []}[name]
     return [str(BIN / name), *words[1:], *extra]
 
 
