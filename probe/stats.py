@@ -170,7 +170,7 @@ def across_seeds(estimates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     The seed is the top level of the design: a Student t interval over the seeds' means. NaN below two seeds.
 
     Args:
-        estimates: (seeds, cells) mean effect of each seed, on whatever many sequences.
+        estimates: (seeds, cells) mean effect of each seed.
     """
     num_seeds = len(estimates)
     mean = estimates.mean(0)

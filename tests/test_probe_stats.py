@@ -50,6 +50,26 @@ def test_bootstrap_t_equals_resampling_written_as_a_loop():
         np.testing.assert_allclose(found.t[:, cell], t, rtol=1e-9)
 
 
+def test_resamples_draw_as_many_clusters_as_there_are():
+    weights = stats.resample_weights(7, 4000, seed=2)
+    assert (weights.sum(1) == 7).all()
+    np.testing.assert_allclose(weights.mean(0), 1, atol=0.07)
+    np.testing.assert_allclose(weights.var(0), 6 / 7, atol=0.1)
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 20), st.integers(1, 8), st.integers(0, 1000))
+def test_bootstrap_treats_cells_alike_whatever_their_order_and_scale(num_clusters, cells, seed):
+    rng = np.random.default_rng(seed)
+    sums, counts = rng.normal(1, 1, size=(num_clusters, cells)), rng.integers(1, 9, num_clusters)
+    scale, shuffled = 10.0 ** rng.integers(-3, 3, cells), rng.permutation(cells)
+    one = stats.bootstrap_t(sums, counts, 99, seed)
+    other = stats.bootstrap_t((sums * scale)[:, shuffled], counts, 99, seed)
+    np.testing.assert_allclose(other.t, one.t[:, shuffled], rtol=1e-5, atol=1e-5)  # two clusters: near-zero errors
+    np.testing.assert_allclose(other.mean, (one.mean * scale)[shuffled])
+    np.testing.assert_allclose(other.error, (one.error * scale)[shuffled])
+
+
 def test_interval_turns_the_tails_of_t_around():
     bootstrap = stats.BootstrapT(np.array([10.0]), np.array([2.0]), np.linspace(-1, 3, 10_001)[:, None])
     low, high = bootstrap.interval(0.9)
@@ -76,13 +96,21 @@ def test_intervals_cover_the_truth_where_queries_of_a_sequence_agree(num_cluster
     assert (high - low).mean() > 2 * naive
 
 
-def test_equivalence_and_interval_agree():
+@pytest.mark.parametrize("num_resamples", [99, 999, 2000])
+def test_tests_and_intervals_agree(num_resamples):
     sums, counts = simulate(64, 0.05, seed=8, cells=300)
-    bootstrap = stats.bootstrap_t(sums, counts, 999)
+    bootstrap = stats.bootstrap_t(sums, counts, num_resamples)
     low, high = bootstrap.interval(0.9)
     inside = (low > -0.3) & (high < 0.3)
     assert 0.05 < inside.mean() < 0.95
-    assert (inside == (bootstrap.p_equivalent(0.3) <= 0.05)).mean() > 0.98
+    np.testing.assert_array_equal(bootstrap.p_above(-0.3) <= 0.05, low > -0.3)
+    np.testing.assert_array_equal(bootstrap.p_below(0.3) <= 0.05, high < 0.3)
+    np.testing.assert_array_equal(bootstrap.p_equivalent(0.3) <= 0.05, inside)
+
+
+def test_too_few_resamples_for_a_tail_give_all_they_have():
+    bootstrap = stats.BootstrapT(np.zeros(1), np.ones(1), np.array([[-1.0], [2.0], [0.0]]))
+    assert bootstrap.interval(0.99) == ([-2.0], [1.0])
 
 
 def test_equivalence_is_rarely_claimed_at_the_margin():
@@ -99,6 +127,50 @@ def test_a_constant_effect_has_an_interval_of_no_width():
     assert bootstrap.p_equivalent(2.5) == 0.01
     assert bootstrap.p_equivalent(1.5) == 1
     assert bootstrap.p_above(1.0) == 0.01
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_a_constant_effect_is_not_beyond_itself(value):
+    """Without spread the estimate is a fact: on the threshold it is neither above nor below it."""
+    counts = np.arange(1, 9)
+    bootstrap = stats.bootstrap_t(value * counts[:, None], counts, 99)
+    mean = float(bootstrap.mean[0])
+    assert (bootstrap.error, bootstrap.p_above(mean), bootstrap.p_below(mean)) == ([0], [1], [1])
+    assert (bootstrap.p_above(mean + 1e-3), bootstrap.p_above(mean - 1e-3)) == ([1], [0.01])
+
+
+def test_resamples_without_spread_are_beyond_any_threshold():
+    sums = np.zeros((6, 1))
+    sums[0] = 5.0
+    bootstrap = stats.bootstrap_t(sums, np.full(6, 2), 500, seed=1)
+    times = stats.resample_weights(6, 500, seed=1)[:, 0]
+    assert (bootstrap.t[times == 0] == -np.inf).all()
+    assert (bootstrap.t[times == 1] == 0).all()
+    assert np.isfinite(bootstrap.t[times > 0]).all()
+    assert bootstrap.interval()[1] == np.inf
+    assert bootstrap.p_below(100.0) == (1 + (times == 0).sum()) / 501
+
+
+def test_sequences_without_queries_are_refused():
+    with pytest.raises(ValueError, match="positive number"):
+        stats.bootstrap_t(np.ones((2, 1)), np.array([0, 5]))
+    with pytest.raises(ValueError, match="each of the 2"):
+        stats.bootstrap_t(np.ones((2, 1)), np.ones(1))
+
+
+def test_a_cell_without_numbers_has_no_p_value_and_changes_no_other():
+    sums, counts = simulate(30, 0.0, seed=3, cells=5)
+    known = [0, 2, 3, 4]
+    expected, intervals = stats.sign_flip_test(sums[:, known], 199), stats.bootstrap_t(sums, counts, 99).interval()
+    sums[7, 1] = np.nan
+    found, bootstrap = stats.sign_flip_test(sums, 199), stats.bootstrap_t(sums, counts, 99)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one[known], other)
+        assert np.isnan(one[1])
+    np.testing.assert_array_equal(np.array(bootstrap.interval())[:, known], np.array(intervals)[:, known])
+    assert np.isnan([*(end[1] for end in bootstrap.interval()), bootstrap.p_above(0)[1], bootstrap.p_below(0)[1]]).all()
+    assert np.isnan(stats.sign_flip_test(np.full((9, 2), np.nan), 9)).all()
+    assert stats.sign_flip_test(np.ones((9, 0)), 9)[1].shape == (0,)
 
 
 def test_one_cluster_tells_nothing():
@@ -173,12 +245,14 @@ def test_p_values_find_an_effect_and_call_its_absence_by_name():
     strong, _ = simulate(64, 1.0, seed=4, cells=5)
     assert all((p == 1 / 1000).all() for p in stats.sign_flip_test(strong, 999))
     assert all((p == 1).all() for p in stats.sign_flip_test(np.zeros((64, 2)), 99))
+    strong[:, 2] = 0
+    assert all((p == [0.01, 0.01, 1, 0.01, 0.01]).all() for p in stats.sign_flip_test(strong, 99))
 
 
-def test_sign_flips_enumerate_to_the_exact_p_value():
+@pytest.mark.parametrize("column", [[1.0, 2.0, 3.0, 4.0], [0.1] * 4, [1 / 3] * 4])
+def test_sign_flips_enumerate_to_the_exact_p_value(column):
     """Four clusters have 16 sign patterns: the share at least as extreme as observed is 2/16 for equal signs."""
-    sums = np.array([[1.0], [2.0], [3.0], [4.0]])
-    assert stats.sign_flip_test(sums, 20_000)[0][0] == pytest.approx(2 / 16, abs=0.01)
+    assert stats.sign_flip_test(np.array(column)[:, None], 20_000)[0][0] == pytest.approx(2 / 16, abs=0.01)
 
 
 def test_step_down_rejects_more_than_single_step():
@@ -194,6 +268,22 @@ def test_results_are_seeded():
     one, two, other = (stats.bootstrap_t(sums, counts, 200, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one.t, two.t)
     assert (one.t != other.t).any()
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 4)])
+def test_false_discovery_and_holm_equal_their_definitions(shape):
+    p_values = np.random.default_rng(4).uniform(0, 0.2, size=shape)
+    p_values.flat[[2, 5]] = np.nan, p_values.flat[6]  # a tie
+    kept = sorted(p for p in p_values.ravel() if p == p)
+    m = len(kept)
+    for p, q, h in zip(p_values.flat, stats.false_discovery(p_values).flat, stats.holm(p_values).flat, strict=True):
+        if np.isnan(p):
+            assert np.isnan([q, h]).all()
+            continue
+        assert q == pytest.approx(min([m * kept[i] / (i + 1) for i in range(m) if kept[i] >= p] + [1.0]))
+        assert h == pytest.approx(min(1.0, max((m - i) * kept[i] for i in range(m) if kept[i] <= p)))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        stats.false_discovery(np.array([1.5]))
 
 
 def test_false_discovery_and_holm_leave_unknowns_alone():
@@ -213,3 +303,5 @@ def test_across_seeds_is_the_one_sample_t_test():
     np.testing.assert_allclose((low, high), reference.confidence_interval(0.95))
     np.testing.assert_allclose(mean, effects.mean(0))
     assert np.isnan(stats.across_seeds(effects[:1])[1:]).all()
+    assert stats.across_seeds(np.full((3, 1), 0.0)) == ([0], [0], [0], [1])
+    assert stats.across_seeds(np.full((3, 1), 0.5)) == ([0.5], [0.5], [0.5], [0])
