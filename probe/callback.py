@@ -20,9 +20,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from attnres import REGIONS, AttnResForCausalLM
 from attnres.tasks import MQAR
 from probe import storage
+from probe.families import FIRST_ORDER
+from probe.interventions import MaskRenormalise
 from probe.motifs import primary_rows
 from probe.runner import Probe, ProbeSettings, check_task, probe_model
 
+MASK = MaskRenormalise.kind
+MODES = ("exact", "first_order", "both")
 MIN_SEQUENCES, MIN_QUERIES = 64, 1024
 
 
@@ -43,6 +47,7 @@ class ProbeCallback(Callback):
         positions: where ablations act, "all" and / or "query".
         families: source families to ablate.
         sublayers: "self_attn", "mlp", and / or "both" together.
+        mode: "exact" ablations, "first_order" estimates of their effects (a few forwards for a whole grid), or "both".
         num_resamples: bootstrap resamples and sign flips.
 
     Raises:
@@ -60,8 +65,11 @@ class ProbeCallback(Callback):
         positions: list[str] | None = None,
         families: list[str] | None = None,
         sublayers: list[str] | None = None,
+        mode: str = "exact",
         num_resamples: int = 2000,
     ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"probe.mode must be one of {', '.join(MODES)}, got '{mode}'")
         for name, value in (("every_n_steps", every_n_steps), ("accuracy_jump", accuracy_jump)):
             if value < 0:
                 raise ValueError(f"probe.{name} must not be negative, got {value}")
@@ -80,6 +88,8 @@ class ProbeCallback(Callback):
             positions=("all",) if positions is None else tuple(positions),
             families=defaults.families if families is None else tuple(families),
             sublayers=("self_attn", "mlp") if sublayers is None else tuple(sublayers),
+            exact=mode != "first_order",
+            first_order=mode != "exact",
             num_resamples=num_resamples,
         )
         self.last_step = -1
@@ -205,14 +215,14 @@ def _directory(trainer: Trainer) -> Path:
 
 
 def _scalars(probe: Probe) -> dict[str, float]:
-    rows = primary_rows(probe.effects)
-    rows = rows[rows["scope"].isin([*REGIONS, "all", "final"])]
     scalars = {"probe/accuracy": probe.accuracy}
-    for row in rows.to_dict("records"):
-        name = f"probe/{row['sublayer']}/{row['scope']}/{row['family']}"
-        scalars[f"{name}/mass"] = row["mass"]
-        if row["applicable"]:
-            scalars[f"{name}/nll_effect"] = row["effect"]
+    for kind, effect in ((MASK, "nll_effect"), (MASK + FIRST_ORDER, "nll_effect_first_order")):
+        rows = primary_rows(probe.effects, kind=kind)
+        for row in rows[rows["scope"].isin([*REGIONS, "all", "final"])].to_dict("records"):
+            name = f"probe/{row['sublayer']}/{row['scope']}/{row['family']}"
+            scalars[f"{name}/mass"] = row["mass"]
+            if row["applicable"]:
+                scalars[f"{name}/{effect}"] = row["effect"]
     return scalars
 
 

@@ -76,11 +76,16 @@ def baseline(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     if args.output is not None and args.output.suffix not in WRITERS:
         raise ValueError(f"--output {args.output} must end in {', '.join(WRITERS)}")
+    if args.num_resamples < 1 or args.seed < 0:
+        raise ValueError("--num-resamples must be at least 1, and --seed must not be negative")
     rows = comparison.compare(args.a, args.b, args.num_resamples, args.seed)
     print(comparison.comparison_table(rows, (str(args.a), str(args.b)), args.metric))
     if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        WRITERS[args.output.suffix](rows, args.output)
+        try:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            WRITERS[args.output.suffix](rows, args.output)
+        except OSError as error:
+            raise ValueError(f"--output {args.output} cannot be written ({error.strerror})") from error
         print(f"\nwritten: {args.output}")
 
 
@@ -98,8 +103,9 @@ def report(args: argparse.Namespace) -> None:
         print("\n" + over_seeds)
     print("\nwritten:")
     for probed in runs:
-        for path in reporting.write_figures(probed):
-            print(f"  {path}")
+        figures = reporting.write_figures(probed)
+        for line in figures or [f"nothing for {probed.directory}: it holds no exact effects of mask_renormalise"]:
+            print(f"  {line}")
 
 
 def _settings(args: argparse.Namespace) -> ProbeSettings:

@@ -234,7 +234,10 @@ def write_figures(run: ProbedRun) -> list[Path]:
     """Figures of a run, into its `figures/`.
 
     Heat maps; and where it was probed while it trained, emergence and the heat maps of the step of the largest effect.
+    All are of exact effects: a probe to first order alone has none.
     """
+    if primary_rows(run.effects).empty:
+        return []
     folder = run.directory / "figures"
     num_pairs = run.summary["num_pairs"]
     written = plots.save(plots.plot_heat_maps(run.effects, num_pairs, run.label), folder / "heat_maps")
@@ -242,6 +245,8 @@ def write_figures(run: ProbedRun) -> list[Path]:
     if curves is None or not (run.directory / "probe" / "effects.parquet").exists():
         return written
     through_training = storage.read_effects(run.directory / "probe")
+    if primary_rows(through_training).empty:
+        return written
     title = f"{run.summary['condition']}, seed {run.summary['seed']}"
     figure = plots.plot_emergence(through_training, curves, num_pairs, title)
     written += plots.save(figure, folder / "emergence")
