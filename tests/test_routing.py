@@ -161,7 +161,7 @@ def test_intervened_weights_act_as_in_the_oracle(make_model, make_tokens, source
     with torch.no_grad():
         outputs = model(input_ids, output_routing_weights=True, intervention=intervention)
         logits, routing_weights = oracle.forward(
-            model, input_ids, {i: lambda weights, n=n: mask_and_renormalise(weights, n) for i, n in masked.items()}
+            model, input_ids, {i: lambda w, v, n=n: (mask_and_renormalise(w, n), v) for i, n in masked.items()}
         )
     assert_close(outputs.logits, logits, 1e-5, "logits")
     for index, (fast, naive) in enumerate(zip(outputs.routing_weights, routing_weights, strict=True)):
