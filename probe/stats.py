@@ -59,6 +59,15 @@ class BootstrapT:
         """
         return np.maximum(self.p_above(-margin), self.p_below(margin))
 
+    def p_adjusted(self) -> np.ndarray:
+        """(cells,) two-sided p-values of "the mean is zero", adjusted for all cells: step-down max-t (Romano and Wolf,
+        Econometrica 73, 2005), each tail of `t` by itself, since skewed effects have one that is much the longer."""
+        observed, known = self._studentised(0.0), ~np.isnan(self.error)
+        p_adjusted = np.full(len(observed), np.nan)
+        t, observed = self.t[:, known], observed[known]
+        p_adjusted[known] = np.minimum(2 * np.minimum(_step_down(observed, t), _step_down(-observed, -t)), 1.0)
+        return p_adjusted
+
     def _studentised(self, threshold: float) -> np.ndarray:
         distance = self.mean - threshold
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -131,15 +140,21 @@ def sign_flip_test(sums: np.ndarray, num_flips: int = 2000, seed: int = 0) -> tu
     norms = np.sqrt(num_clusters * np.square(sums[:, known]).sum(0))
     units = sums[:, known] / np.where(norms > 0, norms, 1.0)
     flips = np.random.default_rng(seed).choice((-1.0, 1.0), size=(num_flips, num_clusters))
-    observed = np.abs(units.sum(0))
-    order = np.argsort(-observed, kind="stable")
-    at_least = observed[order] - 1e-12  # ties count
-    flipped = np.abs(flips @ units[:, order])
-    # Largest statistic of a flip among this cell and all that are less significant.
-    largest = np.maximum.accumulate(flipped[:, ::-1], axis=1)[:, ::-1]
-    raw, stepwise = ((1 + (found >= at_least).sum(0)) / (1 + num_flips) for found in (flipped, largest))
-    p_values[:, known[order]] = raw, np.maximum.accumulate(stepwise)
+    observed = np.abs(units.sum(0)) - 1e-12  # ties count
+    flipped = np.abs(flips @ units)
+    p_values[:, known] = (1 + (flipped >= observed).sum(0)) / (1 + num_flips), _step_down(observed, flipped)
     return p_values[0], p_values[1]
+
+
+def _step_down(observed: np.ndarray, simulated: np.ndarray) -> np.ndarray:
+    """(cells,) step-down max-t p-values of `observed` (cells,) against `simulated` (simulations, cells)."""
+    order = np.argsort(-observed, kind="stable")
+    # Largest statistic of a simulation among this cell and all that are less significant.
+    largest = np.maximum.accumulate(simulated[:, order[::-1]], axis=1)[:, ::-1]
+    stepwise = (1 + (largest >= observed[order]).sum(0)) / (1 + len(simulated))
+    p_adjusted = np.empty(len(observed))
+    p_adjusted[order] = np.maximum.accumulate(stepwise)
+    return p_adjusted
 
 
 def false_discovery(p_values: np.ndarray) -> np.ndarray:

@@ -255,6 +255,34 @@ def test_sign_flips_enumerate_to_the_exact_p_value(column):
     assert stats.sign_flip_test(np.array(column)[:, None], 20_000)[0][0] == pytest.approx(2 / 16, abs=0.01)
 
 
+def test_bootstrap_max_t_equals_a_loop_over_resamples():
+    rng = np.random.default_rng(2)
+    t, observed = rng.normal(size=(99, 4)), np.array([3.0, -2.5, 0.5, 2.0])
+    bootstrap = stats.BootstrapT(observed, np.ones(4), t)
+    for side, sign in (("above", 1), ("below", -1)):
+        order, adjusted, previous = sorted(range(4), key=lambda j, s=sign: -s * observed[j]), {}, 0.0
+        for place, j in enumerate(order):
+            rest = order[place:]
+            count = sum(max(sign * row[k] for k in rest) >= sign * observed[j] for row in t)
+            previous = adjusted[j] = max(previous, (1 + count) / 100)
+        if side == "above":
+            above = adjusted
+    expected = [min(1, 2 * min(above[j], adjusted[j])) for j in range(4)]
+    np.testing.assert_allclose(bootstrap.p_adjusted(), expected)
+
+
+def test_skewed_nulls_need_the_bootstrap():
+    """Effects that are zero in the mean but of which most are a little below it: sign flips alone reject too often."""
+    flips, both = [], []
+    for seed in range(150):
+        sums, counts = simulate(32, 0.0, seed, cells=10, skewed=True)
+        by_flips = stats.sign_flip_test(sums, 299)[1]
+        flips.append((by_flips <= 0.05).any())
+        both.append((np.maximum(by_flips, stats.bootstrap_t(sums, counts, 299).p_adjusted()) <= 0.05).any())
+    assert np.mean(both) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 150)
+    assert np.mean(flips) > np.mean(both)
+
+
 def test_step_down_rejects_more_than_single_step():
     """Beside an overwhelming cell, a moderate one is compared with the moderate ones only."""
     rng = np.random.default_rng(0)
