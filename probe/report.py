@@ -98,8 +98,8 @@ def warnings(run: ProbedRun) -> list[str]:
         )
     if probe["n_sequences"] < ENOUGH_SEQUENCES:
         lines.append(
-            f"FEW SEQUENCES: {run.label} rests on {probe['n_sequences']}; under {ENOUGH_SEQUENCES}, 95 % intervals of "
-            "skewed effects cover less than 93 %"
+            f"FEW SEQUENCES: {run.label} rests on {probe['n_sequences']}; under {ENOUGH_SEQUENCES}, intervals and "
+            "p-values of skewed effects cannot be relied on"
         )
     return lines
 

@@ -22,8 +22,8 @@ LEARNED_FRACTION = 0.5
 """A model has learned the task when its clean NLL is below this fraction of ln K."""
 EQUIVALENCE = 0.01
 """An effect is equivalent to zero within this fraction of ln K."""
-ENOUGH_SEQUENCES = 64
-"""With fewer, intervals of skewed effects are too short (benchmarks/results/probe_statistics.json)."""
+ENOUGH_SEQUENCES = 32
+"""The fewest for which coverage was simulated (benchmarks/results/probe_statistics.json)."""
 IN_NATS = ("nll", "logit_diff", "kl")
 """Metrics to which margins in nats apply."""
 
