@@ -110,13 +110,12 @@ def bootstrap_t(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000,
     weights = resample_weights(num_clusters, num_resamples, seed)
     queries = (weights @ counts)[:, None]  # (resamples, 1)
     shift = (weights @ centred) / queries  # resampled mean - mean
-    squares = weights @ np.square(centred) - 2 * shift * (weights @ (centred * counts[:, None]))
-    squares += np.square(shift) * (weights @ np.square(counts))[:, None]
-    resampled_error = np.sqrt(scale * np.maximum(squares, 0)) / queries
-    tiny = 1e-7 * error  # of differences of squares
+    whole = weights @ np.square(centred) + np.square(shift) * (weights @ np.square(counts))[:, None]
+    squares = whole - 2 * shift * (weights @ (centred * counts[:, None]))
+    squares[squares <= 1e-12 * whole] = 0.0  # what rounding leaves of a difference is no spread
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(resampled_error > tiny, shift / resampled_error, np.sign(shift) * np.inf)
-    return BootstrapT(mean, error, np.where(np.abs(shift) <= tiny, 0.0, t))
+        t = shift * queries / np.sqrt(scale * squares)  # infinite without spread
+    return BootstrapT(mean, error, np.where(np.abs(shift) <= 1e-7 * error, 0.0, t))
 
 
 def sign_flip_test(sums: np.ndarray, num_flips: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

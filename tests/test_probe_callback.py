@@ -169,3 +169,18 @@ def test_too_few_queries_are_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="it must be at least 256"):
         fit(tmp_path, ProbeCallback(num_sequences=64))
     assert not list(tmp_path.iterdir())
+
+
+def test_first_order_probes_leave_training_alone_too(tmp_path):
+    """Gradients are taken in the middle of training: no bit of it changes, none is left behind."""
+    probe = ProbeCallback(every_n_steps=3, accuracy_jump=0, mode="both", num_resamples=20)
+    losses = fit(tmp_path / "probed", probe, max_steps=6)
+    assert losses.seen == fit(tmp_path / "not", None, max_steps=6).seen
+    effects = storage.read_effects(tmp_path / "probed")
+    assert set(effects["kind"]) == {"mask_renormalise", "mask_renormalise_first_order"}
+    assert set(effects["step"]) == {0, 1, 2, 3, 4, 6}
+
+
+def test_a_mode_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="mode must be one of exact, first_order, both, got 'linear'"):
+        ProbeCallback(mode="linear")
