@@ -271,6 +271,15 @@ def test_bootstrap_max_t_equals_a_loop_over_resamples():
     np.testing.assert_allclose(bootstrap.p_adjusted(), expected)
 
 
+def test_an_effect_of_few_sequences_hides_no_other():
+    sums, counts = simulate(64, 1.0, seed=4, cells=6)
+    sums[:, 3] = 0
+    sums[9, 3] = -5
+    p_adjusted = stats.bootstrap_t(sums, counts, 999).p_adjusted()
+    assert p_adjusted[3] > 0.3
+    assert (np.delete(p_adjusted, 3) <= 0.01).all()
+
+
 def test_skewed_nulls_need_the_bootstrap():
     """Effects that are zero in the mean but of which most are a little below it: sign flips alone reject too often."""
     flips, both = [], []
