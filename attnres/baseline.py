@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from os import PathLike
 
@@ -18,6 +19,7 @@ def wrap_qwen3(
     model_or_path: Qwen3ForCausalLM | str | PathLike[str],
     num_blocks: int = 8,
     recency_bias: float = 3.0,
+    trainable: bool = False,
 ) -> AttnResForCausalLM:
     """See a vanilla Qwen3 as an AttnRes model with zero queries and a fixed recency bias (cumulative sources).
 
@@ -28,9 +30,10 @@ def wrap_qwen3(
         model_or_path: the model, or what `Qwen3ForCausalLM.from_pretrained` takes (a folder or a hub id).
         num_blocks: N of the block partition.
         recency_bias: b of every read.
+        trainable: whether queries, key gains and biases take gradients; by default the schedule is fixed.
 
     Returns:
-        a model that shares the parameters of the vanilla one, in its dtype, with its routing frozen.
+        a model that shares the parameters of the vanilla one (no second copy of them is made), in its dtype.
 
     Raises:
         ValueError: not a vanilla Qwen3, or more blocks than layers.
@@ -45,19 +48,20 @@ def wrap_qwen3(
         **fields,
         attnres_num_blocks=num_blocks,
         attnres_recency_bias_init=recency_bias,
-        attnres_routing="frozen",
+        attnres_routing="learned" if trainable else "frozen",
     )
     config._attn_implementation = vanilla.config._attn_implementation
     with torch.device("meta"):
         wrapped = AttnResForCausalLM(config)
     for name, parameter in vanilla.named_parameters(remove_duplicate=False):  # tied ones under both names
         _assign(wrapped, name, parameter)
+    wrapped.generation_config = copy.deepcopy(vanilla.generation_config)
     wrapped.model.rotary_emb = vanilla.model.rotary_emb  # it has buffers only
     reference = vanilla.model.norm.weight
     for name, parameter in wrapped.routing_parameters().items():
         value = torch.empty(parameter.shape, dtype=reference.dtype, device=reference.device)
         value.fill_(0.0 if "_proj" in name else 1.0 if "_norm" in name else recency_bias)
-        _assign(wrapped, name, nn.Parameter(value, requires_grad=False))
+        _assign(wrapped, name, nn.Parameter(value, requires_grad=trainable))
     return wrapped.train(vanilla.training)
 
 

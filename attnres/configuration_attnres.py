@@ -1,12 +1,15 @@
+# trf-ignore: TRF028: the licence is stated once, in LICENSE and pyproject.toml.
 """Configuration of a Block Attention Residuals (Block AttnRes) Qwen3 model."""
 
 from __future__ import annotations
 
 import math
+from os import PathLike
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import Qwen3Config
+from transformers.activations import ACT2FN
 
 SOURCES = ("cumulative", "block_sum")
 MODES = ("block", "full")
@@ -22,8 +25,10 @@ SIZES = (
     "head_dim",
     "attnres_num_blocks",
 )
+FIELDS = frozenset(Qwen3Config.__annotations__) - {"model_type"}  # and ours: see `AttnResConfig.from_dict`
 
 
+# trf-ignore: TRF057: `auto_docstring` would write its own text over a docstring that is already whole.
 @strict
 class AttnResConfig(Qwen3Config):
     r"""
@@ -48,8 +53,8 @@ class AttnResConfig(Qwen3Config):
 
     Raises:
         ValueError: an `attnres_` key or value that is not one of the above, more blocks than layers, a size that is
-            not a positive integer, or heads that do not divide. Wrong types of inherited fields raise
-            transformers' own `StrictDataclassError`.
+            not a positive integer, heads that do not divide, or a number out of range. Wrong types of inherited
+            fields raise transformers' own `StrictDataclassError`.
     """
 
     model_type = "qwen3_attnres"
@@ -66,9 +71,35 @@ class AttnResConfig(Qwen3Config):
         for key in kwargs:  # transformers keeps unknown keys; a misspelt one of ours would silently do nothing
             if key.startswith("attnres_"):
                 raise ValueError(f"{key} is not a field of AttnResConfig; choose from {', '.join(known)}")
-        self._check_sizes()
-        self._check_attnres()
+        self.check()
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, which warns of another model's configuration and goes on: here it is an error."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a '{model_type}' model, not '{cls.model_type}'; "
+                "of a vanilla Qwen3, attnres.wrap_qwen3 makes an AttnRes model"
+            )
+        return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, which sets `kwargs` after the checks: here they take part in them."""
+        known = FIELDS | cls.__annotations__.keys()
+        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in known or key.startswith("attnres_")}
+        return super().from_dict({**config_dict, **fields}, **kwargs)
+
+    def check(self) -> None:
+        """Raise a ValueError where the fields describe no model; fields may have been set since construction."""
+        self._check_sizes()
+        self._check_ranges()
+        self._check_attnres()
 
     def _check_sizes(self) -> None:
         for key in SIZES:
@@ -82,6 +113,17 @@ class AttnResConfig(Qwen3Config):
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
                 f"({self.num_key_value_heads})"
             )
+
+    def _check_ranges(self) -> None:
+        for key, holds, right in (
+            ("rms_norm_eps", self.rms_norm_eps > 0, "positive"),
+            ("initializer_range", self.initializer_range >= 0, "zero or more"),
+            ("attention_dropout", 0 <= self.attention_dropout < 1, "in [0, 1)"),
+            ("sliding_window", self.sliding_window is None or self.sliding_window > 0, "positive or None"),
+            ("hidden_act", self.hidden_act in ACT2FN, f"one of {', '.join(ACT2FN)}"),
+        ):
+            if not holds:
+                raise ValueError(f"{key} must be {right}, got {getattr(self, key)!r}")
 
     def _check_attnres(self) -> None:
         for key, supported in (
@@ -98,7 +140,7 @@ class AttnResConfig(Qwen3Config):
                 f"({self.num_hidden_layers}); a block holds at least one layer"
             )
         bias = self.attnres_recency_bias_init
-        if not isinstance(bias, (int, float)) or not math.isfinite(bias):
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not math.isfinite(bias):
             raise ValueError(f"attnres_recency_bias_init must be a finite number, got {bias!r}")
 
     @property

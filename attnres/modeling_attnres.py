@@ -1,12 +1,15 @@
+# trf-ignore: TRF028: the licence is stated once, in LICENSE and pyproject.toml.
 """Block Attention Residuals on Qwen3: only the difference from transformers' own Qwen3 is stated here.
 
 Data flows one way: tokens -> `DepthState` -> for each layer *read, run, write* (twice) and *close the block* ->
 final read (block_sum) -> norm -> logits. What a read is: `attnres/routing.py`. Where reads are: `attnres/sites.py`.
+
+(TRF057 of transformers' modelling linter is suppressed throughout: `auto_docstring` would write its own text over
+docstrings that are already whole.)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,30 +18,15 @@ from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm, Qwen3RotaryEmbedding
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from attnres import routing
 from attnres.configuration_attnres import AttnResConfig
+from attnres.loading import check_tensors, report_is_an_error
+from attnres.outputs import AttnResCausalLMOutputWithPast, AttnResModelOutputWithPast, LayerOutput, Recorder
 from attnres.routing import DepthState, Intervention, Router
-from attnres.sites import read_sites
-
-
-@dataclass
-class AttnResModelOutputWithPast(BaseModelOutputWithPast):
-    """`routing_weights`: one (batch, seq, num_sources) float32 tensor per read; `depth_states`: one before each read
-    that was run, and one after the last."""
-
-    routing_weights: tuple[Tensor, ...] | None = None
-    depth_states: tuple[DepthState, ...] | None = None
-
-
-@dataclass
-class AttnResCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """`routing_weights`: one (batch, seq, num_sources) float32 tensor per read, in order; see `attnres.read_sites`."""
-
-    routing_weights: tuple[Tensor, ...] | None = None
+from attnres.sites import ReadSite, read_sites
 
 
 class DepthQuery(nn.Linear):
@@ -73,32 +61,33 @@ class AttnResDecoderLayer(GradientCheckpointingLayer):
         intervention: Intervention | None = None,
         stop_before: int | None = None,
         **kwargs: Any,
-    ) -> tuple[tuple[DepthState, ...], tuple[Tensor, ...]]:
+    ) -> LayerOutput:
         """Read, run, write for attention, then for the MLP.
 
-        Returns the states after, and the routing weights of, the sublayers that were run: not attention where `state`
-        stands before the MLP's read, not the MLP where `stop_before` is its read.
+        Attention is not run where `state` stands before the MLP's read, nor the MLP where `stop_before` is its read.
         """
         states: list[DepthState] = []
         all_weights: list[Tensor] = []
+        attentions = None
         if state.read_index % 2 == 0:
             hidden_states, weights, state = routing.read(router, state, intervention)
-            attn_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+            attn_output, attentions = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
             state = routing.write(state, attn_output)
             if self.closes_block[0]:
                 state = routing.close_block(router, state)
             states.append(state)
             all_weights.append(weights)
-        if state.read_index == stop_before:
-            return tuple(states), tuple(all_weights)
+        if state.read_index != stop_before:
+            hidden_states, weights, state = routing.read(router, state, intervention)
+            state = routing.write(state, self.mlp(self.post_attention_layernorm(hidden_states)))
+            if self.closes_block[1]:
+                state = routing.close_block(router, state)
+            states.append(state)
+            all_weights.append(weights)
+        return LayerOutput(tuple(states), tuple(all_weights), attentions)
 
-        hidden_states, weights, state = routing.read(router, state, intervention)
-        state = routing.write(state, self.mlp(self.post_attention_layernorm(hidden_states)))
-        if self.closes_block[1]:
-            state = routing.close_block(router, state)
-        return (*states, state), (*all_weights, weights)
 
-
+# trf-ignore: TRF057
 class AttnResPreTrainedModel(PreTrainedModel):
     config_class = AttnResConfig
     base_model_prefix = "model"
@@ -131,17 +120,26 @@ class AttnResPreTrainedModel(PreTrainedModel):
             init.constant_(module.mlp_res_bias, self.config.attnres_recency_bias_init)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; routing that the configuration freezes comes back frozen."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._apply_frozen_routing()
-        return loaded
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, but for tensors that the checkpoint lacks or has too many: they are errors, where
+        transformers warns and initialises. Routing that the configuration freezes comes back frozen.
+
+        Raises:
+            ValueError: a missing or unexpected tensor, or a variant of AttnRes that is not supported.
+        """
+        with report_is_an_error():
+            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        check_tensors(model.config, info["missing_keys"], info["unexpected_keys"])
+        model._apply_frozen_routing()
+        return (model, info) if output_loading_info else model
 
     def routing_parameters(self) -> dict[str, nn.Parameter]:
         """Pseudo-queries, key gains and recency biases by name."""
         return {name: p for name, p in self.named_parameters() if "_res_" in name}
 
     def _apply_frozen_routing(self) -> None:
+        # CODEPATH: "frozen" in what wrap_qwen3 makes and in configs/frozen.yaml, "learned" in published checkpoints.
         if self.config.attnres_routing == "frozen":
             for parameter in self.routing_parameters().values():
                 parameter.requires_grad_(False)
@@ -152,15 +150,16 @@ def _check_kwargs(kwargs: dict[str, Any]) -> None:
     unknown = kwargs.keys() - TransformersKwargs.__annotations__.keys() - {"cache_position", "return_dict"}
     if unknown:
         raise TypeError(f"forward() has no argument '{min(unknown)}'")
-    for name in ("output_hidden_states", "output_attentions"):
-        if kwargs.get(name):
-            raise ValueError(f"{name} is not supported; routing weights come with output_routing_weights=True")
 
 
+# trf-ignore: TRF057
 class AttnResModel(AttnResPreTrainedModel):
     """Embedding, layers, final read (block_sum) and final norm."""
 
+    _keys_to_ignore_on_load_unexpected: ClassVar = {r"^lm_head\."}  # the body of a checkpoint that has a head
+
     def __init__(self, config: AttnResConfig) -> None:
+        config.check()
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(AttnResDecoderLayer(config, i) for i in range(config.num_hidden_layers))
@@ -210,10 +209,12 @@ class AttnResModel(AttnResPreTrainedModel):
         else:
             kwargs = {"config": self.config, "inputs_embeds": embedding, "attention_mask": attention_mask, **shared}
             masks = {"full_attention": create_causal_mask(**kwargs)}
+            # CODEPATH: sliding layers in Qwen3 configurations with use_sliding_window; published AttnRes has none.
             if "sliding_attention" in self.config.layer_types:
                 masks["sliding_attention"] = create_sliding_window_causal_mask(**kwargs)
         return masks, {**shared, "position_embeddings": self.rotary_emb(embedding, position_ids)}
 
+    # trf-ignore: TRF057
     @can_return_tuple
     def forward(
         self,
@@ -223,6 +224,8 @@ class AttnResModel(AttnResPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         output_routing_weights: bool = False,
         intervention: Intervention | None = None,
         depth_state: DepthState | None = None,
@@ -244,10 +247,11 @@ class AttnResModel(AttnResPreTrainedModel):
 
         Raises:
             ValueError: not exactly one of `input_ids`, `inputs_embeds`, `depth_state` was given, `stop_before` is no
-                read that follows, or hidden states or attention weights were asked for.
+                read that follows, or attention weights were asked of an implementation that has none.
             TypeError: an argument that does not exist.
         """
         _check_kwargs(kwargs)
+        record = self._recorder(output_hidden_states, output_attentions, output_routing_weights, output_depth_states)
         if (input_ids is not None) + (inputs_embeds is not None) + (depth_state is not None) != 1:
             raise ValueError("give exactly one of input_ids, inputs_embeds or depth_state")
         router = self.router()
@@ -263,43 +267,53 @@ class AttnResModel(AttnResPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         masks, shared = self._attention_inputs(state.completed[0], attention_mask, position_ids, past_key_values)
 
-        all_weights: list[Tensor] = []
-        all_states = [state] if output_depth_states else None
+        record.add("depth_states", state)
         run = slice(state.read_index // 2, None if stop_before is None else (stop_before + 1) // 2)
         for layer, layer_type in zip(self.layers[run], self.config.layer_types[run], strict=True):
-            states, weights = layer(
-                state,
-                router,
-                intervention,
-                stop_before,
-                attention_mask=masks[layer_type],
-                use_cache=use_cache,
-                **shared,
-                **kwargs,
-            )
-            state = states[-1]
-            all_weights += weights
-            if all_states is not None:
-                all_states += states
+            record.add("hidden_states", state.stream)
+            attention = {"attention_mask": masks[layer_type], "use_cache": use_cache, **shared, **kwargs}
+            output = layer(state, router, intervention, stop_before, **attention)
+            state = output.states[-1]
+            record.add("depth_states", *output.states)
+            record.add("routing_weights", *output.routing_weights)
+            record.add("attentions", output.attentions)
 
-        hidden_states = state.current
-        if stop_before is None and self.final_res_proj is not None:
-            hidden_states, weights, _ = routing.read(router, state, intervention)
-            all_weights.append(weights)
+        last_hidden_state = None
+        if stop_before is None:
+            hidden_states = state.stream
+            if self.final_res_proj is not None:
+                hidden_states, weights, _ = routing.read(router, state, intervention)
+                record.add("routing_weights", weights)
+            last_hidden_state = self.norm(hidden_states)
+            record.add("hidden_states", last_hidden_state)
         return AttnResModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states) if stop_before is None else None,
+            last_hidden_state=last_hidden_state,
             past_key_values=past_key_values if use_cache else None,
-            routing_weights=tuple(all_weights) if output_routing_weights else None,
-            depth_states=None if all_states is None else tuple(all_states),
+            **record.outputs(),
         )
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed_tokens
+    def _recorder(
+        self, hidden_states: bool | None, attentions: bool | None, routing_weights: bool, depth_states: bool
+    ) -> Recorder:
+        """What is to be returned: what the call does not say, the configuration does, as in transformers."""
+        if hidden_states is None:
+            hidden_states = self.config.output_hidden_states
+        if attentions is None:
+            attentions = self.config.output_attentions
+        if attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions needs attn_implementation='eager', got '{self.config._attn_implementation}'; "
+                "model.set_attn_implementation('eager') changes it"
+            )
+        return Recorder(
+            hidden_states=hidden_states,
+            attentions=attentions,
+            routing_weights=routing_weights,
+            depth_states=depth_states,
+        )
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embed_tokens = value
 
-
+# trf-ignore: TRF057
 class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
     """A Block AttnRes Qwen3 with a language-model head."""
 
@@ -312,6 +326,12 @@ class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @property
+    def sites(self) -> tuple[ReadSite, ...]:
+        """The model's reads, in the order of `routing_weights`."""
+        return self.model.sites
+
+    # trf-ignore: TRF057
     @can_return_tuple
     def forward(
         self,
@@ -345,6 +365,7 @@ class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_routing_weights=output_routing_weights,
             intervention=intervention,
+            return_dict=True,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -356,6 +377,8 @@ class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
             routing_weights=outputs.routing_weights,
         )
 

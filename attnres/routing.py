@@ -45,6 +45,11 @@ class DepthState(NamedTuple):
     current: Tensor | None  # (B, T, H) running stream; None where block_sum has just closed a block
     read_index: int  # index of the next read
 
+    @property
+    def stream(self) -> Tensor:
+        """`current`; where a block has just been closed and there is none, that block."""
+        return self.completed[-1] if self.current is None else self.current
+
 
 @dataclass(frozen=True)
 class Router:

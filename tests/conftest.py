@@ -19,6 +19,7 @@ from attnres.tasks import MQAR
 FIXTURES = Path(__file__).parent / "fixtures"
 SOURCES = ("cumulative", "block_sum")
 MODES = ("block", "full")
+BOTH = pytest.mark.parametrize(("source", "mode"), [(source, mode) for source in SOURCES for mode in MODES])
 
 # Reproducible by default; `pytest --hypothesis-profile=explore` looks for new counterexamples.
 settings.register_profile("reproducible", deadline=None, derandomize=True)

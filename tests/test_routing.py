@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from attnres import Read
 from attnres.routing import DepthState, map_state
 from tests import oracle
-from tests.conftest import MODES, SOURCES
+from tests.conftest import BOTH
 
-BOTH = pytest.mark.parametrize(("source", "mode"), [(source, mode) for source in SOURCES for mode in MODES])
 # 7 layers in blocks of 3, 3 and 1; and of 2, 2, 2 and 1: last blocks that are shorter than the others.
 SHORT_LAST_BLOCK = {"num_hidden_layers": 7, "attnres_num_blocks": 3}
 SHAPES = [SHORT_LAST_BLOCK, {"num_hidden_layers": 4, "attnres_num_blocks": 2}]

@@ -10,9 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attnres import FAMILIES, REGIONS, SUBLAYERS, Read, ReadSite, read_sites
-from tests.conftest import MODES, SOURCES, small_config
-
-BOTH = pytest.mark.parametrize(("source", "mode"), [(source, mode) for source in SOURCES for mode in MODES])
+from tests.conftest import BOTH, small_config
 
 
 @st.composite

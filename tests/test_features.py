@@ -1,0 +1,342 @@
+"""What transformers' users know from other models: each feature against vanilla Qwen3, or against itself without it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel, Qwen3ForCausalLM
+
+from attnres import AttnResForCausalLM, Read, wrap_qwen3
+from tests import oracle
+from tests.conftest import BOTH, SOURCES
+
+INFINITE = 40  # as good as: in float64 the other sources have 1e-17 of the weight
+DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+SLIDING = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+
+
+def left_padded(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A mask with one, two, … places of padding, and the positions that `generate` would derive from it."""
+    mask = torch.ones_like(input_ids)
+    for row in range(len(mask)):
+        mask[row, : row + 1] = 0
+    return {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+CALLS: dict[str, Callable[[PreTrainedModel, torch.Tensor], dict]] = {
+    "plain": lambda model, ids: {"input_ids": ids},
+    "embeddings": lambda model, ids: {"inputs_embeds": model.get_input_embeddings()(ids)},
+    "padding": lambda model, ids: {"input_ids": ids, **left_padded(ids)},
+    "positions": lambda model, ids: {"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None] * 2 + 3},
+    "mask": lambda model, ids: {
+        "input_ids": ids,
+        "attention_mask": torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril(1),  # sees one ahead
+    },
+    "hidden_states": lambda model, ids: {"input_ids": ids, "output_hidden_states": True},
+    "attentions": lambda model, ids: {"input_ids": ids, "output_attentions": True},
+    "logits_to_keep": lambda model, ids: {"input_ids": ids, "logits_to_keep": 3},
+    "labels": lambda model, ids: {"input_ids": ids, "labels": ids.masked_fill(ids < 10, -100)},
+    "num_items_in_batch": lambda model, ids: {"input_ids": ids, "labels": ids, "num_items_in_batch": 50},
+}
+FIELDS = {
+    "": {},
+    "tied": {"tie_word_embeddings": True},
+    "sliding": SLIDING,
+    "biases": {"attention_bias": True},
+    "theta": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}},
+}
+
+
+def assert_outputs_are_close(ours, theirs, tolerance: float) -> None:
+    assert set(ours.keys()) == set(theirs.keys())
+    for name in theirs.keys() - {"past_key_values"}:
+        a, b = ours[name], theirs[name]
+        for x, y in zip(a, b, strict=True) if isinstance(b, tuple) else [(a, b)]:
+            assert x.dtype == y.dtype
+            torch.testing.assert_close(x, y, atol=tolerance, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@DTYPES
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("fields", FIELDS)
+def test_as_vanilla_at_infinite_bias(make_vanilla, make_tokens, dtype, tolerance, call, fields):
+    vanilla = make_vanilla(**FIELDS[fields]).to(dtype)
+    vanilla.set_attn_implementation("eager" if call in ("attentions", "mask") else "sdpa")
+    wrapped = wrap_qwen3(vanilla, num_blocks=2, recency_bias=INFINITE)
+    input_ids = make_tokens(vanilla, batch=3, seq=9)
+    with torch.no_grad():
+        theirs = vanilla(**CALLS[call](vanilla, input_ids))
+        ours = wrapped(**CALLS[call](wrapped, input_ids))
+    assert_outputs_are_close(ours, theirs, tolerance)
+    if call not in ("plain", "embeddings", "labels"):  # the option has its effect
+        with torch.no_grad():
+            plain = wrapped(**CALLS["labels" if "num_items" in call else "plain"](wrapped, input_ids))
+        assert plain.keys() != ours.keys() or any(
+            plain[name].shape != ours[name].shape or not torch.allclose(plain[name], ours[name])
+            for name in plain.keys() - {"past_key_values"}
+        )
+
+
+@pytest.mark.parametrize("fields", FIELDS)
+def test_infinite_bias_is_needed_for_that(make_vanilla, make_tokens, fields):
+    vanilla = make_vanilla(**FIELDS[fields])
+    wrapped = wrap_qwen3(vanilla, num_blocks=2, recency_bias=3)
+    input_ids = make_tokens(vanilla, batch=3, seq=9)
+    with torch.no_grad():
+        assert (wrapped(input_ids).logits - vanilla(input_ids).logits).abs().max() > 1e-3
+
+
+@BOTH
+def test_hidden_states_are_the_stream_after_each_layer(make_model, make_tokens, source, mode):
+    model = make_model(num_hidden_layers=5, attnres_num_blocks=2, attnres_source=source, attnres_mode=mode)
+    input_ids = make_tokens(model)
+    with torch.no_grad():
+        output = model(input_ids, output_hidden_states=True)
+        body = model.model(input_ids, output_depth_states=True)
+    assert len(output.hidden_states) == 6
+    assert torch.equal(output.hidden_states[0], model.get_input_embeddings()(input_ids))
+    assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
+    for hidden_states, state in zip(output.hidden_states[:-1], body.depth_states[::2], strict=False):
+        expected = state.completed[-1] if state.current is None else state.current
+        assert torch.equal(hidden_states, expected)
+
+
+@BOTH
+def test_attentions_are_those_of_the_layers(make_model, make_tokens, source, mode):
+    model = make_model(attnres_source=source, attnres_mode=mode)
+    model.set_attn_implementation("eager")
+    seen = []
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+    attentions = model(make_tokens(model, seq=6), output_attentions=True).attentions
+    assert len(attentions) == 4
+    assert all(map(torch.equal, attentions, seen))
+    for weights in attentions:
+        assert weights.shape == (2, 2, 6, 6)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 6))
+        assert not weights.triu(1).any()
+
+
+@pytest.mark.parametrize("by_config", [False, True])
+def test_attentions_of_an_implementation_that_has_none(make_model, make_tokens, by_config):
+    model = make_model()
+    input_ids = make_tokens(model)
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = by_config
+    model.config._attn_implementation = "sdpa"
+    with pytest.raises(ValueError, match="output_attentions needs attn_implementation='eager', got 'sdpa'"):
+        model(input_ids, **({} if by_config else {"output_attentions": True}))
+    assert model(input_ids, output_attentions=False).attentions is None
+
+
+def test_what_a_call_leaves_open_the_configuration_says(make_model, make_tokens):
+    model = make_model()
+    input_ids = make_tokens(model)
+    logits = model(input_ids).logits
+    assert model(input_ids).hidden_states is None
+    model.config.output_hidden_states = True
+    assert len(model(input_ids).hidden_states) == 5
+    assert model(input_ids, output_hidden_states=False).hidden_states is None
+    model.config.output_hidden_states = False
+    model.config.return_dict = False
+    assert torch.equal(model(input_ids)[0], logits)
+    assert torch.equal(model(input_ids, return_dict=True).logits, logits)
+
+
+@BOTH
+def test_gradient_checkpointing_gives_the_same_gradients(make_model, make_tokens, source, mode):
+    shape = {"num_hidden_layers": 5, "attnres_num_blocks": 2, "use_cache": False}
+    model = make_model(attnres_source=source, attnres_mode=mode, **shape).train()
+    input_ids = make_tokens(model)
+    reads: list[int] = []
+
+    def count(read: Read) -> Read:
+        reads.append(read.site.index)
+        return read
+
+    def run() -> dict[str, torch.Tensor | None]:
+        model.zero_grad()
+        reads.clear()
+        model(input_ids, labels=input_ids, intervention=count).loss.backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    plain, num_plain = run(), len(reads)
+    # Newer releases of transformers have renamed it.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    checkpointed, num_checkpointed = run(), len(reads)
+    assert num_checkpointed == num_plain + 2 * 5  # each read of a layer happened once more
+    for name, grad in plain.items():
+        assert (grad is None) == (checkpointed[name] is None), name
+        if grad is not None:
+            torch.testing.assert_close(checkpointed[name], grad, rtol=0, atol=1e-7, msg=name)
+
+
+def test_loss_is_the_shifted_cross_entropy(make_model, make_tokens):
+    model = make_model()
+    input_ids = make_tokens(model)
+    labels = input_ids.masked_fill(input_ids < 10, -100)
+    outputs = model(input_ids, labels=labels)
+    logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    torch.testing.assert_close(outputs.loss, F.cross_entropy(logits, targets))
+    summed = F.cross_entropy(logits, targets, reduction="sum")
+    for num_items in (7, torch.tensor(7)):  # of all micro-batches of a step: what transformers' Trainer passes
+        torch.testing.assert_close(model(input_ids, labels=labels, num_items_in_batch=num_items).loss, summed / 7)
+
+
+def test_logits_to_keep(make_model, make_tokens):
+    model = make_model()
+    input_ids = make_tokens(model)
+    with torch.no_grad():
+        full = model(input_ids).logits
+        torch.testing.assert_close(model(input_ids, logits_to_keep=2).logits, full[:, -2:])
+        positions = torch.tensor([4, 1])
+        torch.testing.assert_close(model(input_ids, logits_to_keep=positions).logits, full[:, positions])
+
+
+@BOTH
+def test_later_tokens_and_padding_are_not_seen(make_model, make_tokens, source, mode):
+    model = make_model(attnres_source=source, attnres_mode=mode)
+    input_ids = make_tokens(model, batch=2, seq=9)
+    changed = input_ids.clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % model.config.vocab_size
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[:, :3] = 0
+    with torch.no_grad():
+        logits = model(input_ids).logits
+        torch.testing.assert_close(model(changed).logits[:, :5], logits[:, :5], atol=1e-6, rtol=0)
+        assert not torch.allclose(model(changed).logits[:, 5:], logits[:, 5:])
+        padded = model(input_ids, attention_mask=attention_mask, position_ids=attention_mask.cumsum(-1) - 1).logits
+        torch.testing.assert_close(padded[:, 3:], model(input_ids[:, 3:]).logits, atol=1e-5, rtol=0)
+
+
+@BOTH
+def test_embeddings_can_be_given_in_place_of_tokens(make_model, make_tokens, source, mode):
+    model = make_model(attnres_source=source, attnres_mode=mode)
+    input_ids = make_tokens(model)
+    with torch.no_grad():
+        by_embedding = model(inputs_embeds=model.get_input_embeddings()(input_ids)).logits
+        assert torch.equal(by_embedding, model(input_ids).logits)
+
+
+@BOTH
+@pytest.mark.parametrize("sliding", [False, True])
+def test_attention_implementations_agree(make_model, make_tokens, source, mode, sliding):
+    model = make_model(attnres_source=source, attnres_mode=mode, **(SLIDING if sliding else {}))
+    input_ids = make_tokens(model, batch=3, seq=9)
+    padding = left_padded(input_ids)
+    real = padding["attention_mask"].bool()
+    logits = {}
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        with torch.no_grad():
+            logits[name] = model(input_ids, **padding).logits[real]
+    torch.testing.assert_close(logits["eager"], logits["sdpa"], atol=1e-5, rtol=0)
+
+
+def test_sliding_layers_do_not_look_beyond_their_window(make_model, make_tokens):
+    """One layer with a window of 3: the last token sees itself and two before it."""
+    model = make_model(num_hidden_layers=1, attnres_num_blocks=1, **{**SLIDING, "max_window_layers": 0})
+    assert model.config.layer_types == ["sliding_attention"]
+    input_ids = make_tokens(model, seq=9)
+    for position, is_seen in ((5, False), (6, True)):
+        changed = input_ids.clone()
+        changed[:, position] += 1
+        changed %= model.config.vocab_size
+        with torch.no_grad():
+            same = torch.equal(model(changed).logits[:, -1], model(input_ids).logits[:, -1])
+        assert same != is_seen
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_resized_embeddings(make_model, make_tokens, tmp_path, source, tied):
+    model = make_model(attnres_source=source, tie_word_embeddings=tied)
+    input_ids = make_tokens(model)
+    logits = model(input_ids).logits
+    model.resize_token_embeddings(48, mean_resizing=False)
+    assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == model.lm_head.out_features == 48
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    resized = model(input_ids, labels=input_ids)
+    torch.testing.assert_close(resized.logits[..., :40], logits, atol=1e-6, rtol=0)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(AttnResForCausalLM.from_pretrained(tmp_path)(input_ids).logits, resized.logits)
+
+
+@BOTH
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.0125)])
+def test_half_precision_routes_in_float32(make_model, make_tokens, source, mode, dtype, tolerance):
+    single = make_model(attnres_source=source, attnres_mode=mode)
+    for parameter in single.parameters():  # so that only the computation differs
+        parameter.data = parameter.data.to(dtype).float()
+    model = copy.deepcopy(single)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    input_ids = make_tokens(model)
+    reads: list[Read] = []
+
+    def keep(read: Read) -> Read:
+        reads.append(read)
+        return read
+
+    with torch.no_grad():
+        output = model(input_ids, output_routing_weights=True, intervention=keep)
+        expected = single(input_ids).logits
+    assert output.logits.dtype == dtype
+    assert (output.logits - expected).abs().max() <= tolerance * expected.abs().max()
+    router = model.model.router()
+    for read, weights in zip(reads, output.routing_weights, strict=True):
+        assert weights.dtype == torch.float32
+        values = torch.stack(read.sources).float()
+        logits = torch.einsum("h,nbth->btn", router.queries[read.site.index], F.rms_norm(values, (16,), eps=1e-6))
+        bias = router.biases[read.site.index]
+        if read.site.has_current and bias is not None:
+            logits[..., -1] += bias.float()
+        # Logits rounded to half precision would be off by 1e-3 and more.
+        torch.testing.assert_close(weights, logits.softmax(-1), atol=2e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)")  # torch, of itself
+@BOTH
+def test_compiled_without_graph_breaks(make_model, make_tokens, source, mode):
+    """`fullgraph=True` raises at a graph break."""
+    model = make_model(attnres_source=source, attnres_mode=mode, use_cache=False)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    input_ids = make_tokens(model)
+    gradients = []
+    for run in (model, compiled):
+        model.zero_grad()
+        output = run(input_ids, labels=input_ids, output_routing_weights=True, output_hidden_states=True)
+        output.loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        gradients[-1] |= {"logits": output.logits, **dict(enumerate(output.routing_weights))}
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, atol=1e-6, rtol=0, msg=str(name))
+
+
+@BOTH
+def test_as_the_oracle_in_float64(make_model, make_tokens, source, mode):
+    model = make_model(num_hidden_layers=7, attnres_num_blocks=3, attnres_source=source, attnres_mode=mode).double()
+    input_ids = make_tokens(model)
+    with torch.no_grad():
+        output = model(input_ids, output_routing_weights=True)
+        logits, routing_weights = oracle.forward(model, input_ids)
+    assert (output.logits - logits).abs().max() <= 1e-11
+    for weights, expected in zip(output.routing_weights, routing_weights, strict=True):
+        torch.testing.assert_close(weights, expected, atol=1e-11, rtol=0)
+
+
+def test_a_wrapped_model_trains_as_the_vanilla_one_at_infinite_bias(make_vanilla, make_tokens):
+    """Gradients reach the shared parameters, so a wrapped model can be fine-tuned."""
+    vanilla: Qwen3ForCausalLM = make_vanilla()
+    wrapped = wrap_qwen3(vanilla, num_blocks=2, recency_bias=INFINITE)
+    input_ids = make_tokens(vanilla)
+    vanilla(input_ids, labels=input_ids).loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in vanilla.named_parameters()}
+    vanilla.zero_grad()
+    wrapped(input_ids, labels=input_ids).loss.backward()
+    for name, parameter in vanilla.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-4, msg=name)
