@@ -9,7 +9,16 @@ RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 # The final probes: the masks, the control of equal mass, every subset of the families, and the linear estimate.
 PROBE := --kinds mask_renormalise matched_mass --coalitions all --first-order
 
-.PHONY: demo test lint format clean
+# The model's tests, and one each of probing and training, with the oldest transformers that is supported.
+OLDEST := .venv/oldest
+OLDEST_RELEASES := transformers==5.4.0 huggingface_hub==1.5.0 tokenizers==0.22.2
+OLDEST_TESTS := $(patsubst %,tests/test_%.py,modeling loading features generation configuration baseline routing \
+	sites requirements probe_cli train_module)
+
+# Optional: what other people's programs make of our models.
+CLIENTS := .venv/.clients
+
+.PHONY: demo test test-oldest test-integration lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/attnres-train fit --config configs/demo.yaml --seed_everything $(SEED) --run_dir $(RUN)/trained
@@ -21,10 +30,17 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+test-oldest: $(OLDEST)
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest $(OLDEST_TESTS)
+
+test-integration: $(CLIENTS)
+	ATTNRES_INTEGRATION=1 $(BIN)/python -m pytest tests/integration
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/mlinter --no-cache --no-progress attnres
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -36,4 +52,12 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(OLDEST): $(INSTALLED) Makefile
+	rm -rf $@
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ $(OLDEST_RELEASES)
+
+$(CLIENTS): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,integration]'
 	touch $@

@@ -87,7 +87,7 @@ class AttnResDecoderLayer(GradientCheckpointingLayer):
         return LayerOutput(tuple(states), tuple(all_weights), attentions)
 
 
-# trf-ignore: TRF057
+# trf-ignore: TRF057: see the head of this file.
 class AttnResPreTrainedModel(PreTrainedModel):
     config_class = AttnResConfig
     base_model_prefix = "model"
@@ -152,11 +152,11 @@ def _check_kwargs(kwargs: dict[str, Any]) -> None:
         raise TypeError(f"forward() has no argument '{min(unknown)}'")
 
 
-# trf-ignore: TRF057
+# trf-ignore: TRF057: see the head of this file.
 class AttnResModel(AttnResPreTrainedModel):
     """Embedding, layers, final read (block_sum) and final norm."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar = {r"^lm_head\."}  # the body of a checkpoint that has a head
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^lm_head\."]  # the body of a checkpoint that has a head
 
     def __init__(self, config: AttnResConfig) -> None:
         config.check()
@@ -214,9 +214,9 @@ class AttnResModel(AttnResPreTrainedModel):
                 masks["sliding_attention"] = create_sliding_window_causal_mask(**kwargs)
         return masks, {**shared, "position_embeddings": self.rotary_emb(embedding, position_ids)}
 
-    # trf-ignore: TRF057
+    # trf-ignore: TRF045: the hooks of `capture_outputs` record tensors, and what our layers pass on is a `DepthState`.
     @can_return_tuple
-    def forward(
+    def forward(  # trf-ignore: TRF057: see the head of this file.
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | dict | None = None,
@@ -300,6 +300,7 @@ class AttnResModel(AttnResPreTrainedModel):
             hidden_states = self.config.output_hidden_states
         if attentions is None:
             attentions = self.config.output_attentions
+        # trf-ignore: TRF051: nothing is dispatched; what would silently not be returned is refused.
         if attentions and self.config._attn_implementation != "eager":
             raise ValueError(
                 f"output_attentions needs attn_implementation='eager', got '{self.config._attn_implementation}'; "
@@ -313,7 +314,7 @@ class AttnResModel(AttnResPreTrainedModel):
         )
 
 
-# trf-ignore: TRF057
+# trf-ignore: TRF057: see the head of this file.
 class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
     """A Block AttnRes Qwen3 with a language-model head."""
 
@@ -331,7 +332,7 @@ class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
         """The model's reads, in the order of `routing_weights`."""
         return self.model.sites
 
-    # trf-ignore: TRF057
+    # trf-ignore: TRF057: see the head of this file.
     @can_return_tuple
     def forward(
         self,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites, recency_schedule, wrap_qwen3
 from tests.conftest import MODES, SMALL_SHAPE, SOURCES, small_config
@@ -154,6 +157,22 @@ def test_routing_is_frozen(make_vanilla, make_tokens):
     assert all(p.grad is None for p in wrapped.routing_parameters().values())
 
 
+def test_a_schedule_that_is_trained_on_request(make_vanilla, make_tokens, tmp_path):
+    vanilla = make_vanilla()
+    wrapped = wrap_qwen3(vanilla, num_blocks=2, trainable=True)
+    assert wrapped.config.attnres_routing == "learned"
+    input_ids = make_tokens(wrapped)
+    fixed = wrap_qwen3(vanilla, num_blocks=2)
+    assert torch.equal(wrapped(input_ids).logits, fixed(input_ids).logits)  # until a step is taken
+    wrapped(input_ids, labels=input_ids).loss.backward()
+    for name, parameter in wrapped.routing_parameters().items():
+        # The gain of a zero query has none; the first read sees one tensor twice, whatever its weights.
+        moves = "_norm" not in name and "layers.0.attn" not in name
+        assert bool(parameter.grad.any()) == moves, name
+    wrapped.save_pretrained(tmp_path)
+    assert all(p.requires_grad for p in AttnResForCausalLM.from_pretrained(tmp_path).routing_parameters().values())
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_the_vanilla_model_is_left_as_it_was(make_vanilla, make_tokens, training, requires_grad):
@@ -184,6 +203,64 @@ def test_a_saved_folder_is_wrapped(make_vanilla, make_tokens, tmp_path, kind):
     from_folder = wrap_qwen3(kind(tmp_path) if kind else tmp_path, num_blocks=2)
     with torch.no_grad():
         assert torch.equal(from_folder(input_ids).logits, wrap_qwen3(vanilla, num_blocks=2)(input_ids).logits)
+
+
+def test_a_hub_id_is_wrapped(make_vanilla, tmp_path):
+    """By the real path: the hub's own cache, holding a small model under the name of a large one."""
+    repository = tmp_path / "models--Qwen--Qwen3-0.6B"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    vanilla = make_vanilla(tie_word_embeddings=True).to(torch.bfloat16)
+    vanilla.generation_config.update(do_sample=True, temperature=0.6, top_k=20, eos_token_id=[7, 9])
+    vanilla.save_pretrained(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    script = """
+import attnres
+wrapped = attnres.wrap_qwen3("Qwen/Qwen3-0.6B", num_blocks=2)
+assert type(wrapped) is attnres.AttnResForCausalLM
+print(wrapped.dtype, wrapped.generation_config.top_k, wrapped.generation_config.eos_token_id)
+print(wrapped.lm_head.weight is wrapped.model.embed_tokens.weight)
+try:
+    attnres.wrap_qwen3("Qwen/Qwen3-none")
+except ValueError as error:
+    print(error)
+"""
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [
+        "torch.bfloat16 20 [7, 9]",
+        "True",
+        "wrap_qwen3: Qwen/Qwen3-none is neither a folder with a model nor to be had from the hub",
+    ]
+
+
+def test_the_shape_of_qwen3_06b_on_a_cpu():
+    """Random weights; 12 GiB is what wrapping may take, two copies of the float32 weights and more would not fit."""
+    script = """
+import resource, torch, attnres
+from transformers import Qwen3Config, Qwen3ForCausalLM
+config = Qwen3Config(
+    num_hidden_layers=28, hidden_size=1024, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+    intermediate_size=3072, vocab_size=151936, tie_word_embeddings=True,
+)
+vanilla = Qwen3ForCausalLM(config).eval()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+wrapped = attnres.wrap_qwen3(vanilla)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with torch.no_grad():
+    routing_weights = wrapped(torch.arange(64)[None], output_routing_weights=True).routing_weights
+measured = torch.stack([weights[..., -1].mean() for weights in routing_weights]).mean()
+schedule = torch.stack([weights[-1] for weights in attnres.recency_schedule(wrapped)]).mean()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(sum(p.numel() for p in vanilla.parameters()), float(measured), float(schedule), after - before, peak)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    parameters, measured, schedule, wrapping_kib, peak_kib = map(float, result.stdout.split())
+    assert parameters == 596_049_920
+    assert abs(measured - 0.8397) <= 5e-5
+    assert abs(schedule - 0.8397) <= 5e-5
+    assert wrapping_kib < 64 * 1024  # no second copy of 2.2 GiB
+    assert peak_kib < 12 * 1024**2
 
 
 def test_a_wrapped_model_can_be_saved(make_vanilla, make_tokens, tmp_path):
@@ -261,12 +338,12 @@ def test_no_schedule_for_a_bias_that_is_not_finite(make_model):
         recency_schedule(model)
 
 
-def test_generation_continues_as_the_vanilla_model_at_infinite_bias(make_vanilla, make_tokens):
-    vanilla: Qwen3ForCausalLM = make_vanilla()
-    input_ids = make_tokens(vanilla)
-    options = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": 6, "do_sample": False}
-    wrapped = wrap_qwen3(vanilla, num_blocks=2, recency_bias=40)
-    assert torch.equal(wrapped.generate(input_ids, **options), vanilla.generate(input_ids, **options))
+def test_the_generation_config_is_kept(make_vanilla):
+    vanilla = make_vanilla()
+    vanilla.generation_config.update(eos_token_id=[3, 5], repetition_penalty=1.1)
+    wrapped = wrap_qwen3(vanilla, num_blocks=2)
+    assert wrapped.generation_config.to_dict() == vanilla.generation_config.to_dict()
+    assert wrapped.generation_config is not vanilla.generation_config
 
 
 def test_schedule_of_a_config_takes_its_initial_bias():

@@ -85,7 +85,23 @@ def test_more_blocks_than_layers(num_layers, data):
     )
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "3", None])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rms_norm_eps", 0.0),
+        ("rms_norm_eps", -1e-6),
+        ("initializer_range", -0.02),
+        ("attention_dropout", 1.0),
+        ("attention_dropout", -0.1),
+        ("sliding_window", 0),
+        ("hidden_act", "siluu"),
+    ],
+)
+def test_value_out_of_range(key, value):
+    refuse(f"{key} must be ", repr(value), **{key: value, "use_sliding_window": True})
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "3", None, True])
 def test_recency_bias_that_is_not_a_finite_number(value):
     refuse("attnres_recency_bias_init", "finite", str(value), attnres_recency_bias_init=value)
 
