@@ -105,6 +105,22 @@ def make_tokens() -> Callable[..., torch.Tensor]:
     return make
 
 
+@pytest.fixture
+def make_hub(tmp_path) -> Callable[[PreTrainedModel, str], dict[str, str]]:
+    """Put a model into a hub cache of its own, under any id; returns the environment of a process that uses it."""
+
+    def make(model: PreTrainedModel, hub_id: str) -> dict[str, str]:
+        cache = tmp_path / "hub"
+        repository = cache / f"models--{hub_id.replace('/', '--')}"
+        revision = "0" * 40
+        model.save_pretrained(repository / "snapshots" / revision)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(revision)
+        return {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+
+    return make
+
+
 class TrainedModels:
     """Tiny models trained for a moment on `task`, one for each source; made when first asked for."""
 

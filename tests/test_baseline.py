@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import subprocess
 import sys
 
@@ -205,15 +204,11 @@ def test_a_saved_folder_is_wrapped(make_vanilla, make_tokens, tmp_path, kind):
         assert torch.equal(from_folder(input_ids).logits, wrap_qwen3(vanilla, num_blocks=2)(input_ids).logits)
 
 
-def test_a_hub_id_is_wrapped(make_vanilla, tmp_path):
+def test_a_hub_id_is_wrapped(make_vanilla, make_hub):
     """By the real path: the hub's own cache, holding a small model under the name of a large one."""
-    repository = tmp_path / "models--Qwen--Qwen3-0.6B"
-    snapshot = repository / "snapshots" / ("0" * 40)
     vanilla = make_vanilla(tie_word_embeddings=True).to(torch.bfloat16)
     vanilla.generation_config.update(do_sample=True, temperature=0.6, top_k=20, eos_token_id=[7, 9])
-    vanilla.save_pretrained(snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
+    environment = make_hub(vanilla, "Qwen/Qwen3-0.6B")
     script = """
 import attnres
 wrapped = attnres.wrap_qwen3("Qwen/Qwen3-0.6B", num_blocks=2)
@@ -225,7 +220,6 @@ try:
 except ValueError as error:
     print(error)
 """
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [
         "torch.bfloat16 20 [7, 9]",

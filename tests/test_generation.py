@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from attnres import AttnResForCausalLM, wrap_qwen3
+from attnres import AttnResForCausalLM, Read, wrap_qwen3
 from tests.conftest import BOTH, MODES, SOURCES
 from tests.test_features import SLIDING
 
@@ -167,3 +167,23 @@ def test_hidden_states_and_attentions_of_every_step(make_model, make_tokens):
     assert [len(states) for states in output.hidden_states] == [5, 5, 5]
     assert [states[-1].shape for states in output.hidden_states] == [(3, 6, 16), (3, 1, 16), (3, 1, 16)]
     assert [weights[0].shape[-2:] for weights in output.attentions] == [(6, 6), (1, 7), (1, 8)]
+
+
+def even(read: Read) -> Read:
+    return read._replace(routing_weights=torch.full_like(read.routing_weights, 1 / read.site.num_sources))
+
+
+@BOTH
+def test_interventions_act_at_every_step(make_model, make_tokens, source, mode):
+    model = make(make_model, source, mode)
+    input_ids = make_tokens(model, seq=6)
+    sequences = input_ids
+    with torch.no_grad():
+        for _ in range(8):
+            logits = model(sequences, intervention=even).logits[:, -1]
+            sequences = torch.cat([sequences, logits.argmax(-1, keepdim=True)], 1)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    ablated = generate(model, inputs, intervention=even)
+    assert torch.equal(ablated.sequences, sequences)
+    torch.testing.assert_close(ablated.logits[-1], logits, atol=1e-5, rtol=0)
+    assert (generate(model, inputs).logits[-1] - logits).abs().max() > 1e-3

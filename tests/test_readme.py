@@ -91,6 +91,20 @@ def test_make_demo_leaves_table_and_figures(tmp_path):
     assert set(final["data_id"]) == set(wrapped["data_id"])  # paired: the same examples
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/attnres.md"])
+def test_python_of_the_documentation_runs(make_model, make_vanilla, make_hub, tmp_path, page):
+    make_model(num_hidden_layers=8, attnres_num_blocks=4).save_pretrained(tmp_path / "runs" / "mine" / "hf")
+    make_vanilla(num_hidden_layers=8).save_pretrained(tmp_path / "runs" / "vanilla" / "hf")
+    environment = make_hub(make_vanilla(num_hidden_layers=8), "Qwen/Qwen3-0.6B")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+    assert blocks
+    script = "\n".join(["import torch", "input_ids = torch.arange(12).view(2, 6)", *blocks])
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "embedding" in done.stdout
+
+
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_key_of_every_config_is_commented(config):
     text = config.read_text(encoding="utf-8")
