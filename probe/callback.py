@@ -94,7 +94,7 @@ class ProbeCallback(Callback):
         )
         self.last_step = -1
         self.last_accuracy = 0.0  # validation accuracy known at the last probe
-        self._validation_accuracy = 0.0
+        self.validation_accuracy = 0.0
         self.probe_seconds = 0.0
         self._started = 0.0
 
@@ -145,15 +145,15 @@ class ProbeCallback(Callback):
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if not fitting or accuracy is None or not self.accuracy_jump:
             return
-        self._validation_accuracy = float(accuracy)
-        if self._validation_accuracy - self.last_accuracy >= self.accuracy_jump:
+        self.validation_accuracy = float(accuracy)
+        if self.validation_accuracy - self.last_accuracy >= self.accuracy_jump:
             self._probe_once(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._probe_once(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        keys = ("last_step", "last_accuracy", "probe_seconds")
+        keys = ("last_step", "last_accuracy", "validation_accuracy", "probe_seconds")
         return {key: getattr(self, key) for key in keys}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -188,7 +188,7 @@ class ProbeCallback(Callback):
                 seed=task.seed,
                 step=step,
             )
-        self.last_step, self.last_accuracy = step, self._validation_accuracy
+        self.last_step, self.last_accuracy = step, self.validation_accuracy
         self.probe_seconds += time.perf_counter() - started
         self._report(trainer, probe, step, directory)
 

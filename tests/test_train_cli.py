@@ -106,7 +106,6 @@ def test_a_resumed_run_goes_on_exactly(interrupted, tmp_path, monkeypatch):
     whole = fit(tmp_path / "whole", "--trainer.max_steps=6", *options)
     with monkeypatch.context() as patch:
         if interrupted:  # the last checkpoint is then from the middle, step 2, and rows of later steps exist
-            patch.setattr("train.callbacks.CHECKPOINT_EVERY_N_STEPS", 2)
             patch.setattr("train.callbacks.RunExport.on_train_end", lambda *_: None)
         half = fit(tmp_path / "half", "--trainer.max_steps=3", *options)
     checkpoint = half / "checkpoints/last.ckpt"

@@ -87,7 +87,6 @@ def test_resuming_repeats_no_row(tmp_path, monkeypatch):
     options = [*PROBED, "--probe.every_n_steps=1", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
     whole = fit(tmp_path / "whole", *options, "--trainer.max_steps=5")
     with monkeypatch.context() as patch:
-        patch.setattr("train.callbacks.CHECKPOINT_EVERY_N_STEPS", 2)
         patch.setattr("train.callbacks.RunExport.on_train_end", lambda *_: None)
         half = fit(tmp_path / "half", *options, "--trainer.max_steps=3")
     checkpoint = half / "checkpoints/last.ckpt"

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
-CHECKPOINT_EVERY_N_STEPS = 100
+from train.checkpoints import SaveCheckpoint, save_checkpoint
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -89,15 +90,16 @@ class SaveConfig(SaveConfigCallback):
 
 
 class RunExport(Callback):
-    """When training ends, saves a last checkpoint and the Hugging Face model with task and provenance beside it."""
+    """When training ends, saves the Hugging Face model with task and provenance beside it, then the last checkpoint."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run_dir = Path(trainer.default_root_dir)
+        if trainer.is_global_zero:
+            self._export(trainer, pl_module)
         if trainer.checkpoint_callbacks:
-            trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
-        if not trainer.is_global_zero:
-            return
-        folder = run_dir / "hf"
+            save_checkpoint(trainer)  # the last thing of all: with it the run is complete
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir) / "hf"
         pl_module.model.save_pretrained(folder)  # type: ignore[operator, union-attr]
         hparams = pl_module.hparams
         run = {"condition": hparams["condition"], "seed": hparams["seed"], "step": trainer.global_step}
@@ -106,21 +108,13 @@ class RunExport(Callback):
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def run_callbacks(run_dir: str | Path, progress: bool, checkpoints: bool) -> list[Callback]:
-    """The callbacks of a training run that writes to `run_dir`."""
+def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:
+    """The callbacks of a training run."""
     callbacks: list[Callback] = [CurriculumCallback(), RunExport()]
     if progress:
         callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else ProgressLines())
     if checkpoints:
-        # Only the newest is kept, always under the same name.
-        saver = ModelCheckpoint(
-            Path(run_dir) / "checkpoints",
-            save_last=True,
-            save_top_k=0,
-            every_n_train_steps=CHECKPOINT_EVERY_N_STEPS,
-            enable_version_counter=False,
-        )
-        callbacks.append(saver)
+        callbacks.append(SaveCheckpoint())
     return callbacks
 
 

@@ -1,7 +1,7 @@
 """`attnres-train`: train or validate a model on the recall task, configured by YAML files and flags.
 
     attnres-train fit --config configs/demo.yaml --run_dir runs/demo
-    attnres-train fit --config runs/demo/config.yaml --ckpt_path runs/demo/checkpoints/last.ckpt   # resume
+    attnres-train fit --config configs/demo.yaml --run_dir runs/demo --ckpt_path last   # go on where it was killed
     attnres-train validate --config runs/demo/config.yaml    # its last checkpoint, unless --ckpt_path names another
 
 Bad input gives one line on standard error and exit status 2 before anything is written.
@@ -15,10 +15,8 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NoReturn
 
-import torch
 import wandb
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -29,6 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from probe.callback import ProbeCallback
 from train.callbacks import SaveConfig, run_callbacks
+from train.checkpoints import FOLDER, AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 from train.data import MQARDataModule
 from train.loggers import build_loggers
 from train.module import RetrievalModule
@@ -98,7 +97,8 @@ class TrainCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Folder that receives config.yaml, checkpoints/, hf/, metrics.csv, wandb/ and probe/. Required by "
-            "fit, which refuses a folder that is not empty unless --ckpt_path resumes the run in it.",
+            "fit, which refuses a folder that is not empty unless --ckpt_path goes on with the run in it: 'last' from "
+            "its newest checkpoint, or from the start where it has none yet.",
         )
         parser.add_lightning_class_args(ProbeCallback, "probe")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
@@ -123,11 +123,13 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         run_dir, ckpt_path = (self._get(self.config, key) for key in ("run_dir", "ckpt_path"))
-        if self.subcommand == "validate" and ckpt_path is None:
-            ckpt_path = self.config[self.subcommand]["ckpt_path"] = last_checkpoint(run_dir)
+        validates, goes_on = self.subcommand == "validate", ckpt_path == "last"
+        if goes_on or (validates and ckpt_path is None):
+            ckpt_path = last_checkpoint(run_dir, required=validates)
         self.checkpoint: dict[str, Any] = {} if ckpt_path is None else load_checkpoint(Path(ckpt_path))
         if self.subcommand == "fit":
-            check_run_dir(run_dir, ckpt_path)
+            check_run_dir(run_dir, ckpt_path, goes_on)
+        self.ckpt_path = ckpt_path
 
     def instantiate_classes(self) -> None:
         try:
@@ -150,11 +152,12 @@ class TrainCLI(LightningCLI):
         if config["logger"] in (None, True):
             kwargs["logger"] = build_loggers(config["default_root_dir"], self.checkpoint.get("global_step", 0))
         progress, checkpoints = (config[f"enable_{name}"] is not False for name in ("progress_bar", "checkpointing"))
-        self.trainer_defaults["callbacks"] = run_callbacks(config["default_root_dir"], progress, checkpoints)
+        self.trainer_defaults["callbacks"] = run_callbacks(progress, checkpoints)
+        kwargs["plugins"] = [AtomicCheckpointIO(), *as_list(config["plugins"])]
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, model: RetrievalModule, datamodule: MQARDataModule, ckpt_path: str | None) -> None:
-        self.trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
+        self.trainer.fit(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
 
     def after_fit(self) -> None:
         if wandb.run is not None:  # or W&B would write the rest when Python exits
@@ -163,7 +166,7 @@ class TrainCLI(LightningCLI):
     def validate(
         self, model: RetrievalModule, datamodule: MQARDataModule, ckpt_path: str | None, verbose: bool
     ) -> None:
-        self.trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=verbose, weights_only=True)
+        self.trainer.validate(model, datamodule, ckpt_path=self.ckpt_path, verbose=verbose, weights_only=True)
 
 
 def explain(message: str, known_keys: list[str], files: list[str]) -> str:
@@ -235,31 +238,50 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"--ckpt_path '{path}' does not exist; give a file such as RUN_DIR/checkpoints/last.ckpt")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "model_config" in checkpoint["hyper_parameters"]:
-            return checkpoint
-    except (RuntimeError, UnpicklingError, KeyError, TypeError, EOFError):
-        pass
-    raise UsageError(f"--ckpt_path '{path}' is not a checkpoint of attnres-train (RUN_DIR/checkpoints/*.ckpt)")
+        return read_checkpoint(path)
+    except ValueError as error:
+        raise UsageError(f"--ckpt_path {error}") from None
 
 
-def last_checkpoint(run_dir: str | None) -> str:
-    """The newest checkpoint in `run_dir`; raises UsageError if there is none."""
-    path = Path(run_dir or ".", "checkpoints", "last.ckpt")
-    if run_dir and path.is_file():
+def last_checkpoint(run_dir: str | None, required: bool) -> str | None:
+    """The newest whole checkpoint in `run_dir`; says which ones are torn, or that there is none yet.
+
+    Raises UsageError if there is none and one is `required`, or all are torn.
+    """
+    if not run_dir:
+        raise UsageError(
+            "--ckpt_path is required, as there is no --run_dir to look in; give the checkpoint to validate"
+        )
+    path, torn = newest_checkpoint(Path(run_dir))
+    for name in torn:
+        print(f"attnres-train: '{name}' is not whole and is passed over", file=sys.stderr)
+    if path is not None:
         return str(path)
-    where = f"--run_dir '{run_dir}' holds no checkpoints/last.ckpt" if run_dir else "there is no --run_dir to look in"
-    raise UsageError(f"--ckpt_path is required, as {where}; give the checkpoint to validate")
+    if torn:
+        raise UsageError(f"--run_dir '{run_dir}' holds no whole checkpoint; remove {FOLDER}/ to start at step 0")
+    if required:
+        raise UsageError(
+            f"--ckpt_path is required, as --run_dir '{run_dir}' holds no {FOLDER}/last.ckpt; "
+            "give the checkpoint to validate"
+        )
+    print(f"attnres-train: '{run_dir}' has no checkpoint yet, training starts at step 0", file=sys.stderr)
+    return None
 
 
-def check_run_dir(run_dir: str | None, ckpt_path: str | None) -> None:
+def as_list(value: Any) -> list[Any]:
+    """An option that takes one or several."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def check_run_dir(run_dir: str | None, ckpt_path: str | None, goes_on: bool) -> None:
     """Raises UsageError if training must not write to `run_dir`."""
     if not run_dir:
         raise UsageError("--run_dir is required: give the folder that is to receive the run, e.g. --run_dir runs/demo")
     folder = Path(run_dir)
+    # wandb/ alone is what a run leaves that failed while setting up; the rest, one that was killed early.
+    left = {"wandb"} | ({"config.yaml", "metrics.csv", "metrics.csv.part", "probe", FOLDER} if goes_on else set())
     try:
-        # wandb/ alone is what a run leaves that failed while setting up.
-        if all(path.name == "wandb" for path in folder.iterdir()):
+        if all(path.name in left for path in folder.iterdir()):
             return
     except FileNotFoundError:
         return
@@ -267,7 +289,7 @@ def check_run_dir(run_dir: str | None, ckpt_path: str | None) -> None:
         raise UsageError(f"--run_dir '{folder}' cannot be used: {error.strerror}; give another folder") from None
     if ckpt_path is None:
         raise UsageError(
-            f"--run_dir '{folder}' is not empty; give another folder, or resume the run in it with --ckpt_path"
+            f"--run_dir '{folder}' is not empty; give another folder, or go on with the run in it by --ckpt_path last"
         )
     if folder.resolve() not in Path(ckpt_path).resolve().parents:
         raise UsageError(

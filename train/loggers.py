@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,29 @@ class _MetricsWriter(ExperimentWriter):
     def __init__(self, log_dir: str, first_step: int) -> None:
         self.first_step = first_step
         super().__init__(log_dir)
+        if Path(self.metrics_file_path).is_file():
+            self.metrics_keys, rows = self._read()
+            self._replace(self.metrics_keys, (row for row in rows if int(row["step"]) < first_step))
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """Columns and rows, but for a last one that is not whole because the run was killed while writing it."""
+        text = Path(self.metrics_file_path).read_bytes().decode()
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        rows = list(reader)
+        return list(reader.fieldnames or ()), rows
+
+    def _replace(self, columns: list[str], rows: Iterable[Mapping[str, str]]) -> None:
+        """All at once: a run that is killed meanwhile still has the old file."""
         path = Path(self.metrics_file_path)
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if int(row["step"]) < first_step]
-            self.metrics_keys = list(reader.fieldnames or ())
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.metrics_keys)
+        part = path.with_name(path.name + ".part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
+        os.replace(part, path)
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._replace(fieldnames, self._read()[1])
 
     def _check_log_dir_exists(self) -> None:
         """The command line has refused directories of other runs."""
