@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from probe import storage
 from probe.families import FIRST_ORDER
 from probe.interventions import MaskRenormalise
 from probe.motifs import primary_rows
-from probe.runner import Probe, ProbeSettings, check_task, probe_model
+from probe.runner import PARTS, Probe, ProbeSettings, check_task, probe_model, sweep_share
 
 MASK = MaskRenormalise.kind
 MODES = ("exact", "first_order", "both")
@@ -133,6 +134,8 @@ class ProbeCallback(Callback):
             return
         if trainer.is_global_zero:  # a resumed run goes on from its checkpoint: later rows are of steps to come
             storage.drop_steps_after(_directory(trainer), trainer.global_step)
+            shutil.rmtree(_directory(trainer) / PARTS, ignore_errors=True)  # of a probe that was killed
+        trainer.strategy.barrier("before probes")
         if trainer.global_step == 0:
             self._probe_once(trainer, pl_module)
 
@@ -168,29 +171,36 @@ class ProbeCallback(Callback):
         return trainer.datamodule.task  # type: ignore[attr-defined]
 
     def _probe_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe now, unless this step has been probed (several triggers can name one step)."""
+        """Probe now, unless this step has been probed (several triggers can name one step).
+
+        Several processes share the sequences among them; the first one puts the tables together.
+        """
         step = trainer.global_step
-        if not self._applies(pl_module) or step == self.last_step or not trainer.is_global_zero:
+        if not self._applies(pl_module) or step == self.last_step:
             return
         started = time.perf_counter()
-        task = self._task(trainer)
-        directory = _directory(trainer)
         model: AttnResForCausalLM = pl_module.model  # type: ignore[assignment]
-        settings = replace(self.settings, num_sequences=self.num_sequences or _min_sequences(task))
+        task, settings, directory = self._task(trainer), self._settings(trainer), _directory(trainer)
+        run = Path(trainer.default_root_dir).resolve().name
+        is_shared = trainer.world_size > 1
+        probe = None
         with undisturbed(model):
-            probe = probe_model(
-                model,
-                task,
-                settings,
-                directory,
-                run=Path(trainer.default_root_dir).resolve().name,
-                condition=str(pl_module.condition),
-                seed=task.seed,
-                step=step,
-            )
+            if is_shared:
+                ranks = (trainer.global_rank, trainer.world_size)
+                sweep_share(*ranks, model, task, settings, directory, run=run, step=step)
+                trainer.strategy.barrier("probe")
+            if trainer.is_global_zero:
+                about = {"run": run, "condition": str(pl_module.condition), "seed": task.seed, "step": step}
+                probe = probe_model(model, task, settings, directory, **about, resumable=is_shared)
         self.last_step, self.last_accuracy = step, self.validation_accuracy
         self.probe_seconds += time.perf_counter() - started
-        self._report(trainer, probe, step, directory)
+        if probe is not None:
+            self._report(trainer, probe, step, directory)
+
+    def _settings(self, trainer: Trainer) -> ProbeSettings:
+        num_sequences = self.num_sequences or _min_sequences(self._task(trainer))
+        batch_size = min(self.settings.batch_size, -(-num_sequences // trainer.world_size))  # a batch for each process
+        return replace(self.settings, num_sequences=num_sequences, batch_size=batch_size)
 
     def _report(self, trainer: Trainer, probe: Probe, step: int, directory: Path) -> None:
         training = time.perf_counter() - self._started - self.probe_seconds

@@ -210,7 +210,8 @@ def _sweep_share(
     """What each process does, with a copy of the model of its own."""
     subject = load(args)
     sweep_share(
-        fabric,
+        fabric.global_rank,
+        fabric.world_size,
         _placed(subject.model, args, fabric.device),
         subject.task,
         settings,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,9 +26,6 @@ from probe.interventions import MIN_REMAINING, Ablation
 from probe.motifs import Reader
 from probe.parts import Parts
 from probe.results import RunInfo
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 PARTS = "parts"
 """Folder of an unfinished sweep, in the folder of its results."""
@@ -180,7 +177,8 @@ def probe_model(
 
 
 def sweep_share(
-    fabric: Fabric,
+    rank: int,
+    world_size: int,
     model: AttnResForCausalLM,
     task: MQAR,
     settings: ProbeSettings,
@@ -190,14 +188,14 @@ def sweep_share(
     step: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Run this process's share of a probe's batches and leave them in `directory`, for a resumable `probe_model`.
+    """Run the share of process `rank` in a probe's batches and leave it in `directory`, for a resumable `probe_model`.
 
-    All processes must see one file system. Raises as `probe_model` does.
+    All `world_size` processes must see one file system. Raises as `probe_model` does.
     """
     inputs = ProbeInputs.from_recall(task.batch("probe", range(settings.num_sequences)))
     engine = _engine(model, task, settings, on_progress)
     store = _store(engine, inputs, settings, directory, run, step)
-    engine.run_batches(inputs, range(engine.num_batches(inputs))[fabric.global_rank :: fabric.world_size], store)
+    engine.run_batches(inputs, range(engine.num_batches(inputs))[rank::world_size], store)
 
 
 def _engine(

@@ -12,7 +12,8 @@ from train.data import MQARDataModule
 
 
 def trainer(**changes) -> Any:
-    values = {"world_size": 1, "accumulate_grad_batches": 1, "max_steps": 3, "global_step": 0, "training": True}
+    values = {"global_rank": 0, "world_size": 1, "accumulate_grad_batches": 1, "max_steps": 3, "global_step": 0}
+    values["training"] = True
     return SimpleNamespace(**{**values, **changes})
 
 

@@ -42,6 +42,7 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
+    "use_distributed_sampler": False,
 }
 POSITIVE_TRAINER_OPTIONS = (
     "max_steps",
@@ -224,6 +225,8 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         value = options[key]
         if isinstance(value, int | float) and not value > 0:
             raise ValueError(f"trainer.{key} must be positive, got {value}")
+    if options["use_distributed_sampler"]:
+        raise ValueError("trainer.use_distributed_sampler must be false: each device draws its part of a batch itself")
     clip = options["gradient_clip_val"]
     if clip is not None and not clip >= 0:
         raise ValueError(f"trainer.gradient_clip_val must not be negative, got {clip}")

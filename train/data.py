@@ -60,7 +60,10 @@ class MQARDataModule(LightningDataModule):
         self.save_hyperparameters({"task": self.task.to_dict()}, logger=False)
 
     def train_dataloader(self) -> DataLoader:
-        """Indices in order, one pass over all steps; a resumed run goes on where the checkpoint stopped."""
+        """Indices in order, one pass over all steps; a resumed run goes on where the checkpoint stopped.
+
+        Of the batch of a step each device takes its own part, so that the step sees the same examples on any number.
+        """
         trainer = self.trainer
         assert trainer is not None
         per_step = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
@@ -73,8 +76,11 @@ class MQARDataModule(LightningDataModule):
         return self._loader(np.arange(self.num_validation_examples))
 
     def _loader(self, indices: np.ndarray) -> DataLoader:
-        # No shuffling: examples are independent draws, and the order makes a resumed run exact.
-        dataset = Dataset.from_dict({"index": indices})
+        # No shuffling: examples are independent draws, and the order makes a resumed run exact. (Lightning's sampler
+        # for several devices would shuffle.)
+        trainer = self.trainer
+        assert trainer is not None
+        dataset = Dataset.from_dict({"index": indices[trainer.global_rank :: trainer.world_size]})
         persistent = self.num_workers > 0
         return DataLoader(dataset, self.batch_size, num_workers=self.num_workers, persistent_workers=persistent)  # type: ignore[arg-type]
 

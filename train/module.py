@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_scheduler
 
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
@@ -114,7 +114,9 @@ class RetrievalModule(LightningModule):
         self.weight_decay = weight_decay
         self.betas = betas
         self.warmup_steps = warmup_steps
+        # Metrics of torchmetrics count examples over all devices; Lightning's own mean would take the parts for equal.
         self.val_accuracy = PositionAccuracy(num_pairs)
+        self.val_loss = MeanMetric()
         # Plain values only, so that checkpoints load with weights_only=True; enough to build the model again.
         model_config = json.loads(json.dumps(self.model.config.to_dict(), default=str))
         self.save_hyperparameters({"model_config": model_config, "condition": self.condition, "seed": int(seed)})
@@ -150,19 +152,22 @@ class RetrievalModule(LightningModule):
             "train/pairs": float(batch.keys.shape[1]),
             "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
-        self.log_dict(metrics, batch_size=len(batch.keys))
+        self.log_dict(metrics, batch_size=len(batch.keys), sync_dist=True)  # of the whole batch, on all devices
         return {"loss": loss, "accuracy": accuracy}
 
     def validation_step(self, batch: RecallBatch, batch_idx: int) -> None:
         loss, correct = self._answer(batch)
         self.val_accuracy.update(correct)
-        self.log("val/loss", loss, batch_size=len(batch.keys), sync_dist=True)
+        self.val_loss.update(loss, len(batch.keys))
 
     def on_validation_epoch_end(self) -> None:
         by_position = self.val_accuracy.compute()
         metrics = {f"val/accuracy_position_{i}": accuracy for i, accuracy in enumerate(by_position)}
-        self.log_dict({"val/accuracy": by_position.mean(), **metrics}, sync_dist=True)
+        self.log_dict(
+            {"val/loss": self.val_loss.compute(), "val/accuracy": by_position.mean(), **metrics}, sync_dist=True
+        )
         self.val_accuracy.reset()
+        self.val_loss.reset()
 
     def configure_optimizers(self) -> Any:
         decayed, kept = [], []
