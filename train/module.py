@@ -73,6 +73,8 @@ class RetrievalModule(LightningModule):
         betas: AdamW's decay rates of the two moments.
         warmup_steps: Steps of linear warm-up; then a cosine to 10 % of the peak at trainer.max_steps.
         vocab_size: Number of token ids.
+        gradient_checkpointing: Compute the layers again in the backward pass instead of keeping what they computed.
+        compile: Compile the model with torch.compile.
         num_pairs: K; sets max_position_embeddings to the 3 K tokens of the full task.
         seed: Recorded in checkpoints and exports; seeding is the caller's.
 
@@ -100,6 +102,8 @@ class RetrievalModule(LightningModule):
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.95),
         warmup_steps: int = 50,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
         vocab_size: int = 256,
         num_pairs: int = 16,
         seed: int = 0,
@@ -110,6 +114,10 @@ class RetrievalModule(LightningModule):
         self.model = _build_model(options)
         if embedding_init_std is not None:
             nn.init.normal_(self.model.get_input_embeddings().weight, std=embedding_init_std)  # type: ignore[arg-type]
+        if gradient_checkpointing:  # newer releases of transformers have renamed it
+            getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
+        if compile:  # in place, so that the names of the parameters stay; of this module it would fail at logging
+            self.model.compile()
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.betas = betas
