@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/attnres-probe report $(RUN)/trained $(RUN)/wrapped
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/integration
 
 test-oldest: $(OLDEST)
 	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest $(OLDEST_TESTS)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from attnres.configuration_attnres import AttnResConfig
+from attnres.loading import load_whole
 from attnres.modeling_attnres import AttnResForCausalLM
 from attnres.sites import ReadSite, read_sites
 
@@ -33,10 +34,11 @@ def wrap_qwen3(
         trainable: whether queries, key gains and biases take gradients; by default the schedule is fixed.
 
     Returns:
-        a model that shares the parameters of the vanilla one (no second copy of them is made), in its dtype.
+        a model that shares the parameters of the vanilla one (no second copy of them is made), in its dtype. What
+        changes those of one changes the other: `to`, an optimiser, `resize_token_embeddings`.
 
     Raises:
-        ValueError: not a vanilla Qwen3, or more blocks than layers.
+        ValueError: not a vanilla Qwen3, nothing there, missing or unexpected tensors, or more blocks than layers.
     """
     vanilla = _load_vanilla(model_or_path) if isinstance(model_or_path, (str, PathLike)) else model_or_path
     if not isinstance(vanilla, Qwen3ForCausalLM):
@@ -72,7 +74,10 @@ def _load_vanilla(path: str | PathLike[str]) -> Qwen3ForCausalLM:
         raise ValueError(f"wrap_qwen3: {path} is neither a folder with a model nor to be had from the hub") from error
     if config.model_type != Qwen3Config.model_type:
         raise ValueError(f"wrap_qwen3: {path} is a '{config.model_type}' model, only a vanilla 'qwen3' can be wrapped")
-    return Qwen3ForCausalLM.from_pretrained(path)
+    try:
+        return load_whole(Qwen3ForCausalLM.from_pretrained, path)[0]
+    except OSError as error:
+        raise ValueError(f"wrap_qwen3: {path} has a config.json but no weights ({error})") from error
 
 
 def _assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -101,11 +106,14 @@ def recency_schedule(model_or_config: AttnResForCausalLM | AttnResConfig | Qwen3
         ValueError: the model has learned (non-zero) queries, so that its weights depend on the input; or the
             configuration is not an AttnRes one.
     """
-    config = model_or_config if isinstance(model_or_config, Qwen3Config) else model_or_config.config
+    is_model = isinstance(model_or_config, AttnResForCausalLM)
+    config = model_or_config.config if is_model else model_or_config
     if not isinstance(config, AttnResConfig):
-        raise ValueError(f"recency_schedule needs an AttnRes model or config, got {type(model_or_config).__name__}")
+        raise ValueError(
+            f"recency_schedule needs an AttnResForCausalLM or its config, got {type(model_or_config).__name__}"
+        )
     sites = read_sites(config)
-    if isinstance(model_or_config, Qwen3Config):
+    if not isinstance(model_or_config, AttnResForCausalLM):
         return tuple(_site_schedule(site, config.attnres_recency_bias_init) for site in sites)
     router = model_or_config.model.router()
     if bool(router.queries.any()):

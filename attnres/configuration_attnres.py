@@ -17,6 +17,7 @@ ROUTINGS = ("learned", "frozen")
 GATE_TYPES = ("bias",)
 SIZES = (
     "vocab_size",
+    "max_position_embeddings",
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -25,6 +26,7 @@ SIZES = (
     "head_dim",
     "attnres_num_blocks",
 )
+LEGACY = ("attnres_init_bias", "attnres_gate_init")  # in early published configurations: what trained values replaced
 FIELDS = frozenset(Qwen3Config.__annotations__) - {"model_type"}  # and ours: see `AttnResConfig.from_dict`
 
 
@@ -37,7 +39,7 @@ class AttnResConfig(Qwen3Config):
     Args:
         attnres_num_blocks (`int`, *optional*, defaults to 8):
             `N`; a block is `ceil(num_hidden_layers / N)` layers, the last one may be shorter, so that there can be
-            fewer than `N` blocks (28 layers, N = 8: 7 blocks of 4). Not used in `full` mode.
+            fewer than `N` blocks (28 layers, N = 8: 7 blocks of 4). Plays no part in `full` mode.
         attnres_recency_bias_init (`float`, *optional*, defaults to 0.0):
             Initial recency bias `b`, the logit added to the `current` source at every read.
         attnres_mode (`str`, *optional*, defaults to `"block"`):
@@ -67,6 +69,8 @@ class AttnResConfig(Qwen3Config):
     attnres_gate_type: str = "bias"
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for key in LEGACY:
+            kwargs.pop(key, None)
         known = [key for key in AttnResConfig.__annotations__ if key.startswith("attnres_")]
         for key in kwargs:  # transformers keeps unknown keys; a misspelt one of ours would silently do nothing
             if key.startswith("attnres_"):
@@ -95,6 +99,11 @@ class AttnResConfig(Qwen3Config):
         fields = {key: kwargs.pop(key) for key in list(kwargs) if key in known or key.startswith("attnres_")}
         return super().from_dict({**config_dict, **fields}, **kwargs)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, after a `check`."""
+        self.check()
+        return super().save_pretrained(*args, **kwargs)
+
     def check(self) -> None:
         """Raise a ValueError where the fields describe no model; fields may have been set since construction."""
         self._check_sizes()
@@ -117,7 +126,7 @@ class AttnResConfig(Qwen3Config):
     def _check_ranges(self) -> None:
         for key, holds, right in (
             ("rms_norm_eps", self.rms_norm_eps > 0, "positive"),
-            ("initializer_range", self.initializer_range >= 0, "zero or more"),
+            ("initializer_range", 0 <= self.initializer_range < math.inf, "zero or more"),
             ("attention_dropout", 0 <= self.attention_dropout < 1, "in [0, 1)"),
             ("sliding_window", self.sliding_window is None or self.sliding_window > 0, "positive or None"),
             ("hidden_act", self.hidden_act in ACT2FN, f"one of {', '.join(ACT2FN)}"),
@@ -134,7 +143,7 @@ class AttnResConfig(Qwen3Config):
         ):
             if getattr(self, key) not in supported:
                 raise ValueError(f"{key} '{getattr(self, key)}' is not supported; choose from {', '.join(supported)}")
-        if self.attnres_num_blocks > self.num_hidden_layers:
+        if self.attnres_mode == "block" and self.attnres_num_blocks > self.num_hidden_layers:
             raise ValueError(
                 f"attnres_num_blocks ({self.attnres_num_blocks}) exceeds num_hidden_layers "
                 f"({self.num_hidden_layers}); a block holds at least one layer"

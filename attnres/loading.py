@@ -1,48 +1,44 @@
-"""What `from_pretrained` refuses: a checkpoint whose tensors are not those of the model its configuration names."""
+"""What loading refuses: a checkpoint whose tensors are not those of the model its configuration names."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from attnres.configuration_attnres import AttnResConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 NUM_NAMED = 24  # a line that lists 200 tensors is not read
 LOGGER = logging.getLogger("transformers.modeling_utils")
 
 
-def _is_no_error(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return "LOAD REPORT" not in message or not ("MISSING" in message or "UNEXPECTED" in message)
+def load_whole(load: Any, *args: Any, ignore_mismatched_sizes: bool = False, **kwargs: Any) -> tuple[Any, dict]:
+    """Call `load`, a `from_pretrained`, and let nothing of the model be initialised anew, as transformers would.
 
-
-@contextmanager
-def report_is_an_error() -> Iterator[None]:
-    """Holds back transformers' report of missing and unexpected tensors: `check_tensors` raises instead."""
-    LOGGER.addFilter(_is_no_error)
-    try:
-        yield
-    finally:
-        LOGGER.removeFilter(_is_no_error)
-
-
-def check_tensors(config: AttnResConfig, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Compare the tensors of a checkpoint with the model's; transformers would initialise the missing ones anew.
-
-    Args:
-        config: of the model.
-        missing: names of parameters that the checkpoint lacks.
-        unexpected: names of tensors that the model does not have.
+    Returns:
+        the model and transformers' loading info.
 
     Raises:
-        ValueError: there are such tensors. One line that names them, and what may have been meant.
+        ValueError: tensors are missing, unexpected, or (unless `ignore_mismatched_sizes`) of another shape. One line
+            that names them, and what may have been meant.
     """
-    missing, unexpected = sorted(missing), sorted(unexpected)
-    if not missing and not unexpected:
-        return
-    wrong = [_named(kind, names) for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
-    raise ValueError(f"{config.name_or_path or 'checkpoint'}: {'; '.join(wrong)}{_hint(config, missing, unexpected)}")
+    with _report_held_back(ignore_mismatched_sizes):
+        model, info = load(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    mismatched = [] if ignore_mismatched_sizes else info["mismatched_keys"]
+    _check(model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), sorted(mismatched))
+    return model, info
+
+
+def _check(model: PreTrainedModel, missing: list[str], unexpected: list[str], mismatched: list[tuple]) -> None:
+    shapes = [f"{name} {list(held)} for {list(needed)}" for name, held, needed in mismatched]
+    found = (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
+    wrong = [_named(kind, names) for kind, names in found if names]
+    if wrong:
+        config = model.config
+        raise ValueError(
+            f"{config.name_or_path or 'checkpoint'}: {'; '.join(wrong)}{_hint(config, missing, unexpected)}"
+        )
 
 
 def _named(kind: str, names: list[str]) -> str:
@@ -50,16 +46,33 @@ def _named(kind: str, names: list[str]) -> str:
     return f"{len(names)} {kind} tensor{'s' * (len(names) > 1)}: {', '.join(names[:NUM_NAMED])}{more}"
 
 
-def _hint(config: AttnResConfig, missing: list[str], unexpected: list[str]) -> str:
-    if config.attnres_source == "cumulative" and any("final_res_" in name for name in unexpected):
+def _hint(config: PreTrainedConfig, missing: list[str], unexpected: list[str]) -> str:
+    source = getattr(config, "attnres_source", None)
+    if source == "cumulative" and any("final_res_" in name for name in unexpected):
         return (
             ". A final read over cumulative sources is a variant that is not supported: attnres_source 'cumulative' "
             "has none, and a checkpoint with 'block_sum' sources must say so in its config.json"
         )
     num_routing = sum("layers." in name and "_res_" in name for name in missing)
-    if num_routing == 6 * config.num_hidden_layers:
+    if num_routing and num_routing == 6 * config.num_hidden_layers:
         return ". It has no routing at all; of a vanilla Qwen3, attnres.wrap_qwen3 makes an AttnRes model"
     return ""
 
 
-__all__ = ["check_tensors", "report_is_an_error"]
+@contextmanager
+def _report_held_back(ignore_mismatched_sizes: bool) -> Iterator[None]:
+    """Transformers' report of what it has "newly initialized" would be untrue: `load_whole` raises instead."""
+
+    def is_true(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_error = "MISSING" in message or "UNEXPECTED" in message or not ignore_mismatched_sizes
+        return "LOAD REPORT" not in message or not is_error
+
+    LOGGER.addFilter(is_true)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(is_true)
+
+
+__all__ = ["load_whole"]

@@ -23,17 +23,22 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from attnres import routing
 from attnres.configuration_attnres import AttnResConfig
-from attnres.loading import check_tensors, report_is_an_error
+from attnres.loading import load_whole
 from attnres.outputs import AttnResCausalLMOutputWithPast, AttnResModelOutputWithPast, LayerOutput, Recorder
 from attnres.routing import DepthState, Intervention, Router
 from attnres.sites import ReadSite, read_sites
 
 
-class DepthQuery(nn.Linear):
-    """A pseudo-query `w`, shape (1, hidden); a class of its own, so that `_init_weights` can set it to zero."""
+class DepthQuery(nn.Module):
+    """A pseudo-query `w`, shape (1, hidden); a class of its own, so that `_init_weights` can set it to zero.
+
+    No `nn.Linear`: the router reads the weight and calls nothing, so what wraps or replaces linear modules (adapters,
+    quantisation) would silently do nothing here, or harm.
+    """
 
     def __init__(self, hidden_size: int) -> None:
-        super().__init__(hidden_size, 1, bias=False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, hidden_size))
 
 
 class AttnResDecoderLayer(GradientCheckpointingLayer):
@@ -105,7 +110,8 @@ class AttnResPreTrainedModel(PreTrainedModel):
         """
         | parameter | initial value |
         |---|---|
-        | linear and embedding weights | normal(0, `initializer_range`) |
+        | linear and embedding weights | normal(0, `initializer_range`); the row of `pad_token_id` 0 |
+        | linear biases (`attention_bias`) | 0 |
         | norm gains, key gains `*_res_norm.weight` | 1 |
         | pseudo-queries `*_res_proj.weight` | 0: a uniform read, but for the recency bias |
         | recency biases `*_res_bias` | `attnres_recency_bias_init` |
@@ -125,14 +131,17 @@ class AttnResPreTrainedModel(PreTrainedModel):
         transformers warns and initialises. Routing that the configuration freezes comes back frozen.
 
         Raises:
-            ValueError: a missing or unexpected tensor, or a variant of AttnRes that is not supported.
+            ValueError: a missing, unexpected or misshapen tensor, or a variant of AttnRes that is not supported.
         """
-        with report_is_an_error():
-            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model, info = loaded
-        check_tensors(model.config, info["missing_keys"], info["unexpected_keys"])
+        model, info = load_whole(super().from_pretrained, *args, **kwargs)
         model._apply_frozen_routing()
         return (model, info) if output_loading_info else model
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        """What transformers' switches call. Reentrant checkpointing would find no tensors in a DepthState."""
+        if getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {}).get("use_reentrant"):
+            raise ValueError("gradient checkpointing with use_reentrant=True is not supported; False is the default")
+        super()._set_gradient_checkpointing(*args, **kwargs)
 
     def routing_parameters(self) -> dict[str, nn.Parameter]:
         """Pseudo-queries, key gains and recency biases by name."""
@@ -145,11 +154,17 @@ class AttnResPreTrainedModel(PreTrainedModel):
                 parameter.requires_grad_(False)
 
 
-def _check_kwargs(kwargs: dict[str, Any]) -> None:
+UNUSED_KWARGS = {"token_type_ids"}  # tokenizers return it, and Qwen3 does nothing with it either
+KNOWN_KWARGS = TransformersKwargs.__annotations__.keys() | {"cache_position", "return_dict"}
+
+
+def _checked(kwargs: dict[str, Any]) -> dict[str, Any]:
     """A misspelt `intervention` that is silently dropped would be a clean run reported as an ablated one."""
-    unknown = kwargs.keys() - TransformersKwargs.__annotations__.keys() - {"cache_position", "return_dict"}
+    kwargs = {name: value for name, value in kwargs.items() if name not in UNUSED_KWARGS}
+    unknown = kwargs.keys() - KNOWN_KWARGS
     if unknown:
         raise TypeError(f"forward() has no argument '{min(unknown)}'")
+    return kwargs
 
 
 # trf-ignore: TRF057: see the head of this file.
@@ -186,6 +201,9 @@ class AttnResModel(AttnResPreTrainedModel):
             projections.append(self.final_res_proj)
             norms.append(self.final_res_norm)
             biases.append(None)
+        device = self.norm.weight.device
+        if any(projection.weight.device != device for projection in projections):
+            raise ValueError("routing parameters are on several devices: a device_map must keep the model on one")
         dtype = routing.routing_dtype(self.norm.weight.dtype)
         queries = torch.cat([p.weight for p in projections]).to(dtype)
         gains = torch.stack([n.weight for n in norms]).to(dtype)
@@ -250,13 +268,18 @@ class AttnResModel(AttnResPreTrainedModel):
                 read that follows, or attention weights were asked of an implementation that has none.
             TypeError: an argument that does not exist.
         """
-        _check_kwargs(kwargs)
+        kwargs = _checked(kwargs)
         record = self._recorder(output_hidden_states, output_attentions, output_routing_weights, output_depth_states)
         if (input_ids is not None) + (inputs_embeds is not None) + (depth_state is not None) != 1:
             raise ValueError("give exactly one of input_ids, inputs_embeds or depth_state")
         router = self.router()
         if depth_state is None:
             embedding = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            if embedding.device != router.queries.device:
+                raise ValueError(
+                    f"routing parameters are on {router.queries.device}, inputs on {embedding.device}: offloading is not "
+                    "supported, as all reads of a model are prepared at once"
+                )
             state = routing.start(router, embedding)
         else:
             state = depth_state
@@ -346,6 +369,7 @@ class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         output_routing_weights: bool = False,
         intervention: Intervention | None = None,
+        shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> AttnResCausalLMOutputWithPast:
         """
@@ -356,7 +380,14 @@ class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
                 order (layer 0 self_attn, layer 0 mlp, layer 1 …, [final]); sources ordered embedding, completed
                 blocks, current (where the read has one).
             intervention: called at every read; see `attnres.routing.Intervention`.
+            shift_labels: (batch, seq) labels that stand at the position that predicts them, in place of shifted
+                `labels`, as in transformers' own loss.
+
+        Raises:
+            ValueError: as `AttnResModel.forward`; `stop_before`, which leaves nothing to take logits of.
         """
+        if kwargs.get("stop_before") is not None:
+            raise ValueError("stop_before leaves nothing to take logits of: give it to model.model")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -372,7 +403,9 @@ class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
         loss = None
-        if labels is not None:
+        if labels is not None or shift_labels is not None:
+            if shift_labels is not None:
+                kwargs["shift_labels"] = shift_labels
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return AttnResCausalLMOutputWithPast(
             loss=loss,
@@ -381,6 +414,7 @@ class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             routing_weights=outputs.routing_weights,
+            depth_states=outputs.depth_states,
         )
 
 

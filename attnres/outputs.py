@@ -26,9 +26,10 @@ class AttnResModelOutputWithPast(BaseModelOutputWithPast):
 
 @dataclass
 class AttnResCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """`routing_weights`: one (batch, seq, num_sources) float32 tensor per read, in order; see `attnres.read_sites`."""
+    """As in transformers, with `routing_weights` and `depth_states` of `AttnResModelOutputWithPast`."""
 
     routing_weights: tuple[Tensor, ...] | None = None
+    depth_states: tuple[DepthState, ...] | None = None
 
 
 class LayerOutput(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites, recency_schedule, wrap_qwen3
@@ -257,6 +258,20 @@ print(sum(p.numel() for p in vanilla.parameters()), float(measured), float(sched
     assert peak_kib < 12 * 1024**2
 
 
+def test_a_folder_whose_tensors_are_not_a_vanilla_models(make_vanilla, tmp_path):
+    make_vanilla().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file({**weights, "model.layers.1.foo": torch.ones(1)}, path, metadata={"format": "pt"})
+    message = r"1 missing tensor: model\.layers\.1\.mlp\.up_proj\.weight; 1 unexpected tensor: model\.layers\.1\.foo$"
+    with pytest.raises(ValueError, match=message):
+        wrap_qwen3(tmp_path, num_blocks=2)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path} has a config.json but no weights"):
+        wrap_qwen3(tmp_path, num_blocks=2)
+
+
 def test_a_wrapped_model_can_be_saved(make_vanilla, make_tokens, tmp_path):
     wrapped = wrap_qwen3(make_vanilla(), num_blocks=2)
     wrapped.save_pretrained(tmp_path)
@@ -319,8 +334,8 @@ def test_no_schedule_for_learned_queries(make_model, make_vanilla):
     with pytest.raises(ValueError, match="learned queries"):
         recency_schedule(model)
     vanilla = make_vanilla()
-    for other in (vanilla, vanilla.config):
-        with pytest.raises(ValueError, match="needs an AttnRes model or config"):
+    for other in (vanilla, vanilla.config, model.model, 3):
+        with pytest.raises(ValueError, match="needs an AttnResForCausalLM or its config, got"):
             recency_schedule(other)
 
 

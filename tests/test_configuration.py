@@ -52,6 +52,7 @@ def test_every_choice_is_accepted(key):
         "num_key_value_heads",
         "head_dim",
         "vocab_size",
+        "max_position_embeddings",
         "attnres_num_blocks",
     ],
 )
@@ -85,12 +86,18 @@ def test_more_blocks_than_layers(num_layers, data):
     )
 
 
+def test_blocks_play_no_part_in_full_mode():
+    config = AttnResConfig(num_hidden_layers=4, attnres_mode="full")  # 8 blocks by default
+    assert all(config.closes_block(layer_idx, name) for layer_idx in range(4) for name in ("self_attn", "mlp"))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("rms_norm_eps", 0.0),
         ("rms_norm_eps", -1e-6),
         ("initializer_range", -0.02),
+        ("initializer_range", math.inf),
         ("attention_dropout", 1.0),
         ("attention_dropout", -0.1),
         ("sliding_window", 0),

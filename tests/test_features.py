@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
-from attnres import AttnResForCausalLM, Read, wrap_qwen3
+from attnres import AttnResForCausalLM, Read, routing, wrap_qwen3
 from tests import oracle
 from tests.conftest import BOTH, SOURCES
 
@@ -36,10 +36,14 @@ CALLS: dict[str, Callable[[PreTrainedModel, torch.Tensor], dict]] = {
         "input_ids": ids,
         "attention_mask": torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril(1),  # sees one ahead
     },
+    "packed": lambda model, ids: {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])},
     "hidden_states": lambda model, ids: {"input_ids": ids, "output_hidden_states": True},
     "attentions": lambda model, ids: {"input_ids": ids, "output_attentions": True},
     "logits_to_keep": lambda model, ids: {"input_ids": ids, "logits_to_keep": 3},
     "labels": lambda model, ids: {"input_ids": ids, "labels": ids.masked_fill(ids < 10, -100)},
+    "shift_labels": lambda model, ids: {"input_ids": ids, "labels": ids, "shift_labels": ids},
+    "token_type_ids": lambda model, ids: {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)},
+    "no_cache": lambda model, ids: {"input_ids": ids, "use_cache": False},
     "num_items_in_batch": lambda model, ids: {"input_ids": ids, "labels": ids, "num_items_in_batch": 50},
 }
 FIELDS = {
@@ -72,9 +76,10 @@ def test_as_vanilla_at_infinite_bias(make_vanilla, make_tokens, dtype, tolerance
         theirs = vanilla(**CALLS[call](vanilla, input_ids))
         ours = wrapped(**CALLS[call](wrapped, input_ids))
     assert_outputs_are_close(ours, theirs, tolerance)
-    if call not in ("plain", "embeddings", "labels"):  # the option has its effect
+    if call not in ("plain", "embeddings", "labels", "token_type_ids"):  # the option has its effect
         with torch.no_grad():
-            plain = wrapped(**CALLS["labels" if "num_items" in call else "plain"](wrapped, input_ids))
+            without = "labels" if call in ("num_items_in_batch", "shift_labels") else "plain"
+            plain = wrapped(**CALLS[without](wrapped, input_ids))
         assert plain.keys() != ours.keys() or any(
             plain[name].shape != ours[name].shape or not torch.allclose(plain[name], ours[name])
             for name in plain.keys() - {"past_key_values"}
@@ -165,14 +170,79 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model, make_tokens
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 
     plain, num_plain = run(), len(reads)
-    # Newer releases of transformers have renamed it.
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    checkpoint(model)
     checkpointed, num_checkpointed = run(), len(reads)
     assert num_checkpointed == num_plain + 2 * 5  # each read of a layer happened once more
     for name, grad in plain.items():
         assert (grad is None) == (checkpointed[name] is None), name
         if grad is not None:
             torch.testing.assert_close(checkpointed[name], grad, rtol=0, atol=1e-7, msg=name)
+
+
+def checkpoint(model: PreTrainedModel, *args) -> None:
+    """Newer releases of transformers have renamed it."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(*args)
+
+
+def test_reentrant_checkpointing_is_refused(make_model):
+    """It would lose the gradients of all that is in a DepthState."""
+    model = make_model()
+    with pytest.raises(ValueError, match="use_reentrant=True is not supported"):
+        checkpoint(model, {"use_reentrant": True})
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    checkpoint(model, {"use_reentrant": False})
+    assert all(layer.gradient_checkpointing for layer in model.model.layers)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_in_float32(make_model, make_tokens, source, mode, dtype):
+    """What a read gives is the float64 sum of its sources, rounded once."""
+    model = make_model(attnres_source=source, attnres_mode=mode)
+    sources = tuple(torch.randn(2, 3, 16).to(dtype) for _ in range(5))
+    weights = torch.randn(2, 3, 5).softmax(-1)
+    exact = torch.einsum("btn,nbth->bth", weights.double(), torch.stack(sources).double())
+    mixed = routing.mix(weights, sources)
+    assert mixed.dtype == dtype
+    assert (mixed.double() - exact).abs().max() <= (0.502 * torch.finfo(dtype).eps * exact.abs()).max()
+    model.to(dtype)
+    for read in captured(model, make_tokens(model)):
+        assert read.routing_weights.dtype == torch.float32
+
+
+def captured(model: AttnResForCausalLM, input_ids: torch.Tensor) -> list[Read]:
+    reads: list[Read] = []
+
+    def keep(read: Read) -> Read:
+        reads.append(read)
+        return read
+
+    with torch.no_grad():
+        model(input_ids, intervention=keep)
+    return reads
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+@BOTH
+def test_the_key_norm_has_the_configured_epsilon(make_model, make_tokens, source, mode, eps):
+    model = make_model(attnres_source=source, attnres_mode=mode, rms_norm_eps=eps)
+    input_ids = make_tokens(model)
+    with torch.no_grad():
+        assert (model(input_ids).logits - oracle.forward(model, input_ids)[0]).abs().max() <= 1e-5
+
+
+def test_what_has_no_logits_is_refused_by_the_head(make_model, make_tokens):
+    model = make_model()
+    input_ids = make_tokens(model)
+    with pytest.raises(ValueError, match=r"give it to model\.model"):
+        model(input_ids, stop_before=3)
+    assert len(model(input_ids, output_depth_states=True).depth_states) == 9
+
+
+def test_no_cache_by_configuration(make_model, make_tokens):
+    model = make_model(use_cache=False)
+    assert model(make_tokens(model)).past_key_values is None
+    assert model(make_tokens(model), use_cache=True).past_key_values is not None
 
 
 def test_loss_is_the_shifted_cross_entropy(make_model, make_tokens):
@@ -276,25 +346,24 @@ def test_half_precision_routes_in_float32(make_model, make_tokens, source, mode,
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     input_ids = make_tokens(model)
-    reads: list[Read] = []
-
-    def keep(read: Read) -> Read:
-        reads.append(read)
-        return read
-
+    reads = captured(model, input_ids)
     with torch.no_grad():
-        output = model(input_ids, output_routing_weights=True, intervention=keep)
+        output = model(input_ids, output_routing_weights=True)
         expected = single(input_ids).logits
     assert output.logits.dtype == dtype
     assert (output.logits - expected).abs().max() <= tolerance * expected.abs().max()
-    router = model.model.router()
+    parameters = dict(model.named_parameters())
     for read, weights in zip(reads, output.routing_weights, strict=True):
         assert weights.dtype == torch.float32
-        values = torch.stack(read.sources).float()
-        logits = torch.einsum("h,nbth->btn", router.queries[read.site.index], F.rms_norm(values, (16,), eps=1e-6))
-        bias = router.biases[read.site.index]
-        if read.site.has_current and bias is not None:
-            logits[..., -1] += bias.float()
+        name = {"self_attn": f"layers.{read.site.layer_idx}.attn", "mlp": f"layers.{read.site.layer_idx}.mlp"}
+        query, gain = (
+            parameters[f"model.{name.get(read.site.sublayer, 'final')}_res_{part}.weight"].float().flatten()
+            for part in ("proj", "norm")
+        )
+        normed = F.rms_norm(torch.stack(read.sources).float(), (16,), gain, eps=1e-6)
+        logits = torch.einsum("h,nbth->btn", query, normed)
+        if read.site.has_current:
+            logits[..., -1] += parameters[f"model.{name[read.site.sublayer]}_res_bias"].float()
         # Logits rounded to half precision would be off by 1e-3 and more.
         torch.testing.assert_close(weights, logits.softmax(-1), atol=2e-6, rtol=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,17 @@ def edit_config(folder: Path, **fields) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text()) | fields
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+@pytest.fixture
+def logged(monkeypatch) -> list[str]:
+    """What transformers says of the tensors it loads."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("transformers.modeling_utils")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    return messages
 
 
 @PUBLISHED
@@ -74,6 +86,14 @@ def test_published_format_with_uneven_blocks(make_model, make_tokens, tmp_path, 
     with torch.no_grad():
         expected, _ = oracle.forward(model, input_ids)
         assert (loaded(input_ids).logits - expected).abs().max() <= 1e-5
+
+
+def test_keys_of_early_published_configurations_are_known(make_model, make_tokens, tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    edit_config(tmp_path, attnres_init_bias=3.0, attnres_gate_init=0.5)  # of before training; the tensors hold the rest
+    input_ids = make_tokens(model)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids).logits, model(input_ids).logits)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -153,17 +173,33 @@ def test_the_body_of_a_checkpoint_with_a_head(make_model, make_tokens, tmp_path,
     "lacking",
     ["layers.2.mlp_res_bias", "attn_res_proj", "_res_norm", "model.norm", "layers.1.self_attn", "embed_tokens"],
 )
-def test_a_missing_tensor_is_an_error_that_lists_it(make_model, tmp_path, capfd, auto_class, source, lacking):
+def test_a_missing_tensor_is_an_error_that_lists_it(make_model, tmp_path, logged, auto_class, source, lacking):
     make_model(attnres_source=source).save_pretrained(tmp_path)
     names = {name for name in load_file(tmp_path / "model.safetensors") if lacking in name}
     edit_weights(tmp_path, lambda weights: {name: value for name, value in weights.items() if name not in names})
-    capfd.readouterr()
     with pytest.raises(ValueError, match=f"{len(names)} missing tensor") as error:
         auto_class.from_pretrained(tmp_path)
     assert str(tmp_path) in str(error.value)
     assert all(name in str(error.value) for name in names)
     assert "\n" not in str(error.value)
-    assert "newly initialized" not in capfd.readouterr().err  # they are not
+    assert logged == []  # such as that they were "newly initialized"
+
+
+@EVERYONE
+def test_a_tensor_of_another_shape_is_an_error_that_lists_it(make_model, tmp_path, logged, auto_class):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    name, other = "model.layers.1.mlp_res_bias", "model.norm.weight"
+    edit_weights(tmp_path, lambda weights: {**weights, name: torch.zeros(1), other: torch.zeros(8)})
+    message = rf"2 misshapen tensors: {name} \[1\] for \[\], {other} \[8\] for \[16\]$"
+    with pytest.raises(ValueError, match=message):
+        auto_class.from_pretrained(tmp_path)
+    assert logged == []
+    loaded = auto_class.from_pretrained(tmp_path, ignore_mismatched_sizes=True)  # then it is said, as in transformers
+    assert len(logged) == 1
+    assert loaded.model.layers[1].mlp_res_bias == 0
+    assert torch.equal(loaded.model.norm.weight, torch.ones(16))
+    assert torch.equal(loaded.model.layers[0].attn_res_proj.weight, model.model.layers[0].attn_res_proj.weight)
 
 
 @EVERYONE
@@ -231,7 +267,11 @@ def test_fields_given_beside_a_checkpoint_are_checked_too(tmp_path, load):
             load(tmp_path, **fields)
 
 
-def test_a_model_is_not_built_from_fields_set_wrong_later():
+def test_a_model_is_neither_built_nor_saved_with_fields_set_wrong_later(make_model, tmp_path):
+    model = make_model()
+    model.config.attnres_gate_type = "sigmoid"
+    with pytest.raises(ValueError, match="attnres_gate_type 'sigmoid' is not supported"):
+        model.save_pretrained(tmp_path)
     config = small_config()
     config.attnres_num_blocks = 9
     with pytest.raises(ValueError, match=r"attnres_num_blocks .9. exceeds num_hidden_layers .4."):
