@@ -277,8 +277,8 @@ class AttnResModel(AttnResPreTrainedModel):
             embedding = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
             if embedding.device != router.queries.device:
                 raise ValueError(
-                    f"routing parameters are on {router.queries.device}, inputs on {embedding.device}: offloading is not "
-                    "supported, as all reads of a model are prepared at once"
+                    f"routing parameters are on {router.queries.device}, inputs on {embedding.device}: offloading is "
+                    "not supported, as all reads of a model are prepared at once"
                 )
             state = routing.start(router, embedding)
         else:
