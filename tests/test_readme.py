@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -103,15 +102,3 @@ def test_python_of_the_documentation_runs(make_model, make_vanilla, make_hub, tm
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert "embedding" in done.stdout
-
-
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_key_of_every_config_is_commented(config):
-    text = config.read_text(encoding="utf-8")
-    assert yaml.safe_load(text)
-    bare = [
-        line
-        for line in text.splitlines()
-        if re.match(r"\s*\w+:", line) and "#" not in line and not re.match(r"\s*\w+:\s*$", line)
-    ]
-    assert not bare

@@ -18,7 +18,6 @@ from attnres.tasks import MQAR
 from train.cli import check_same_model, explain, main
 from train.module import RetrievalModule
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 TINY = [
     "--model.hidden_size=16",
     "--model.intermediate_size=16",
@@ -204,22 +203,6 @@ def test_vanilla_trains(tmp_path):
     assert all(not torch.equal(trained[key], initial[key]) for key in trained)
     about = json.loads((tmp_path / "run/hf/attnres_run.json").read_text())
     assert about["condition"] == "vanilla"
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_run(config, tmp_path):
-    main(["fit", f"--config={config}", f"--run_dir={tmp_path / 'run'}", *TINY, "--trainer.max_steps=2"])
-    assert (tmp_path / "run/hf/model.safetensors").exists()
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_build_and_comment_every_key(config):
-    content = yaml.safe_load(config.read_text())
-    for group in ("model", "data", "trainer"):
-        assert content[group]
-    RetrievalModule(**{**content["model"], "betas": tuple(content["model"]["betas"])})
-    lines = [line for line in config.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
-    assert [line for line in lines if "#" not in line and not line.endswith(":")] == []
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
