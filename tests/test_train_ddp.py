@@ -20,11 +20,12 @@ from train.data import MQARDataModule
 
 OPTIONS = [
     *TINY,
+    "--seed_everything=4",
     "--trainer.max_steps=8",
     "--trainer.val_check_interval=3",
     "--trainer.accumulate_grad_batches=2",
     "--data.num_validation_examples=9",  # one process has one more of them than the other
-    "--data.curriculum.threshold=0.02",
+    "--data.curriculum.threshold=0.004",
     "--model.learning_rate=0.02",
     "--probe.enabled=true",
     "--probe.every_n_steps=4",
