@@ -104,7 +104,9 @@ def report(args: argparse.Namespace) -> None:
     print("\nwritten:")
     for probed in runs:
         figures = reporting.write_figures(probed)
-        for line in figures or [f"nothing for {probed.directory}: it holds no exact effects of mask_renormalise"]:
+        for line in figures or [
+            f"nothing for {probed.directory}: it holds no exact effects of mask_renormalise in single layers"
+        ]:
             print(f"  {line}")
 
 

@@ -234,9 +234,9 @@ def write_figures(run: ProbedRun) -> list[Path]:
     """Figures of a run, into its `figures/`.
 
     Heat maps; and where it was probed while it trained, emergence and the heat maps of the step of the largest effect.
-    All are of exact effects: a probe to first order alone has none.
+    All are of exact effects, of each layer: a probe to first order alone, or of other scopes, has none.
     """
-    if primary_rows(run.effects).empty:
+    if not _has_layers(run.effects):
         return []
     folder = run.directory / "figures"
     num_pairs = run.summary["num_pairs"]
@@ -245,7 +245,7 @@ def write_figures(run: ProbedRun) -> list[Path]:
     if curves is None or not (run.directory / "probe" / "effects.parquet").exists():
         return written
     through_training = storage.read_effects(run.directory / "probe")
-    if primary_rows(through_training).empty:
+    if not _has_layers(through_training) or "all" not in set(primary_rows(through_training)["scope"]):
         return written
     title = f"{run.summary['condition']}, seed {run.summary['seed']}"
     figure = plots.plot_emergence(through_training, curves, num_pairs, title)
@@ -255,6 +255,10 @@ def write_figures(run: ProbedRun) -> list[Path]:
         through_training[through_training["step"] == peak], num_pairs, f"{title}: step {peak}, of the largest effect"
     )
     return written + plots.save(figure, folder / "heat_maps_peak")
+
+
+def _has_layers(effects: pd.DataFrame) -> bool:
+    return primary_rows(effects)["scope"].str.startswith("layer:").any()
 
 
 def largest_effect_step(effects: pd.DataFrame) -> int:

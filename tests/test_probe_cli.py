@@ -89,6 +89,16 @@ def test_baseline_measures_the_analytic_schedule(vanilla, tmp_path):
     assert json.loads((wrapped / "probe" / "summary.json").read_text())["wraps"]["accuracy"] <= 1
 
 
+@pytest.mark.parametrize("options", [["--scopes", "all"], ["--first-order-only"]])
+def test_report_on_a_probe_without_what_the_figures_show(trained, capsys, options):
+    main(["run", str(trained), "--output", str(trained / "probe" / "final"), *QUICK, *options])
+    capsys.readouterr()
+    main(["report", str(trained)])
+    printed = capsys.readouterr().out
+    assert "it holds no exact effects of mask_renormalise in single layers" in printed
+    assert not (trained / "figures").exists()
+
+
 def test_report_prints_one_table_and_draws_the_figures(trained, vanilla, tmp_path, capsys):
     main(["run", str(trained), "--output", str(trained / "probe" / "final"), *QUICK])
     main(["baseline", str(vanilla), "--output", str(tmp_path / "wrapped"), "--num-blocks", "2", *QUICK])
