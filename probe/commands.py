@@ -103,10 +103,8 @@ def report(args: argparse.Namespace) -> None:
         print("\n" + over_seeds)
     print("\nwritten:")
     for probed in runs:
-        figures = reporting.write_figures(probed)
-        for line in figures or [
-            f"nothing for {probed.directory}: it holds no exact effects of mask_renormalise in single layers"
-        ]:
+        nothing = f"nothing for {probed.directory}: it holds no exact effects of mask_renormalise in single layers"
+        for line in reporting.write_figures(probed) or [nothing]:
             print(f"  {line}")
 
 

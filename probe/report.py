@@ -258,7 +258,7 @@ def write_figures(run: ProbedRun) -> list[Path]:
 
 
 def _has_layers(effects: pd.DataFrame) -> bool:
-    return primary_rows(effects)["scope"].str.startswith("layer:").any()
+    return bool(primary_rows(effects)["scope"].str.startswith("layer:").any())
 
 
 def largest_effect_step(effects: pd.DataFrame) -> int:
