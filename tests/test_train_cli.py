@@ -69,6 +69,9 @@ def test_a_run_leaves_its_configuration_metrics_and_models(run):
     positions = {f"val/accuracy_position_{i}" for i in range(4)}
     train = {f"train/{name}" for name in ("loss", "accuracy", "pairs", "learning_rate")}
     assert train | positions | {"val/loss", "val/accuracy"} <= set(metrics)
+    gradients = metrics[[f"train/grad_norm_{kind}" for kind in ("queries", "gains", "biases")]].dropna()
+    assert len(gradients) == 4
+    assert (gradients["train/grad_norm_queries"] > 0).all()
     last = metrics.dropna(subset="val/accuracy").iloc[-1]
     assert last["val/accuracy"] == pytest.approx(last[sorted(positions)].mean())
     assert json.loads((run / "hf/task.json").read_text()) == MQAR(4, 32, seed=3).to_dict()

@@ -13,6 +13,7 @@ from attnres import AttnResForCausalLM
 from tests.test_train_cli import TINY
 from train.cli import main
 from train.module import RetrievalModule
+from train.optim import RoutingLearningRates
 
 FOLDER = Path(__file__).parents[1] / "configs"
 SIZES = sorted(FOLDER.glob("*.yaml"))
@@ -54,6 +55,7 @@ def test_the_full_sizes_are_what_their_names_say():
     for name, (least, most) in PARAMETERS.items():
         content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
         options = {**content["model"], "betas": tuple(content["model"]["betas"])}
+        options["routing_learning_rates"] = RoutingLearningRates(**options["routing_learning_rates"])
         with torch.device("meta"):
             module = RetrievalModule(**options, vocab_size=content["data"]["vocab_size"], num_pairs=64)
         model = module.model

@@ -9,6 +9,7 @@ import torch
 from attnres import AttnResConfig, AttnResForCausalLM
 from attnres.tasks import MQAR
 from train.module import PositionAccuracy, RetrievalModule
+from train.optim import RoutingLearningRates, routing_gradient_norms
 
 TINY = {
     "hidden_size": 16,
@@ -81,6 +82,33 @@ def test_weight_decay_spares_gains_biases_and_routing(source):
     assert not {name for name in decayed_names if "_res_" in name}
     assert all("norm" not in name for name in decayed_names)
     assert {"lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"} <= decayed_names
+
+
+def test_routing_parameters_can_have_learning_rates_of_their_own():
+    rates = RoutingLearningRates(queries=0.5, biases=0.0)
+    module = make(learning_rate=0.01, routing_learning_rates=rates, attnres_source="block_sum")
+    optimizer = optimizer_of(module)["optimizer"]
+    names = {id(p): name for name, p in module.model.named_parameters()}
+    by_name = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+    assert by_name.keys() == {name for name, p in module.model.named_parameters() if p.requires_grad}
+    for name, group in by_name.items():
+        peak = 0.5 if "_res_proj" in name else 0.0 if "_res_bias" in name else 0.01
+        assert group["initial_lr"] == peak, name
+        assert group["weight_decay"] == (0.01 if "_res_" not in name and "norm" not in name else 0.0), name
+    with pytest.raises(ValueError, match=r"routing_learning_rates\.gains must not be negative, got -1"):
+        RoutingLearningRates(gains=-1)
+
+
+def test_gradient_norms_of_routing_parameters():
+    module = make(attnres_source="block_sum")
+    module(MQAR(4, 32).batch("train", range(2))).square().sum().backward()
+    norms = routing_gradient_norms(module.model)
+    assert norms.keys() == {"queries", "gains", "biases"}
+    squares = sum(p.grad.square().sum() for name, p in module.named_parameters() if "_res_proj" in name)
+    assert norms["queries"].item() == pytest.approx(squares.sqrt().item(), rel=1e-5)
+    assert norms["queries"] > 0
+    assert norms["gains"] == 0  # of queries that are zero
+    assert routing_gradient_norms(make(architecture="vanilla").model) == {}
 
 
 @pytest.mark.parametrize("mode", ["block", "full"])

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_sch
 
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
 from attnres.tasks import RecallBatch
+from train.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
 
 MIN_LEARNING_RATE_RATIO = 0.1
 SHAPE = (
@@ -73,6 +74,7 @@ class RetrievalModule(LightningModule):
         betas: AdamW's decay rates of the two moments.
         warmup_steps: Steps of linear warm-up; then a cosine to 10 % of the peak at trainer.max_steps.
         vocab_size: Number of token ids.
+        routing_learning_rates: Peak learning rates of queries, key gains and biases of their own.
         gradient_checkpointing: Compute the layers again in the backward pass instead of keeping what they computed.
         compile: Compile the model with torch.compile.
         num_pairs: K; sets max_position_embeddings to the 3 K tokens of the full task.
@@ -102,6 +104,7 @@ class RetrievalModule(LightningModule):
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.95),
         warmup_steps: int = 50,
+        routing_learning_rates: RoutingLearningRates = RoutingLearningRates(),  # noqa: B008 (frozen)
         gradient_checkpointing: bool = False,
         compile: bool = False,
         vocab_size: int = 256,
@@ -122,6 +125,7 @@ class RetrievalModule(LightningModule):
         self.weight_decay = weight_decay
         self.betas = betas
         self.warmup_steps = warmup_steps
+        self.routing_learning_rates = routing_learning_rates
         # Metrics of torchmetrics count examples over all devices; Lightning's own mean would take the parts for equal.
         self.val_accuracy = PositionAccuracy(num_pairs)
         self.val_loss = MeanMetric()
@@ -163,6 +167,12 @@ class RetrievalModule(LightningModule):
         self.log_dict(metrics, batch_size=len(batch.keys), sync_dist=True)  # of the whole batch, on all devices
         return {"loss": loss, "accuracy": accuracy}
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Norms of the routing parameters' gradients, before they are clipped, at the steps that are logged."""
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            norms = routing_gradient_norms(self.model)
+            self.log_dict({f"train/grad_norm_{kind}": norm for kind, norm in norms.items()})
+
     def validation_step(self, batch: RecallBatch, batch_idx: int) -> None:
         loss, correct = self._answer(batch)
         self.val_accuracy.update(correct)
@@ -178,14 +188,7 @@ class RetrievalModule(LightningModule):
         self.val_loss.reset()
 
     def configure_optimizers(self) -> Any:
-        decayed, kept = [], []
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                (kept if parameter.ndim < 2 or "_res_" in name else decayed).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": kept, "weight_decay": 0.0},
-        ]
+        groups = parameter_groups(self.model, self.weight_decay, self.routing_learning_rates)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
         scheduler = get_scheduler(
             "cosine_with_min_lr",
