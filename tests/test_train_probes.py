@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 import probe.callback
@@ -46,6 +47,7 @@ def wandb_records(path: Path) -> Iterator[Record]:
 
 def wandb_history(run_dir: Path) -> list[dict]:
     """The rows of metrics that the offline W&B run holds."""
+    wandb.teardown()  # a process of W&B's writes them, and may still be at it
     (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
     histories = [record.history for record in wandb_records(path) if record.HasField("history")]
     return [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in h.item} for h in histories]
