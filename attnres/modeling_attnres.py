@@ -269,7 +269,13 @@ class AttnResModel(AttnResPreTrainedModel):
             TypeError: an argument that does not exist.
         """
         kwargs = _checked(kwargs)
-        record = self._recorder(output_hidden_states, output_attentions, output_routing_weights, output_depth_states)
+        record = Recorder.of_call(
+            self.config,
+            hidden_states=output_hidden_states,
+            attentions=output_attentions,
+            routing_weights=output_routing_weights,
+            depth_states=output_depth_states,
+        )
         if (input_ids is not None) + (inputs_embeds is not None) + (depth_state is not None) != 1:
             raise ValueError("give exactly one of input_ids, inputs_embeds or depth_state")
         router = self.router()
@@ -313,27 +319,6 @@ class AttnResModel(AttnResPreTrainedModel):
             last_hidden_state=last_hidden_state,
             past_key_values=past_key_values if use_cache else None,
             **record.outputs(),
-        )
-
-    def _recorder(
-        self, hidden_states: bool | None, attentions: bool | None, routing_weights: bool, depth_states: bool
-    ) -> Recorder:
-        """What is to be returned: what the call does not say, the configuration does, as in transformers."""
-        if hidden_states is None:
-            hidden_states = self.config.output_hidden_states
-        if attentions is None:
-            attentions = self.config.output_attentions
-        # trf-ignore: TRF051: nothing is dispatched; what would silently not be returned is refused.
-        if attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f"output_attentions needs attn_implementation='eager', got '{self.config._attn_implementation}'; "
-                "model.set_attn_implementation('eager') changes it"
-            )
-        return Recorder(
-            hidden_states=hidden_states,
-            attentions=attentions,
-            routing_weights=routing_weights,
-            depth_states=depth_states,
         )
 
 

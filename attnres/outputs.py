@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from attnres.routing import DepthState
@@ -51,6 +52,23 @@ class Recorder:
 
     def __init__(self, **wanted: bool | None) -> None:
         self.kept: dict[str, list | None] = {name: [] if keep else None for name, keep in wanted.items()}
+
+    @classmethod
+    def of_call(cls, config: PreTrainedConfig, **wanted: bool | None) -> Recorder:
+        """What a call leaves open (`None`), the configuration says, as in transformers.
+
+        Raises:
+            ValueError: attention weights are wanted of an implementation that has none, and would silently lack.
+        """
+        wanted = {
+            name: getattr(config, f"output_{name}", None) if keep is None else keep for name, keep in wanted.items()
+        }
+        if wanted["attentions"] and config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions needs attn_implementation='eager', got '{config._attn_implementation}'; "
+                "model.set_attn_implementation('eager') changes it"
+            )
+        return cls(**wanted)
 
     def add(self, name: str, *values: Any) -> None:
         kept = self.kept[name]

@@ -164,7 +164,8 @@ def test_validate_writes_nothing(checkpoint_given, run, capsys):
 
 
 def test_validate_needs_a_checkpoint(tmp_path, capsys):
-    assert "--ckpt_path is required" in refused(capsys, "validate", *TINY)
+    for options in (["validate"], ["validate", "--ckpt_path=last"], ["fit", "--ckpt_path=last"]):
+        assert "--run_dir is required: give the folder whose checkpoint" in refused(capsys, *options, *TINY)
     assert str(tmp_path) in refused(capsys, "validate", f"--run_dir={tmp_path}", *TINY)
 
 

@@ -66,6 +66,15 @@ def test_embedding_init_std():
     assert stds[1] < 0.03
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch, when it first compiles
+def test_options_that_change_no_loss_are_applied():
+    """That they change nothing but by rounding: test_train_options.py."""
+    for wanted in (False, True):
+        module = make(gradient_checkpointing=wanted, compile=wanted)
+        assert [layer.gradient_checkpointing for layer in module.model.model.layers] == [wanted] * 2
+        assert (module.model._compiled_call_impl is not None) == wanted
+
+
 def optimizer_of(module: RetrievalModule):
     module._trainer = SimpleNamespace(max_steps=100)  # type: ignore[assignment]
     return module.configure_optimizers()

@@ -80,19 +80,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     raise ValueError(f"'{path}' is not a checkpoint of attnres-train (RUN_DIR/{FOLDER}/*.ckpt), or not a whole one")
 
 
-def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[Path]]:
-    """The newest whole checkpoint of a run, `None` where there is none, and those that were passed over as torn."""
+def newest_checkpoint(run_dir: Path) -> tuple[Path | None, dict[str, Any], list[Path]]:
+    """The newest whole checkpoint of a run and what it holds, and those that were passed over as torn.
+
+    `None` and nothing where there is none.
+    """
     torn = []
     for name in (LAST, PREVIOUS):
         path = run_dir / FOLDER / name
         if path.exists():
             try:
-                read_checkpoint(path)
+                return path, read_checkpoint(path), torn
             except ValueError:
                 torn.append(path)
-            else:
-                return path, torn
-    return None, torn
+    return None, {}, torn
 
 
 __all__ = ["AtomicCheckpointIO", "SaveCheckpoint", "newest_checkpoint", "read_checkpoint", "save_checkpoint"]

@@ -125,9 +125,11 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         run_dir, ckpt_path = (self._get(self.config, key) for key in ("run_dir", "ckpt_path"))
         validates, goes_on = self.subcommand == "validate", ckpt_path == "last"
+        self.checkpoint: dict[str, Any] = {}
         if goes_on or (validates and ckpt_path is None):
-            ckpt_path = last_checkpoint(run_dir, required=validates)
-        self.checkpoint: dict[str, Any] = {} if ckpt_path is None else load_checkpoint(Path(ckpt_path))
+            ckpt_path, self.checkpoint = last_checkpoint(run_dir, required=validates)
+        elif ckpt_path is not None:
+            self.checkpoint = load_checkpoint(Path(ckpt_path))
         if self.subcommand == "fit":
             check_run_dir(run_dir, ckpt_path, goes_on)
         self.ckpt_path = ckpt_path
@@ -246,20 +248,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"--ckpt_path {error}") from None
 
 
-def last_checkpoint(run_dir: str | None, required: bool) -> str | None:
-    """The newest whole checkpoint in `run_dir`; says which ones are torn, or that there is none yet.
+def last_checkpoint(run_dir: str | None, required: bool) -> tuple[str | None, dict[str, Any]]:
+    """The newest whole checkpoint in `run_dir` and what it holds; says which ones are torn, or that there is none yet.
 
     Raises UsageError if there is none and one is `required`, or all are torn.
     """
     if not run_dir:
-        raise UsageError(
-            "--ckpt_path is required, as there is no --run_dir to look in; give the checkpoint to validate"
-        )
-    path, torn = newest_checkpoint(Path(run_dir))
+        raise UsageError("--run_dir is required: give the folder whose checkpoint is meant, or its --ckpt_path")
+    path, checkpoint, torn = newest_checkpoint(Path(run_dir))
     for name in torn:
         print(f"attnres-train: '{name}' is not whole and is passed over", file=sys.stderr)
     if path is not None:
-        return str(path)
+        return str(path), checkpoint
     if torn:
         raise UsageError(f"--run_dir '{run_dir}' holds no whole checkpoint; remove {FOLDER}/ to start at step 0")
     if required:
@@ -268,7 +268,7 @@ def last_checkpoint(run_dir: str | None, required: bool) -> str | None:
             "give the checkpoint to validate"
         )
     print(f"attnres-train: '{run_dir}' has no checkpoint yet, training starts at step 0", file=sys.stderr)
-    return None
+    return None, {}
 
 
 def as_list(value: Any) -> list[Any]:
