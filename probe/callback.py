@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -135,6 +136,7 @@ class ProbeCallback(Callback):
         if trainer.is_global_zero:  # a resumed run goes on from its checkpoint: later rows are of steps to come
             storage.drop_steps_after(_directory(trainer), trainer.global_step)
             shutil.rmtree(_directory(trainer) / PARTS, ignore_errors=True)  # of a probe that was killed
+            self._log_rows_of_disk(trainer)
         trainer.strategy.barrier("before probes")
         if trainer.global_step == 0:
             self._probe_once(trainer, pl_module)
@@ -210,10 +212,21 @@ class ProbeCallback(Callback):
         rank_zero_info(
             f"probe at step {step}: accuracy {probe.accuracy:.3f}{learned} on the probe split, {probe.seconds:.1f} s"
         )
-        scalars = _scalars(probe)
+        scalars = {"probe/accuracy": probe.accuracy, **_scalars(probe.effects)}
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):  # the table on disk holds more
                 logger.log_metrics(scalars, step=step)
+
+    @staticmethod
+    def _log_rows_of_disk(trainer: Trainer) -> None:
+        """To loggers that lack some of the steps before a resumed run's first, and know which."""
+        loggers = [logger for logger in trainer.loggers if getattr(logger, "logs_once", False)]
+        if loggers and (_directory(trainer) / "effects.parquet").exists():
+            for step, effects in storage.read_effects(_directory(trainer)).groupby("step"):
+                accuracy = effects.loc[effects["metric"] == "accuracy", "clean"]
+                scalars = {"probe/accuracy": float(accuracy.iloc[0])} if len(accuracy) else {}
+                for logger in loggers:
+                    logger.log_metrics({**scalars, **_scalars(effects)}, step=int(step))  # type: ignore[arg-type]
 
 
 def _min_sequences(task: MQAR) -> int:
@@ -224,10 +237,10 @@ def _directory(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "probe"
 
 
-def _scalars(probe: Probe) -> dict[str, float]:
-    scalars = {"probe/accuracy": probe.accuracy}
+def _scalars(effects: pd.DataFrame) -> dict[str, float]:
+    scalars = {}
     for kind, effect in ((MASK, "nll_effect"), (MASK + FIRST_ORDER, "nll_effect_first_order")):
-        rows = primary_rows(probe.effects, kind=kind)
+        rows = primary_rows(effects, kind=kind)
         for row in rows[rows["scope"].isin([*REGIONS, "all", "final"])].to_dict("records"):
             name = f"probe/{row['sublayer']}/{row['scope']}/{row['family']}"
             scalars[f"{name}/mass"] = row["mass"]
