@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attnres.sharded import is_divided, whole_state
 from train.checkpoints import SaveCheckpoint, save_checkpoint
+from train.throughput import StepThroughput
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -114,7 +115,7 @@ class RunExport(Callback):
 
 def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:
     """The callbacks of a training run."""
-    callbacks: list[Callback] = [CurriculumCallback(), RunExport()]
+    callbacks: list[Callback] = [CurriculumCallback(), StepThroughput(), RunExport()]
     if progress:
         callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else ProgressLines())
     if checkpoints:

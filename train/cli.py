@@ -110,6 +110,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("data.vocab_size", "model.vocab_size")
         parser.link_arguments("data.num_pairs", "model.num_pairs")
+        parser.link_arguments("data.noise_tokens", "model.noise_tokens")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         args = sys.argv[1:] if args is None else args

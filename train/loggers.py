@@ -21,6 +21,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from train import wandb_files
 
 METRICS = "metrics.csv"
+TIMINGS = "throughput/"
+"""Metrics that are never twice the same."""
 WANDB_PROJECT = "attnres"
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -138,7 +140,7 @@ class RunWandbLogger(WandbLogger):
         """Says so, once, if what is kept is not what is logged now."""
         for name, value in metrics.items():
             kept = self._logged.get((step, name))
-            numbers = isinstance(kept, int | float) and isinstance(value, int | float)
+            numbers = isinstance(kept, int | float) and isinstance(value, int | float) and not name.startswith(TIMINGS)
             if numbers and not self._differs and abs(kept - value) > 1e-6 * abs(value):  # type: ignore[operator]
                 self._differs = True
                 print(
