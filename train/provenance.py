@@ -81,8 +81,8 @@ def _describe_argument(argument: str) -> str:
     option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
     if not value.startswith(("/", "~")):
         return argument
-    path = Path(os.path.abspath(Path(value).expanduser()))
-    inside = path.is_relative_to(Path.cwd())
+    path = Path(os.path.normpath(value))
+    inside = path.is_relative_to(Path.cwd())  # never for ~
     return option + equals + (str(path.relative_to(Path.cwd())) if inside else f".../{path.name}")
 
 

@@ -111,10 +111,6 @@ def load_study(file: Path) -> Study:
         ValueError: no such file, or a key or value in it that cannot be used.
     """
     content = _read(file)
-    seeds = content.get("seeds")
-    is_list = isinstance(seeds, list) and bool(seeds)
-    if not is_list or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds in '{file}' must be a list of different integers from 0, got {seeds}")
     conditions = content.get("conditions")
     if not isinstance(conditions, dict) or not conditions:
         raise ValueError(f"conditions in '{file}' must name at least one condition, got {conditions}")
@@ -126,7 +122,14 @@ def load_study(file: Path) -> Study:
     configs = {name: _config(file, name, given) for name, given in options.items()}
     probe = _probe_options(file, content, "probe", "run")
     baseline = _probe_options(file, content, "baseline", "baseline") or ()
-    return Study(file, options, configs, tuple(seeds), probe, baseline)
+    return Study(file, options, configs, _seeds(file, content.get("seeds")), probe, baseline)
+
+
+def _seeds(file: Path, seeds: Any) -> tuple[int, ...]:
+    integers = [seed for seed in seeds if type(seed) is int and seed >= 0] if isinstance(seeds, list) else []
+    if not integers or len(set(integers)) < len(seeds):
+        raise ValueError(f"seeds in '{file}' must be a list of different integers from 0, got {seeds}")
+    return tuple(integers)
 
 
 def _read(file: Path) -> dict[str, Any]:

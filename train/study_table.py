@@ -27,6 +27,11 @@ CELLS = [f"{what}/{sublayer}/{family}" for sublayer in SUBLAYERS for family in F
 ABOUT = ["condition", "seed", "run", "status"]
 TRAINING = ["step", "validation_accuracy", "first_solved_step", "largest_effect_step"]
 PROBE = ["model", "probe_accuracy", "clean_nll", "task_learned", "largest_effect", "largest_effect_of"]
+OVER_SEEDS = ["validation_accuracy", "first_solved_step", "probe_accuracy", "clean_nll", "largest_effect", *CELLS]
+SEED_COLUMNS = [
+    *("condition", "quantity", "n_seeds", "median", "smallest", "largest"),
+    *("mean", "ci_low", "ci_high", "p_value", "p_adjusted"),
+]
 
 
 def runs_table(runs: Sequence[Run], statuses: Mapping[str, str]) -> pd.DataFrame:
@@ -75,9 +80,8 @@ def _probe_numbers(run: Run) -> dict[str, Any]:
     cells = cells[cells["scope"].isin(["all", "final"]) & cells["sublayer"].isin(SUBLAYERS)]
     for cell in cells.to_dict("records"):
         row |= {f"{what}/{cell['sublayer']}/{cell['family']}": cell[what] for what in QUANTITIES}
-    applicable = cells[cells["applicable"]]
-    if not applicable.empty:
-        largest = applicable.loc[applicable["effect"].idxmax()]
+    if applicable := cells[cells["applicable"]].to_dict("records"):
+        largest = max(applicable, key=lambda cell: cell["effect"])
         row |= {"largest_effect": largest["effect"], "largest_effect_of": f"{largest['sublayer']} {largest['family']}"}
     return row
 
@@ -88,27 +92,24 @@ def over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     The seed is the top level: a Student t interval over the seeds' numbers (`probe.stats.across_seeds`). Effects have a
     p-value of "the mean is zero" over seeds, and one adjusted (Holm) over the effects of their condition.
     """
-    tables = []
+    rows = []
     for condition, members in runs.groupby("condition", sort=False):
-        names = ["validation_accuracy", "first_solved_step", "probe_accuracy", "clean_nll", "largest_effect", *CELLS]
-        rows = [
-            {"condition": condition, "quantity": name, **_over(members[name].dropna().to_numpy(float))}
-            for name in names
-        ]
-        table = pd.DataFrame([row for row in rows if row["n_seeds"]])
-        if not table.empty:
-            is_effect = table["quantity"].str.startswith("effect/")
-            table["p_value"] = table["p_value"].where(is_effect)
-            tables.append(table.assign(p_adjusted=stats.holm(table["p_value"].to_numpy())))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        found = {n: _over(members[n].dropna().to_numpy(float), n.startswith("effect/")) for n in OVER_SEEDS}
+        adjusted = stats.holm(np.array([numbers["p_value"] for numbers in found.values()]))
+        for (name, numbers), p_adjusted in zip(found.items(), adjusted, strict=True):
+            if numbers["n_seeds"]:
+                rows.append({"condition": condition, "quantity": name, **numbers, "p_adjusted": p_adjusted})
+    return pd.DataFrame(rows, columns=SEED_COLUMNS)
 
 
-def _over(values: np.ndarray) -> dict[str, Any]:
+def _over(values: np.ndarray, is_effect: bool) -> dict[str, Any]:
+    """The numbers of one quantity from those of its seeds, (seeds,)."""
     if not len(values):
-        return {"n_seeds": 0}
+        return {"n_seeds": 0, "p_value": math.nan}
     mean, low, high, p_value = (float(number[0]) for number in stats.across_seeds(values[:, None]))
-    spread = {"median": float(np.median(values)), "smallest": values.min(), "largest": values.max()}
-    return {"n_seeds": len(values), **spread, "mean": mean, "ci_low": low, "ci_high": high, "p_value": p_value}
+    spread = {"median": float(np.median(values)), "smallest": float(values.min()), "largest": float(values.max())}
+    numbers = {"n_seeds": len(values), **spread, "mean": mean, "ci_low": low, "ci_high": high}
+    return {**numbers, "p_value": p_value if is_effect else math.nan}
 
 
 def write_tables(directory: Path, runs: pd.DataFrame, seeds: pd.DataFrame) -> list[Path]:
@@ -126,16 +127,16 @@ def write_tables(directory: Path, runs: pd.DataFrame, seeds: pd.DataFrame) -> li
 
 def format_runs(runs: pd.DataFrame) -> str:
     """The runs' table for people."""
-    widths = {name: max([len(name), *map(len, runs[name])]) for name in ("condition", "run")}
+    width = max(map(len, ["condition", *runs["condition"]]))
     lines = [
-        f"{'condition':<{widths['condition']}} {'seed':>4} {'step':>6} {'accuracy':>8} {'solved at':>9} "
+        f"{'condition':<{width}} {'seed':>4} {'step':>6} {'accuracy':>8} {'solved at':>9} "
         f"{'clean NLL':>9} {'learned':>7}  {'largest effect (nats)':<32} status"
     ]
     for row in runs.to_dict("records"):
         learned = {True: "yes", False: "no"}.get(row["task_learned"], "—")
         largest = "—" if _missing(row["largest_effect"]) else f"{row['largest_effect']:+.4f} {row['largest_effect_of']}"
         lines.append(
-            f"{row['condition']:<{widths['condition']}} {row['seed']:>4} {_number(row['step'], '.0f'):>6} "
+            f"{row['condition']:<{width}} {row['seed']:>4} {_number(row['step'], '.0f'):>6} "
             f"{_number(row['validation_accuracy'], '.4f'):>8} {_number(row['first_solved_step'], '.0f'):>9} "
             f"{_number(row['clean_nll'], '.4f'):>9} {learned:>7}  {largest:<32} {row['status']}"
         )
@@ -155,37 +156,38 @@ def format_seeds(runs: pd.DataFrame, seeds: pd.DataFrame) -> str:
         )
         if seeds.empty:
             continue
-        found = seeds[seeds["condition"] == condition].set_index("quantity")
+        rows = seeds[seeds["condition"] == condition].to_dict("records")
+        found = {row["quantity"]: row for row in rows}
         for name, what, form in (
             ("validation_accuracy", "validation accuracy", ".4f"),
             ("first_solved_step", f"first step of accuracy {SOLVED}", ".0f"),
             ("clean_nll", "clean NLL (nats)", ".4f"),
         ):
-            if name in found.index:
-                lines.append(f"  {what}: {_spread(found.loc[name], form)} in {found.loc[name, 'n_seeds']:.0f} seeds")
+            if name in found:
+                lines.append(f"  {what}: {_spread(found[name], form)} in {found[name]['n_seeds']} seeds")
         lines += _cell_lines(found)
     return "\n".join(lines)
 
 
-def _cell_lines(found: pd.DataFrame) -> list[str]:
+def _cell_lines(found: Mapping[str, Mapping[Any, Any]]) -> list[str]:
     lines = []
     for sublayer in SUBLAYERS:
         for family in FAMILIES:
             mass, effect = (f"{what}/{sublayer}/{family}" for what in QUANTITIES)
-            if mass not in found.index:
+            if mass not in found:
                 continue
-            line = f"  {sublayer:<10} {family:<15} {_spread(found.loc[mass], '.3f'):<22}"
-            if effect in found.index:
-                row = found.loc[effect]
+            line = f"  {sublayer:<10} {family:<15} {_spread(found[mass], '.3f'):<22}"
+            if effect in found:
+                row = found[effect]
                 interval = f"{row['mean']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"
                 line += f" {_spread(row, '+.4f'):<30} {interval if row['n_seeds'] > 1 else '—':<30}"
                 line += f" {_number(row['p_adjusted'], '.4f'):>7}"
-            lines.append(line)
+            lines.append(line.rstrip())
     heading = f"  {'sublayer':<10} {'family':<15} {'mass':<22} {'ΔNLL (nats)':<30} {'mean [95 % CI]':<30} {'p adj.':>7}"
     return [heading, *lines] if lines else []
 
 
-def _spread(row: pd.Series, form: str) -> str:
+def _spread(row: Mapping[Any, Any], form: str) -> str:
     return f"{row['median']:{form}} [{row['smallest']:{form}}, {row['largest']:{form}}]"
 
 
