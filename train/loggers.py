@@ -175,7 +175,7 @@ def build_loggers(run_dir: str | Path, first_step: int = 0) -> list[Logger]:
         raise ValueError(f"WANDB_MODE must be one of {', '.join(WANDB_MODES)}, got {mode}")
     if mode == "online" and not wandb.api.api_key:
         raise ValueError(
-            "WANDB_MODE=online (also what it is in a sweep) needs an API key: run `wandb login`, or set WANDB_MODE=offline"
+            "WANDB_MODE=online (a sweep's default) needs an API key: run `wandb login`, or set WANDB_MODE=offline"
         )
     if mode != "disabled":
         settings = wandb.Settings(silent=True, console="off", disable_git=True)
