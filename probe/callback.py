@@ -14,12 +14,12 @@ import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from attnres import REGIONS, AttnResForCausalLM
+from attnres.sharded import whole_model
 from attnres.tasks import MQAR
 from probe import storage
 from probe.families import FIRST_ORDER
@@ -112,10 +112,6 @@ class ProbeCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not self._applies(pl_module):
             return
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
-            raise ValueError(
-                "probes need the whole model on each device: use another trainer.strategy, or --probe.enabled false"
-            )
         self.check(self._task(trainer), pl_module.model)  # type: ignore[arg-type]
 
     def check(self, task: MQAR, model: torch.nn.Module) -> None:
@@ -187,6 +183,7 @@ class ProbeCallback(Callback):
         is_shared = trainer.world_size > 1
         probe = None
         with undisturbed(model):
+            model = whole_model(model)
             if is_shared:
                 ranks = (trainer.global_rank, trainer.world_size)
                 sweep_share(*ranks, model, task, settings, directory, run=run, step=step)

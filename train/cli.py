@@ -10,9 +10,7 @@ Bad input gives one line on standard error and exit status 2 before anything is 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
 import os
 import re
 import sys
@@ -26,7 +24,9 @@ from huggingface_hub.errors import StrictDataclassError
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from probe.callback import ProbeCallback
 from probe.checkpoints import RUN_FILE
@@ -37,6 +37,7 @@ from train.loggers import build_loggers
 from train.module import RetrievalModule
 from train.provenance import FILE as PROVENANCE
 from train.quiet import silence_known_messages
+from train.sharding import FSDP2, FSDP2Strategy
 
 TRAINER_DEFAULTS = {
     "max_steps": 600,
@@ -235,6 +236,9 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             raise ValueError(f"trainer.{key} must be positive, got {value}")
     if options["use_distributed_sampler"]:
         raise ValueError("trainer.use_distributed_sampler must be false: each device draws its part of a batch itself")
+    check_strategy(options["strategy"])
+    if options["accelerator"] == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise ValueError("trainer.accelerator is gpu, and there is none here; cpu, or auto, takes what there is")
     clip = options["gradient_clip_val"]
     if clip is not None and not clip >= 0:
         raise ValueError(f"trainer.gradient_clip_val must not be negative, got {clip}")
@@ -242,6 +246,14 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"trainer.max_epochs must be -1, got {options['max_epochs']}: trainer.max_steps says how long to train"
         )
+
+
+def check_strategy(strategy: Any) -> None:
+    """Raises ValueError for a strategy under which models would not train, or not resume."""
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    known = isinstance(strategy, DDPStrategy | SingleDeviceStrategy | FSDP2Strategy)
+    if not known and not re.match(rf"auto$|ddp|{FSDP2}$", str(name)):
+        raise ValueError(f"trainer.strategy must be auto, ddp or {FSDP2} (parameters divided over devices), got {name}")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -355,20 +367,12 @@ def run_cli(args: list[str] | None) -> None:
     )
 
 
-def read_config(options: list[str]) -> dict[str, Any]:
-    """The whole configuration that `fit` has with these options. Raises UsageError for options that it refuses."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        run_cli(["fit", *options, "--print_config"])
-    return yaml.safe_load(printed.getvalue())
-
-
 def main(args: list[str] | None = None) -> None:
     """Entry point of `attnres-train`; `args` defaults to the command line's."""
     silence_known_messages()
     arguments = sys.argv[1:] if args is None else args
     if arguments[:1] == ["study"]:
-        from train.study_cli import main as study  # which reads configurations by `read_config`
+        from train.study_cli import main as study  # which reads configurations by `run_cli`
 
         sys.exit(study(arguments[1:]))
     try:

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import yaml
 from probe.checkpoints import read_json
 from probe.cli import build_parser
 from probe.commands import probe_settings
-from train.cli import UsageError, read_config
+from train.cli import UsageError, run_cli
 from train.loggers import WANDB_PROJECT
 
 KEYS = ("base", "conditions", "seeds", "probe", "baseline")
@@ -157,9 +157,17 @@ def _options(file: Path, key: str, items: Any) -> tuple[str, ...]:
     return tuple(options)
 
 
+def read_config(options: Sequence[str]) -> dict[str, Any]:
+    """The whole configuration that `fit` has with these options. Raises UsageError for options that it refuses."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):  # printing ends it
+        run_cli(["fit", *options, "--print_config"])
+    return yaml.safe_load(printed.getvalue())
+
+
 def _config(file: Path, condition: str, options: tuple[str, ...]) -> dict[str, Any]:
     try:
-        config = read_config(list(options))
+        config = read_config(options)
     except UsageError as error:
         raise ValueError(f"conditions.{condition} in '{file}': {error}") from None
     return {key: value for key, value in config.items() if key not in OF_THE_STUDY}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 FILES = "wandb/*run-*/run-*.wandb"
 STEP = "trainer/global_step"
