@@ -1,4 +1,4 @@
-"""`attnres-train study`: all runs, killed and resumed, failures, the table; and the same grid as a W&B sweep."""
+"""`attnres-train study`: all runs, killed and resumed, failures, the table."""
 
 from __future__ import annotations
 
@@ -7,35 +7,29 @@ import fcntl
 import json
 import multiprocessing
 import os
-import shlex
+import re
 import shutil
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
 import pytest
-import wandb
 import yaml
-from wandb.sdk.launch.sweeps.utils import load_sweep_config
-from wandb.wandb_agent import Agent
 
 import probe.cli
 import probe.commands
-import train.callbacks
 import train.checkpoints
 import train.cli
 from attnres import FAMILIES
 from probe.parts import Parts
-from train import study_cli, study_runs, wandb_files
-from train.loggers import build_loggers
-from train.study import load_study, sweep
+from train import study_cli, study_runs
+from train.study import load_study
 from train.study_table import runs_table
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 SIZE = {
     "model": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8, "warmup_steps": 1},
     "data": {"num_pairs": 4, "vocab_size": 32, "batch_size": 8, "num_validation_examples": 8},
@@ -150,15 +144,23 @@ def tables_of(printed: str) -> str:
 def test_killed_at_several_moments_it_ends_as_if_left_alone(whole, processes, tmp_path):
     file, directory, printed = whole
     killed = tmp_path / "runs"
+    logs = []
     for moment in ("probe", "end of a probe", "training"):
-        code, _ = study(processes, file, killed, moment=moment)
+        code, log = study(processes, file, killed, moment=moment)
         assert code == -signal.SIGKILL
-    assert (killed / "cumulative-seed0/probe/final/summary.json").exists()
-    assert not (killed / "cumulative-seed1/hf").exists()
+        logs.append(log)
+    assert "going on with the unfinished probe" in logs[1]
+    assert "vanilla-seed0-wrapped is not whole and is made again" in logs[2]
     code, log = study(processes, file, killed)
     assert code == 0, log
-
-    assert "vanilla-seed0" not in log[: log.index("[3/4]")].replace("[2/4] vanilla-seed0: finished", "")
+    commands = [line for line in log.splitlines() if ": attnres-" in line]
+    assert [re.sub(r"\S+/runs/", "", line).split(" --")[0] for line in commands] == [
+        "[3/4] cumulative-seed1: attnres-train fit",
+        "[3/4] cumulative-seed1: attnres-probe run cumulative-seed1",
+        "[4/4] vanilla-seed1: attnres-train fit",
+        "[4/4] vanilla-seed1: attnres-probe baseline vanilla-seed1",
+    ]
+    assert [line.endswith("--ckpt_path last") for line in commands] == [True, False, False, False]
     assert {run.name: starts(run) for run in sorted(killed.glob("*-seed?"))} == {
         "cumulative-seed0": [0],
         "cumulative-seed1": [0, 2],
@@ -358,7 +360,7 @@ def test_no_run_is_worked_on_twice(number, processes, tmp_path):
     process = processes.Process(target=hold, args=(file, directory, fifo))
     process.start()
     run = next(load_study(file).runs(directory))
-    with fifo.open("w"):  # the command has begun
+    with opened(fifo):  # the command has begun
         assert study_runs.run_all(run, "second") == study_runs.BUSY
         os.kill(process.pid, number)
         process.join()
@@ -370,73 +372,17 @@ def test_no_run_is_worked_on_twice(number, processes, tmp_path):
     assert any(is_free(run) or time.sleep(0.02) for _ in range(250))
 
 
+def opened(fifo: Path) -> IO[bytes]:
+    """The end of a pipe that is written to, once the other end is read from."""
+    for _ in range(1500):
+        with contextlib.suppress(OSError):
+            return os.fdopen(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK), "wb")
+        time.sleep(0.02)
+    raise TimeoutError("nothing reads from the pipe")
+
+
 def is_free(run) -> bool:
     with (run.directory.parent / "locks" / run.name).open() as file, contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
-
-
-@pytest.mark.filterwarnings("ignore:.*configs/sweep.yaml")  # which W&B leaves open
-def test_the_sweep_file_is_the_studys_grid(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert load_sweep_config("configs/sweep.yaml") == sweep(load_study(Path("configs/study.yaml")))
-
-
-@pytest.mark.filterwarnings("ignore:.*configs/sweep.yaml")  # which W&B leaves open
-def test_an_agent_runs_what_the_sweep_file_says(tmp_path, monkeypatch):
-    """W&B's own agent starts the command, with a run's parameters as the server sends them."""
-    monkeypatch.chdir(tmp_path)
-    write_study(tmp_path / "configs", base=[*STUDY["base"], "probe.enabled=false"], probe=None)
-    config = load_sweep_config(str(ROOT / "configs/sweep.yaml"))
-    for name, value in {"WANDB_SWEEP_ID": "sweep1", "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # which the agent sets
-        monkeypatch.setenv(name, "")
-    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
-    agent = Agent(api=None, queue=None, sweep_id="sweep1")
-    agent._sweep_command = config["command"]
-    given = {"condition": {"value": "cumulative"}, "seed": {"value": 1}}
-    agent._command_run({"type": "run", "run_id": "abcd1234", "program": config["program"], "args": given})
-    assert agent._run_processes["abcd1234"].wait() == 0
-
-    directory = tmp_path / "runs/sweep-sweep1"
-    assert study_runs.status(list(load_study(Path("configs/study.yaml")).runs(directory))[2]) == "finished"
-    run = directory / "cumulative-seed1"
-    (file,) = (path for path in run.glob(wandb_files.FILES) if not path.parent.is_symlink())
-    assert file.name == "run-abcd1234.wandb"
-    records = wandb_files.records(file)
-    (about,) = (record.run for record in records if record.HasField("run"))
-    assert (about.run_id, about.sweep_id) == ("abcd1234", "sweep1")
-    told = {item.key: json.loads(item.value_json) for item in about.config.update}
-    assert (told["condition"], told["seed"]) == ("cumulative", 1)
-    command = json.loads((run / "provenance.json").read_text())["segments"][0]["command"]
-    assert shlex.join(command).startswith("attnres-train fit --config configs/size.yaml")
-
-
-def test_a_sweep_is_online_unless_told_otherwise(monkeypatch, tmp_path):
-    monkeypatch.setattr("wandb.api", type("Api", (), {"api_key": None}))
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    with pytest.raises(ValueError, match="needs an API key"):
-        build_loggers(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert len(build_loggers(tmp_path)) == 1
-
-
-def test_a_run_that_a_sweep_takes_over_has_all_rows_under_the_sweeps_name(tmp_path, monkeypatch):
-    """As when an agent was killed and another one is given the same condition and seed, as a run of its own."""
-    files, run = ["--config", str(write_study(tmp_path).with_name("size.yaml"))], tmp_path / "run"
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    for name, steps in (("first123", 3), ("second12", 4)):
-        monkeypatch.setenv("WANDB_RUN_ID", name)
-        place = ["--run_dir", str(run), "--ckpt_path", "last", "--trainer.max_steps", str(steps)]
-        with monkeypatch.context() as patch:
-            if name == "first123":  # killed at its end: the last checkpoint is of step 2
-                patch.setattr(train.callbacks.RunExport, "on_train_end", lambda *_: None)
-            train.cli.main(["fit", *files, *place, "--probe.enabled", "false"])
-        wandb.teardown()  # an agent's runs are in processes of their own
-    rows = [row for row in wandb_files.history(run, "second12") if "train/loss" in row]
-    assert [row[wandb_files.STEP] for row in rows] == [0, 1, 2, 3]
-    assert [row["train/loss"] for row in rows] == list(pd.read_csv(run / "metrics.csv")["train/loss"].dropna())
