@@ -17,10 +17,7 @@ from train.module import RetrievalModule
 from train.optim import RoutingLearningRates
 
 FOLDER = Path(__file__).parents[1] / "configs"
-STUDIES = [
-    FOLDER / "study.yaml",
-    FOLDER / "sweep.yaml",
-]  # of many runs (tests/test_train_study.py, test_train_sweep.py)
+STUDIES = [FOLDER / "study.yaml", FOLDER / "sweep.yaml"]  # of many runs: tested in test_train_study and _sweep
 SIZES = sorted(set(FOLDER.glob("*.yaml")) - set(STUDIES))
 CONDITIONS = sorted((FOLDER / "conditions").glob("*.yaml"))
 LAUNCH = sorted((FOLDER / "launch").glob("*.yaml"))  # those for several devices run in test_train_ddp

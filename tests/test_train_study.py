@@ -332,6 +332,15 @@ def test_a_bad_study_is_refused_before_it_begins(change, words, tmp_path, capsys
     assert not (tmp_path / "runs").exists()
 
 
+def test_help_lists_it(capsys):
+    for arguments, words in (([], ["attnres-train study", "one table"]), (["study"], ["--dry_run", "--sweep"])):
+        with pytest.raises(SystemExit) as end:
+            train.cli.main([*arguments, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert end.value.code == 0
+        assert all(word in shown for word in words)
+
+
 def test_bad_arguments_are_refused(tmp_path, capsys):
     config = ["--config", str(write_study(tmp_path))]
     directory = ["--dir", str(tmp_path / "runs")]
