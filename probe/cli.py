@@ -24,7 +24,7 @@ from probe.runner import ProbeSettings
 CHECKPOINT_HELP = "a run directory, a .ckpt file, an exported folder or a hub id"
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Errors are one line; options must be spelled out, and a misspelt one is answered with its nearest."""
 
     commands: Mapping[str, argparse.ArgumentParser] = MappingProxyType({})
@@ -47,7 +47,7 @@ def _fail(prog: str, message: str) -> NoReturn:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="attnres-probe", description=__doc__)
+    parser = OneLineParser(prog="attnres-probe", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.commands = subparsers.choices
 

@@ -108,7 +108,8 @@ def report(args: argparse.Namespace) -> None:
             print(f"  {line}")
 
 
-def _settings(args: argparse.Namespace) -> ProbeSettings:
+def probe_settings(args: argparse.Namespace) -> ProbeSettings:
+    """The settings that the options name. Raises ValueError for a name or number that is none."""
     return ProbeSettings(
         num_sequences=args.num_sequences,
         kinds=args.kinds,
@@ -131,7 +132,7 @@ def _prepare(args: argparse.Namespace, results: Path) -> ProbeSettings:
     """Check whatever can be checked before work starts: settings, devices, and that --output can be made or resumed."""
     if args.devices < 1:
         raise ValueError(f"--devices must be at least 1, got {args.devices}")
-    settings = _settings(args)
+    settings = probe_settings(args)
     try:
         torch.zeros((), device=args.device)
     except (RuntimeError, AssertionError) as error:

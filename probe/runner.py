@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from attnres import FAMILIES, AttnResForCausalLM
 from attnres.tasks import MQAR, RecallBatch
+from attnres.versions import code_version, package_versions
 from probe import results, storage
 from probe.coalitions import coalition_cells, coalition_table
 from probe.engine import Engine, ProbeResult
@@ -165,7 +166,8 @@ def probe_model(
         "dissociation": reader.dissociation(),
         "first_order": first_order_agreement(tables["effects"]),
         "probe": _describe_probe(result, settings),
-        "versions": storage.package_versions(),
+        "versions": package_versions(),
+        "code": code_version(),
     }
     storage.write_tables(directory, tables)
     seconds = time.perf_counter() - started
@@ -266,7 +268,7 @@ def sweep_identity(
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     about = {"run": run, "step": step, "model": digest.hexdigest()[:16], "data": inputs.data_id()}
-    return {**about, **asdict(settings), "versions": storage.package_versions()}
+    return {**about, **asdict(settings), "versions": package_versions()}
 
 
 def describe_model(model: AttnResForCausalLM) -> dict[str, Any]:

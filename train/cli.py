@@ -3,6 +3,7 @@
     attnres-train fit --config configs/demo.yaml --run_dir runs/demo
     attnres-train fit --config configs/demo.yaml --run_dir runs/demo --ckpt_path last   # go on where it was killed
     attnres-train validate --config runs/demo/config.yaml    # its last checkpoint, unless --ckpt_path names another
+    attnres-train study --config configs/study.yaml --dir runs/study    # several conditions and seeds (train/study.py)
 
 Bad input gives one line on standard error and exit status 2 before anything is written.
 """
@@ -28,11 +29,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from probe.callback import ProbeCallback
+from probe.checkpoints import RUN_FILE
 from train.callbacks import SaveConfig, run_callbacks
 from train.checkpoints import FOLDER, AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 from train.data import MQARDataModule
 from train.loggers import build_loggers
 from train.module import RetrievalModule
+from train.provenance import FILE as PROVENANCE
 from train.quiet import silence_known_messages
 from train.sharding import FSDP2, FSDP2Strategy
 
@@ -58,6 +61,7 @@ SUBCOMMANDS = {
     "fit": "Train a model into a run directory.",
     "validate": "Measure a checkpoint's accuracy at all K pairs; writes nothing.",
 }
+STUDY = "several conditions and seeds, each trained and probed, and one table of them (attnres-train study --help)"
 # Of a configuration, what says where it was written and not what the model is.
 NOT_OF_THE_MODEL = {"_name_or_path", "transformers_version"}
 
@@ -100,9 +104,9 @@ class TrainCLI(LightningCLI):
             "--run_dir",
             type=str | None,
             default=None,
-            help="Folder that receives config.yaml, checkpoints/, hf/, metrics.csv, wandb/ and probe/. Required by "
-            "fit, which refuses a folder that is not empty unless --ckpt_path goes on with the run in it: 'last' from "
-            "its newest checkpoint, or from the start where it has none yet.",
+            help="Folder that receives config.yaml, provenance.json, checkpoints/, hf/, metrics.csv, wandb/, probe/. "
+            "Required by fit, which refuses a folder that is not empty unless --ckpt_path goes on with the run in it: "
+            "'last' from its newest checkpoint, or from the start where it has none yet.",
         )
         parser.add_lightning_class_args(ProbeCallback, "probe")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
@@ -297,7 +301,10 @@ def check_run_dir(run_dir: str | None, ckpt_path: str | None, goes_on: bool) -> 
         raise UsageError("--run_dir is required: give the folder that is to receive the run, e.g. --run_dir runs/demo")
     folder = Path(run_dir)
     # wandb/ alone is what a run leaves that failed while setting up; the rest, one that was killed early.
-    left = {"wandb"} | ({"config.yaml", "metrics.csv", "metrics.csv.part", "probe", FOLDER} if goes_on else set())
+    files = {name + end for name in ("metrics.csv", PROVENANCE) for end in ("", ".part")}
+    left = {"wandb"} | ({"config.yaml", "probe", FOLDER, *files} if goes_on else set())
+    if goes_on and not (folder / "hf" / RUN_FILE).exists():  # of an export that was not finished
+        left.add("hf")
     try:
         if all(path.name in left for path in folder.iterdir()):
             return
@@ -343,23 +350,34 @@ def check_same_model(config: dict[str, Any], checkpoint: dict[str, Any]) -> None
             )
 
 
+def run_cli(args: list[str] | None) -> None:
+    """Lightning's commands. Raises UsageError."""
+    TrainCLI(
+        RetrievalModule,
+        MQARDataModule,
+        save_config_callback=SaveConfig,
+        trainer_defaults=dict(TRAINER_DEFAULTS),
+        parser_class=RaisingParser,
+        parser_kwargs={
+            "description": "Train or validate a Block AttnRes or vanilla Qwen3 on multi-query associative recall.",
+            "epilog": f"And attnres-train study: {STUDY}.",
+        },
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=args,
+    )
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point of `attnres-train`; `args` defaults to the command line's."""
     silence_known_messages()
+    arguments = sys.argv[1:] if args is None else args
+    if arguments[:1] == ["study"]:
+        from train.study_cli import main as study  # which reads configurations by `run_cli`
+
+        sys.exit(study(arguments[1:]))
     try:
-        TrainCLI(
-            RetrievalModule,
-            MQARDataModule,
-            save_config_callback=SaveConfig,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-            parser_class=RaisingParser,
-            parser_kwargs={
-                "description": "Train or validate a Block AttnRes or vanilla Qwen3 on multi-query associative recall.",
-            },
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-        )
+        run_cli(args)
     except UsageError as error:
         print(f"attnres-train: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
