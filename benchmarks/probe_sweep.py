@@ -52,8 +52,7 @@ GRIDS = ("per_layer", "whole_grid")
 def naive_sweep(model: AttnResForCausalLM, inputs: ProbeInputs, cells: list[Cell], positions: str) -> dict[int, float]:
     """Mean NLL effect of each applicable cell, by its index."""
     queries, answers = inputs.queries, inputs.labels[inputs.queries]
-    candidates = inputs.candidates.repeat_interleave(queries.sum(1), dim=0)
-    clean = CleanRun.from_logits(model(inputs.input_ids, use_cache=False).logits[queries], answers, candidates)
+    clean = CleanRun.from_logits(model(inputs.input_ids, use_cache=False).logits[queries], answers, inputs.rivals)
     before, effects = clean.metrics()["nll"], {}
     for index, cell in enumerate(cells):
         ablation = Ablation.known[cell.kind](cell.families, frozenset(cell.reads))
