@@ -119,6 +119,7 @@ def main() -> None:
         loaded = load_checkpoint(args.checkpoint)
         model, task = loaded.model, loaded.task or MQAR()
         assert isinstance(model, AttnResForCausalLM)
+        assert isinstance(task, MQAR)
     else:
         model = AttnResForCausalLM(AttnResConfig(**SHAPES[args.shape], initializer_range=0.1)).eval()
         task = MQAR(num_pairs=16, vocab_size=SHAPES[args.shape]["vocab_size"])

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from attnres.tasks import MQAR, RecallBatch
+from probe.inputs import ProbeInputs
+from probe.prompts import TextPrompts
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,19 @@ def _predict(model: PreTrainedModel, examples: RecallBatch, batch_size: int) -> 
     return torch.cat(predictions)
 
 
-def recall_accuracy(model: PreTrainedModel, examples: RecallBatch, batch_size: int = 64) -> float:
-    """Share of queries that the model answers rightly."""
-    return float((_predict(model, examples, batch_size) == examples.answers.cpu()).double().mean())
+@torch.no_grad()
+def recall_accuracy(model: PreTrainedModel, inputs: ProbeInputs, batch_size: int = 64) -> float:
+    """Share of queries that the model answers rightly: with every token of the answer."""
+    answered = []
+    for first in range(0, len(inputs), batch_size):
+        batch = inputs.take(np.arange(first, min(first + batch_size, len(inputs))))
+        first_query = int(batch.queries.any(0).nonzero()[0])
+        kept = batch.input_ids.shape[1] - first_query
+        logits = model(batch.input_ids.to(model.device), logits_to_keep=kept, use_cache=False).logits
+        is_right = logits.argmax(-1).cpu() == batch.labels[:, first_query:]
+        is_right = is_right[batch.queries[:, first_query:]]
+        answered.append((is_right[batch.answer_rows] | (batch.answer_rows < 0)).all(1))
+    return float(torch.cat(answered).double().mean())
 
 
 def flip_test(
@@ -86,3 +99,15 @@ def flip_test(
         n_other=counts[False],
         n_sequences=len(examples.keys),
     )
+
+
+def flip_test_text(
+    model: PreTrainedModel, task: TextPrompts, num_sequences: int, seed: int = 0, batch_size: int = 64
+) -> FlipResult | None:
+    """Change the code of the name that is asked for, then of another one, in every prompt, to one that was not in it.
+
+    "The output is the new code" where it is the most probable continuation, token by token. `None` where no code is
+    left that is not in the context.
+    """
+    shares = [recall_accuracy(model, inputs, batch_size) for inputs in task.flipped(num_sequences, seed)]
+    return FlipResult(shares[0], shares[1], *[num_sequences] * 3) if shares else None
