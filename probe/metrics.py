@@ -82,9 +82,10 @@ class CleanRun:
         is_token = self.answer_rows >= 0
         tokens = {name: value[..., self.answer_rows] for name, value in values.items()}  # (..., Q, A)
         return {
-            **{name: tokens[name].where(is_token, 0.0).sum(-1) for name in ("nll", "kl")},
-            "accuracy": tokens["accuracy"].where(is_token, 1.0).amin(-1),
+            "nll": tokens["nll"].where(is_token, 0.0).sum(-1),
             "logit_diff": values["logit_diff"][..., self.decisive_rows],
+            "kl": tokens["kl"].where(is_token, 0.0).sum(-1),
+            "accuracy": tokens["accuracy"].where(is_token, 1.0).amin(-1),
         }
 
 
