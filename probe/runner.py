@@ -139,12 +139,12 @@ def probe_model(
         resumable: keep finished batches in `directory` until all is written, so that a killed probe goes on with them.
 
     Raises:
-        ValueError: the model's vocabulary is not the task's, a scope or kind does not exist in this model, or
-            `directory` holds a part of another probe.
+        ValueError: the model's vocabulary or positions are too few for the task, a scope or kind does not exist in
+            this model, a tokenizer does not keep answers apart, or `directory` holds a part of another probe.
     """
     started = time.perf_counter()
     inputs = probe_inputs(task, settings.num_sequences)
-    engine = _engine(model, task, settings, on_progress)
+    engine = _engine(model, task, inputs, settings, on_progress)
     store = _store(engine, inputs, settings, directory, run, step) if resumable else None
     result = engine.run(inputs, store)
     info = RunInfo(run, condition, seed, step, inputs.data_id(), task.num_pairs, mean_bias(model))
@@ -193,7 +193,7 @@ def sweep_share(
     All `world_size` processes must see one file system. Raises as `probe_model` does.
     """
     inputs = probe_inputs(task, settings.num_sequences)
-    engine = _engine(model, task, settings, on_progress)
+    engine = _engine(model, task, inputs, settings, on_progress)
     store = _store(engine, inputs, settings, directory, run, step)
     engine.run_batches(inputs, range(engine.num_batches(inputs))[rank::world_size], store)
 
@@ -201,10 +201,17 @@ def sweep_share(
 def _engine(
     model: AttnResForCausalLM,
     task: ProbeTask,
+    inputs: ProbeInputs,
     settings: ProbeSettings,
     on_progress: Callable[[int, int], None] | None,
 ) -> Engine:
     check_task(task, model.config.vocab_size)
+    longest, most = inputs.input_ids.shape[1], model.config.max_position_embeddings
+    if longest > most:
+        raise ValueError(
+            f"the task's longest sequence has {longest} tokens, the model is made for {most} "
+            "(max_position_embeddings): make num_pairs or distance smaller"
+        )
     sizes = (settings.batch_size, settings.tokens_per_pass, settings.seed)
     return Engine(model, settings.grid(model), settings.positions, *sizes, on_progress)
 

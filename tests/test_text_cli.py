@@ -15,6 +15,7 @@ from probe.cli import main
 from tests.tokenizers import make
 
 TASK = TextRecall(num_pairs=3, code_length=3, distractor_similarity=1)
+SHAPE = {"vocab_size": 600, "max_position_embeddings": 256}
 QUICK = ["--num-sequences", "6", "--num-resamples", "20", "--scopes", "all", "--device", "cpu"]
 
 
@@ -27,7 +28,7 @@ def task_file(folder: Path, **changes) -> str:
 @pytest.fixture
 def export(make_model, tmp_path) -> Path:
     """An exported AttnRes model with a tokenizer, as a published one."""
-    make_model(vocab_size=600).save_pretrained(tmp_path / "export")
+    make_model(**SHAPE).save_pretrained(tmp_path / "export")
     make("qwen").save_pretrained(tmp_path / "export")
     return tmp_path / "export"
 
@@ -54,7 +55,7 @@ def test_an_exported_model_is_probed_with_its_own_tokenizer(export, tmp_path, ca
 
 
 def test_a_tokenizer_of_another_place(make_model, export, tmp_path):
-    make_model(vocab_size=600, seed=1).save_pretrained(tmp_path / "bare")
+    make_model(**SHAPE, seed=1).save_pretrained(tmp_path / "bare")
     options = ["--task", task_file(tmp_path), *QUICK]
     main(["run", str(export), "--output", str(tmp_path / "a"), *options])
     main(["run", str(tmp_path / "bare"), "--tokenizer", str(export), "--output", str(tmp_path / "b"), *options])
@@ -67,7 +68,7 @@ def test_a_tokenizer_of_another_place(make_model, export, tmp_path):
 
 def test_a_hub_id_goes_the_same_way_and_its_wrapped_export_is_complete(make_vanilla, make_hub, tmp_path):
     """By the real path: the hub's own cache, holding a small model and its tokenizer under the name of a large one."""
-    vanilla, hub_id = make_vanilla(vocab_size=600), "Qwen/Qwen3-0.6B"
+    vanilla, hub_id = make_vanilla(**SHAPE), "Qwen/Qwen3-0.6B"
     environment = make_hub(vanilla, hub_id)
     (snapshot,) = (Path(environment["HF_HUB_CACHE"]) / "models--Qwen--Qwen3-0.6B" / "snapshots").iterdir()
     make("qwen").save_pretrained(snapshot)
@@ -92,10 +93,12 @@ def test_a_hub_id_goes_the_same_way_and_its_wrapped_export_is_complete(make_vani
 
 
 def test_bad_input_is_one_line_and_status_2_and_writes_nothing(make_model, make_vanilla, export, tmp_path, capsys):
-    bare, vanilla, small, mqar = (tmp_path / name for name in ("bare", "vanilla", "small", "mqar.json"))
-    make_model(vocab_size=600).save_pretrained(bare)
-    make_vanilla(vocab_size=600).save_pretrained(vanilla)
+    names = ("bare", "vanilla", "small", "short", "mqar.json")
+    bare, vanilla, small, short, mqar = (tmp_path / name for name in names)
+    make_model(**SHAPE).save_pretrained(bare)
+    make_vanilla(**SHAPE).save_pretrained(vanilla)
     make_model(vocab_size=40).save_pretrained(small)
+    make_model(vocab_size=600, max_position_embeddings=32).save_pretrained(short)
     mqar.write_text(json.dumps(MQAR(num_pairs=4, vocab_size=40).to_dict()))
     greedy = tmp_path / "greedy"
     make("greedy").save_pretrained(greedy)
@@ -115,6 +118,7 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(make_model, make_
             ["run", str(small), "--tokenizer", str(export), *text, *out],
             "vocabulary (40) is smaller than that of the tok",
         ),
+        (["run", str(short), "--tokenizer", str(export), *text, *out], "tokens, the model is made for 32"),
         (["run", str(export), "--tokenizer", str(greedy), *text, *out], "joins the end of the prompt"),
         (["run", str(export), "--tokenizer", str(export), "--task", str(mqar), *out], "--tokenizer is for text_recall"),
         (["run", str(export), "--task", str(tmp_path / "poem.json"), *out], "template 'poem' does not exist; choose"),
