@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from probe import storage
 from probe.cli import main
 from tests.tokenizers import make
 
+ROOT = Path(__file__).parents[1]
 TASK = TextRecall(num_pairs=3, code_length=3, distractor_similarity=1)
 SHAPE = {"vocab_size": 600, "max_position_embeddings": 256}
 QUICK = ["--num-sequences", "6", "--num-resamples", "20", "--scopes", "all", "--device", "cpu"]
@@ -66,29 +69,32 @@ def test_a_tokenizer_of_another_place(make_model, export, tmp_path):
     assert a == b != c  # the same prompts for two models; another tokenizer's are others
 
 
-def test_a_hub_id_goes_the_same_way_and_its_wrapped_export_is_complete(make_vanilla, make_hub, tmp_path):
-    """By the real path: the hub's own cache, holding a small model and its tokenizer under the name of a large one."""
-    vanilla, hub_id = make_vanilla(**SHAPE), "Qwen/Qwen3-0.6B"
-    environment = make_hub(vanilla, hub_id)
+def test_hub_ids_go_the_same_way_by_the_documented_commands(make_model, make_vanilla, make_hub, tmp_path):
+    """By the real path: the hub's own cache, holding small models and a tokenizer under the names of large ones."""
+    vanilla, environment = "Qwen/Qwen3-0.6B", {}
+    models = {
+        vanilla: make_vanilla(**SHAPE, num_hidden_layers=8),
+        "wdlctc/open-attnres-0.6b-block": make_model(**SHAPE),
+    }
+    for hub_id, model in models.items():
+        environment = make_hub(model, hub_id)
     (snapshot,) = (Path(environment["HF_HUB_CACHE"]) / "models--Qwen--Qwen3-0.6B" / "snapshots").iterdir()
     make("qwen").save_pretrained(snapshot)
-    script = str(Path(sys.executable).parent / "attnres-probe")
-    options = ["--num-blocks", "2", "--output", "wrapped", "--task", task_file(tmp_path), *QUICK]
-    done = subprocess.run(
-        [script, "baseline", hub_id, *options],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "text_recall.json").write_text(json.dumps(TASK.to_dict()))
+    (block,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "text_task.md").read_text(encoding="utf-8"), re.S)
+    lines = [shlex.split(line)[1:] for line in block.splitlines()]
+    arguments = json.dumps([words + (QUICK if "--task" in words else []) for words in lines])
+    script = "import json, sys; from probe.cli import main; [main(words) for words in json.loads(sys.argv[1])]"
+    command = [sys.executable, "-c", script, arguments]  # one process for all of them: imports take seconds
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    wrapped = tmp_path / "wrapped"
-    assert summary_of(wrapped / "probe")["task"]["tokenizer"] == hub_id
+    wrapped, published = tmp_path / "runs" / "qwen3-wrapped", tmp_path / "runs" / "open-attnres"
+    assert summary_of(wrapped / "probe")["task"]["tokenizer"] == summary_of(published)["task"]["tokenizer"] == vanilla
     assert 0 <= summary_of(wrapped / "probe")["wraps"]["accuracy"] <= 1
     main(["run", str(wrapped), "--output", str(tmp_path / "again"), *QUICK])  # neither task nor tokenizer are named
-    first, again = (storage.read_effects(folder) for folder in (wrapped, tmp_path / "again"))
-    assert set(first["data_id"]) == set(again["data_id"])
+    first, other, again = (storage.read_effects(folder) for folder in (wrapped, published, tmp_path / "again"))
+    assert set(first["data_id"]) == set(other["data_id"]) == set(again["data_id"])
     assert first["effect"].to_numpy() == pytest.approx(again["effect"].to_numpy(), abs=1e-5, nan_ok=True)
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from attnres import wrap_qwen3
 from attnres.tasks import IGNORE_INDEX, TextRecall, task_from_dict
-from attnres.tasks.text_recall import _data
+from attnres.tasks.text_recall import read_data
 from probe.engine import Engine
 from probe.families import build_grid
 from probe.flip import flip_test_text, recall_accuracy
@@ -58,11 +58,11 @@ def test_examples_are_right(task, index):
     (asked,) = re.findall(QUESTIONS[task.template], question)
     assert example.answer == f" {facts[asked]}"
     assert set(example.candidates) == {f" {code}" for code in facts.values()}
-    codes = _data("codes")[task.alphabet]
+    codes = read_data("codes")[task.alphabet]
     parts = [code.split("-") if task.alphabet == "words" else list(code) for code in facts.values()]
     assert all(len(code) == task.code_length and set(code) <= set(codes["parts"]) for code in parts)
     assert len({tuple(code[: task.distractor_similarity]) for code in parts}) == 1
-    assert sum(line in _data("fillers") for line in context.splitlines()) == task.distance
+    assert sum(line in read_data("fillers") for line in context.splitlines()) == task.distance
     after_facts = re.split(FACTS[task.template], context, flags=re.M)[-1].strip().splitlines()
     assert len(after_facts) == task.distance  # between the last fact and the question
     if example.spare is not None:
@@ -103,12 +103,12 @@ def test_all_codes_of_an_alphabet_can_be_in_one_context():
 
 
 def test_data_files_keep_apart_what_must_be():
-    names, words, fillers = _data("names"), _data("codes")["words"]["parts"], _data("fillers")
+    names, words, fillers = read_data("names"), read_data("codes")["words"]["parts"], read_data("fillers")
     for pool in (names, words, fillers):
         assert not [(a, b) for a in pool for b in pool if a is not b and b.startswith(a)]
-    prose = " ".join([*fillers, *map(str, _data("templates").values())])
+    prose = " ".join([*fillers, *map(str, read_data("templates").values())])
     assert not set(re.findall(r"\w+", prose)) & {*names, *words}  # no name or code but those of the facts
-    for template in _data("templates").values():
+    for template in read_data("templates").values():
         assert template.keys() == {"header", "fact", "filler", "question"}
         assert " {code}" in template["fact"]
         assert not template["question"].endswith(" ")
@@ -121,8 +121,14 @@ def test_data_files_are_part_of_the_package():
     assert set(folder.glob(pattern)) == {path for path in (folder / "data").iterdir() if path.is_file()}
 
 
-def test_the_ready_made_task_is_one():
-    assert task_from_dict(json.loads((ROOT / "configs" / "text_recall.json").read_text())) == TextRecall()
+def test_the_ready_made_task_is_the_one_that_is_documented():
+    task = task_from_dict(json.loads((ROOT / "configs" / "text_recall.json").read_text()))
+    assert isinstance(task, TextRecall)
+    assert task == TextRecall()
+    example, page = task.example(0), (ROOT / "docs" / "text_task.md").read_text(encoding="utf-8")
+    assert f"```text\n{example.prompt}\n```" in page
+    assert f"the answer is `{example.answer}`" in page
+    assert all(f"| `{key}` | {value if key == 'num_pairs' else ''}" in page for key, value in task.to_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ import numpy as np
 
 
 @cache
-def _data(name: str) -> Any:
+def read_data(name: str) -> Any:
+    """The content of `data/<name>.json`."""
     return json.loads(files("attnres.tasks").joinpath("data", f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -55,7 +56,7 @@ class TextExample:
     @property
     def prompt(self) -> str:
         """All that stands before the answer; no space at its end."""
-        template = _data("templates")[self.template]
+        template = read_data("templates")[self.template]
         pairs = zip(self.names, self.codes, strict=True)
         facts = (template["fact"].format(name=name, code=code) for name, code in pairs)
         fillers = (template["filler"].format(sentence=sentence) for sentence in self.sentences)
@@ -100,8 +101,10 @@ class TextRecall:
 
     def __post_init__(self) -> None:
         for key, known in (("template", "templates"), ("alphabet", "codes")):
-            if getattr(self, key) not in _data(known):
-                raise ValueError(f"{key} '{getattr(self, key)}' does not exist; choose from {', '.join(_data(known))}")
+            if getattr(self, key) not in read_data(known):
+                raise ValueError(
+                    f"{key} '{getattr(self, key)}' does not exist; choose from {', '.join(read_data(known))}"
+                )
         for key, least in (("num_pairs", 2), ("code_length", 1), ("distractor_similarity", 0), ("distance", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key} must be at least {least}, got {getattr(self, key)}")
@@ -112,8 +115,10 @@ class TextRecall:
                 f"distractor_similarity ({self.distractor_similarity}) must be below code_length ({self.code_length}): "
                 "codes that share all of their parts are the same"
             )
-        if self.num_pairs > len(_data("names")):
-            raise ValueError(f"num_pairs ({self.num_pairs}) must be at most {len(_data('names'))}, the number of names")
+        if self.num_pairs > len(read_data("names")):
+            raise ValueError(
+                f"num_pairs ({self.num_pairs}) must be at most {len(read_data('names'))}, the number of names"
+            )
         if self.num_pairs > self._num_alike:
             raise ValueError(
                 f"num_pairs ({self.num_pairs}) is too large: only {self._num_alike} codes of {self.code_length} "
@@ -123,12 +128,12 @@ class TextRecall:
     @property
     def _num_alike(self) -> int:
         """How many codes share one and the same beginning of `distractor_similarity` parts."""
-        return len(_data("codes")[self.alphabet]["parts"]) ** (self.code_length - self.distractor_similarity)
+        return len(read_data("codes")[self.alphabet]["parts"]) ** (self.code_length - self.distractor_similarity)
 
     @property
     def chance_accuracy(self) -> float:
         """Accuracy of a guess from all codes that the settings allow."""
-        return 1 / len(_data("codes")[self.alphabet]["parts"]) ** self.code_length
+        return 1 / len(read_data("codes")[self.alphabet]["parts"]) ** self.code_length
 
     @property
     def plateau_accuracy(self) -> float:
@@ -141,7 +146,7 @@ class TextRecall:
     def example(self, index: int) -> TextExample:
         """Example `index` of the stream."""
         rng = np.random.default_rng((self.seed, index))
-        names, sentences = _data("names"), _data("fillers")
+        names, sentences = read_data("names"), read_data("fillers")
         chosen = rng.choice(len(names), self.num_pairs, replace=False)
         has_spare = self._num_alike > self.num_pairs
         codes = self._draw_codes(rng, self.num_pairs + has_spare)
@@ -156,7 +161,7 @@ class TextRecall:
 
     def _draw_codes(self, rng: np.random.Generator, count: int) -> tuple[str, ...]:
         """`count` distinct codes with one beginning."""
-        alphabet = _data("codes")[self.alphabet]
+        alphabet = read_data("codes")[self.alphabet]
         parts = alphabet["parts"]
         shared = rng.integers(len(parts), size=self.distractor_similarity).tolist()
         codes: dict[str, None] = {}  # a set that keeps its order
@@ -185,4 +190,4 @@ class TextRecall:
         return cls(**given)  # type: ignore[arg-type]
 
 
-__all__ = ["TextExample", "TextRecall"]
+__all__ = ["TextExample", "TextRecall", "read_data"]
