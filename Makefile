@@ -16,7 +16,7 @@ PROBE := --kinds mask_renormalise matched_mass --coalitions all --first-order
 OLDEST := .venv/oldest
 OLDEST_RELEASES := transformers==5.4.0 huggingface_hub==1.5.0 tokenizers==0.22.2
 OLDEST_TESTS := $(patsubst %,tests/test_%.py,modeling loading features precision generation configuration baseline routing \
-	sites requirements probe_cli train_module)
+	sites requirements probe_cli text_cli train_module)
 
 # Optional: what other people's programs make of our models.
 CLIENTS := .venv/.clients

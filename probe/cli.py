@@ -108,7 +108,12 @@ def _add_probe_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help='task to probe on, where none lies beside the checkpoint: {"task": "mqar", "num_pairs": 16, '
-        '"vocab_size": 256, "seed": 0}',
+        '"vocab_size": 256, "seed": 0}, or one in words, as configs/text_recall.json',
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="SOURCE",
+        help="for a task in words: a folder or a hub id with tokenizer files (default: the checkpoint's own)",
     )
     parser.add_argument(
         "--num-sequences", type=int, default=defaults.num_sequences, help="sequences of K pairs (default: %(default)s)"
