@@ -148,7 +148,7 @@ class RetrievalModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def forward(self, batch: RecallBatch, **options: Any) -> Any:
-        """The model's outputs, with logits (batch, positions, vocab_size) where queries are; `options` are arguments."""
+        """Outputs of the model called with `options`; logits (batch, positions, vocab_size) are where queries are."""
         positions = batch.query_positions
         return self.model(batch.input_ids, logits_to_keep=positions, use_cache=False, **options)
 
