@@ -18,7 +18,7 @@ from attnres import FAMILIES, AttnResForCausalLM
 from attnres.tasks import MQAR, RecallBatch
 from probe import results, storage
 from probe.coalitions import coalition_cells, coalition_table
-from probe.engine import Engine, ProbeResult
+from probe.engine import Engine, Plan, ProbeResult
 from probe.families import ALL_SUBLAYERS, FIRST_ORDER, POSITIONS, Cell, all_scopes, build_grid, check_names
 from probe.flip import flip_test
 from probe.inputs import ProbeInputs
@@ -176,6 +176,13 @@ def probe_model(
     return Probe(tables["effects"], summary, summary["clean"]["accuracy"], seconds)
 
 
+def plan_probe(model: AttnResForCausalLM, task: MQAR, settings: ProbeSettings) -> Plan:
+    """What `probe_model` will cost, the flip test included. Raises as `probe_model`; the model is not run."""
+    inputs = ProbeInputs.from_recall(task.batch("probe", range(settings.num_sequences)))
+    plan = _engine(model, task, settings, None).plan(inputs)
+    return Plan(plan.forward_passes + num_flips(task), plan.readouts + num_flips(task))
+
+
 def sweep_share(
     rank: int,
     world_size: int,
@@ -284,9 +291,14 @@ def describe_model(model: AttnResForCausalLM) -> dict[str, Any]:
 def _flip(
     model: AttnResForCausalLM, task: MQAR, examples: RecallBatch, settings: ProbeSettings
 ) -> dict[str, Any] | None:
-    if task.num_values <= task.num_pairs:  # there is no new value to change one to
-        return None
-    return asdict(flip_test(model, task, examples, min(4, task.num_pairs), settings.seed, settings.batch_size))
+    if changes := num_flips(task):
+        return asdict(flip_test(model, task, examples, changes, settings.seed, settings.batch_size))
+    return None
+
+
+def num_flips(task: MQAR) -> int:
+    """Changes of the flip test, each a forward pass; 0 where there is no new value to change one to."""
+    return min(4, task.num_pairs) if task.num_values > task.num_pairs else 0
 
 
 def _describe_probe(result: ProbeResult, settings: ProbeSettings) -> dict[str, Any]:
