@@ -149,14 +149,14 @@ class RetrievalModule(LightningModule):
         num_queries = batch.keys.shape[1]
         return self.model(batch.input_ids, logits_to_keep=num_queries, use_cache=False).logits.float()
 
-    def _answer(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
+    def answer(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
         """Mean answer NLL in nats, scalar, and whether each query is answered rightly, (batch, p) bool."""
         logits, answers = self(batch), batch.answers
         loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
         return loss, logits.argmax(dim=-1) == answers
 
     def training_step(self, batch: RecallBatch, batch_idx: int) -> dict[str, Tensor]:
-        loss, correct = self._answer(batch)
+        loss, correct = self.answer(batch)
         accuracy = correct.float().mean()
         metrics = {
             "train/loss": loss.detach(),
@@ -174,7 +174,7 @@ class RetrievalModule(LightningModule):
             self.log_dict({f"train/grad_norm_{kind}": norm for kind, norm in norms.items()})
 
     def validation_step(self, batch: RecallBatch, batch_idx: int) -> None:
-        loss, correct = self._answer(batch)
+        loss, correct = self.answer(batch)
         self.val_accuracy.update(correct)
         self.val_loss.update(loss, len(batch.keys))
 
@@ -187,9 +187,13 @@ class RetrievalModule(LightningModule):
         self.val_accuracy.reset()
         self.val_loss.reset()
 
-    def configure_optimizers(self) -> Any:
+    def build_optimizer(self, foreach: bool | None = None) -> torch.optim.AdamW:
+        """AdamW over the module's parameters; `foreach` as torch's, which decides by the device."""
         groups = parameter_groups(self.model, self.weight_decay, self.routing_learning_rates)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, foreach=foreach)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer()
         scheduler = get_scheduler(
             "cosine_with_min_lr",
             optimizer,
