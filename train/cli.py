@@ -3,6 +3,7 @@
     attnres-train fit --config configs/demo.yaml --run_dir runs/demo
     attnres-train fit --config configs/demo.yaml --run_dir runs/demo --ckpt_path last   # go on where it was killed
     attnres-train validate --config runs/demo/config.yaml    # its last checkpoint, unless --ckpt_path names another
+    attnres-train estimate --config configs/20m.yaml         # what it will cost; writes nothing
 
 Bad input gives one line on standard error and exit status 2 before anything is written.
 """
@@ -14,9 +15,11 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import wandb
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -29,9 +32,12 @@ from probe.callback import ProbeCallback
 from train.callbacks import SaveConfig, run_callbacks
 from train.checkpoints import FOLDER, AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 from train.data import MQARDataModule
+from train.estimate import Run, Target, check_devices, estimate
+from train.estimate_table import as_json, table
 from train.loggers import build_loggers
 from train.module import RetrievalModule
 from train.quiet import silence_known_messages
+from train.trainer import EstimatingTrainer
 
 TRAINER_DEFAULTS = {
     "max_steps": 600,
@@ -54,7 +60,10 @@ POSITIVE_TRAINER_OPTIONS = (
 SUBCOMMANDS = {
     "fit": "Train a model into a run directory.",
     "validate": "Measure a checkpoint's accuracy at all K pairs; writes nothing.",
+    "estimate": "Say what training will cost: parameters, FLOPs, memory, tokens, hours; writes nothing.",
 }
+# An estimate can be of another machine: Lightning would look for its devices here.
+NO_DEVICES = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
 # Of a configuration, what says where it was written and not what the model is.
 NOT_OF_THE_MODEL = {"_name_or_path", "transformers_version"}
 
@@ -78,7 +87,7 @@ class TrainCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        commands = LightningCLI.subcommands()
+        commands = {"estimate": set[str](), **LightningCLI.subcommands()}
         # weights_only is not an option: our checkpoints hold plain values, and what does not is refused.
         return {name: commands[name] | {"weights_only"} for name in SUBCOMMANDS}
 
@@ -115,7 +124,8 @@ class TrainCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except UsageError as error:
-            known = list(self._subcommand_parsers["fit"].get_defaults().keys())
+            command = next((word for word in args if word in SUBCOMMANDS), "fit")
+            known = list(self._subcommand_parsers[command].get_defaults().keys())
             raise UsageError(explain(str(error), known, files)) from None
         check_groups(files)
 
@@ -135,8 +145,10 @@ class TrainCLI(LightningCLI):
         self.ckpt_path = ckpt_path
 
     def instantiate_classes(self) -> None:
+        device = torch.device("meta") if self.subcommand == "estimate" else nullcontext()
         try:
-            super().instantiate_classes()
+            with device:
+                super().instantiate_classes()
         except (ValueError, TypeError, StrictDataclassError, MisconfigurationException) as error:
             raise UsageError(str(error)) from None
         if self.subcommand == "fit":  # nothing is left to refuse
@@ -146,10 +158,13 @@ class TrainCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if self.checkpoint:
             check_same_model(self.model.hparams["model_config"], self.checkpoint)
-        if self.subcommand != "fit":
+        if self.subcommand == "validate":
             return super().instantiate_trainer(**{**kwargs, "logger": False})
         check_trainer(config)
         self._get(self.config_init, "probe").check(self.datamodule.task, self.model.model)
+        if self.subcommand == "estimate":
+            check_devices(config)
+            return super().instantiate_trainer(**{**kwargs, **NO_DEVICES, "logger": False})
         if isinstance(config["val_check_interval"], int):  # Lightning counts batches, we count steps
             kwargs["val_check_interval"] = config["val_check_interval"] * config["accumulate_grad_batches"]
         if config["logger"] in (None, True):
@@ -170,6 +185,17 @@ class TrainCLI(LightningCLI):
         self, model: RetrievalModule, datamodule: MQARDataModule, ckpt_path: str | None, verbose: bool
     ) -> None:
         self.trainer.validate(model, datamodule, ckpt_path=self.ckpt_path, verbose=verbose, weights_only=True)
+
+    def estimate(self, model: RetrievalModule, datamodule: MQARDataModule, json: bool, **target: Any) -> None:
+        config = self._get(self.config_init, "trainer")
+        run = Run(model, datamodule, self._get(self.config_init, "probe"), config)
+        try:
+            found = estimate(
+                run, Target(**target), lambda: self._get(self.parser.instantiate_classes(self.config), "model")
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        print(as_json(found) if json else table(found))
 
 
 def explain(message: str, known_keys: list[str], files: list[str]) -> str:
@@ -335,6 +361,7 @@ def main(args: list[str] | None = None) -> None:
         TrainCLI(
             RetrievalModule,
             MQARDataModule,
+            trainer_class=EstimatingTrainer,
             save_config_callback=SaveConfig,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             parser_class=RaisingParser,

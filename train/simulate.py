@@ -58,6 +58,19 @@ class Workload:
         return nullcontext() if self.autocast is None else torch.autocast(device_type, self.autocast)
 
 
+@dataclass(frozen=True)
+class SimulatedStep:
+    """A step that was run without content.
+
+    Attributes:
+        memory: bytes alive at its peak, by part (`PARTS`).
+        operations: that made or changed a tensor.
+    """
+
+    memory: dict[str, int]
+    operations: int
+
+
 class LiveMemory(TorchDispatchMode):
     """Counts the bytes of the tensors that are alive, by part, and keeps the counts of the peak.
 
@@ -71,17 +84,20 @@ class LiveMemory(TorchDispatchMode):
         super().__init__()
         self.logits_shape = logits_shape
         self.phase = "parameters"
+        self.operations = 0
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._parts: dict[int, tuple[str, int]] = {}  # by storage: its part and bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        for value in tree_leaves(output):
-            if isinstance(value, Tensor) and value.untyped_storage()._cdata not in self._parts:
-                self.assign([value], self._part(func, args, value))
-                if self.now.total() >= self.peak.total():
-                    self.peak = self.now.copy()
+        values = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+        new = [value for value in values if value.untyped_storage()._cdata not in self._parts]
+        self.operations += bool(new) or func._schema.is_mutable
+        for value in new:
+            self.assign([value], self._part(func, args, value))
+        if self.now.total() >= self.peak.total():
+            self.peak = self.now.copy()
         return output
 
     def assign(self, values: Iterable[Any], part: str) -> None:
@@ -109,8 +125,8 @@ class LiveMemory(TorchDispatchMode):
         return self.phase
 
 
-def step_memory(module: RetrievalModule, workload: Workload, foreach: bool = False) -> dict[str, int]:
-    """Bytes alive at the peak of a training step, by part (`PARTS`), once the optimiser has its moments.
+def simulate_step(module: RetrievalModule, workload: Workload, foreach: bool = False) -> SimulatedStep:
+    """A training step, with the optimiser's moments as they are from the second one on.
 
     Args:
         module: on any device, "meta" too; it is not changed.
@@ -127,11 +143,10 @@ def step_memory(module: RetrievalModule, workload: Workload, foreach: bool = Fal
         optimizer = module.build_optimizer(foreach=foreach)
         ids = [torch.zeros(workload.batch_size, workload.num_pairs, dtype=torch.long) for _ in range(3)]
         for _ in range(2):  # moments are made in the first step; its gradients live until the second's forward is done
+            memory.operations = 0
             training_step(module, optimizer, RecallBatch(*ids), workload, memory)
             memory.assign(tree_leaves([list(state.values()) for state in optimizer.state.values()]), "moments")
-        peak = memory.peak
-        module.zero_grad()
-    return {part: peak[part] for part in PARTS}
+    return SimulatedStep({part: memory.peak[part] for part in PARTS}, memory.operations)
 
 
 def training_step(
@@ -164,7 +179,7 @@ def _make_fake(module: nn.Module, dtype: torch.dtype) -> None:
     """Replace all tensors by new ones on the CPU, floating ones of `dtype`; shared ones stay shared."""
     fakes: dict[int, Tensor] = {}
 
-    def fake(value: Tensor) -> Tensor:
+    def fake(value: Tensor) -> Any:
         if id(value) not in fakes:
             empty = torch.empty(value.shape, dtype=dtype if value.is_floating_point() else value.dtype)
             is_parameter = isinstance(value, nn.Parameter)
@@ -180,4 +195,4 @@ def _make_fake(module: nn.Module, dtype: torch.dtype) -> None:
     del originals
 
 
-__all__ = ["PARTS", "LiveMemory", "Workload", "step_memory", "training_step"]
+__all__ = ["PARTS", "LiveMemory", "SimulatedStep", "Workload", "simulate_step", "training_step"]
