@@ -71,7 +71,7 @@ def allocated_peak(options: list[str]) -> int:
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
+        now += event.nbytes()  # type: ignore[attr-defined]
         peak = max(peak, now)
     return peak
 

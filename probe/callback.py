@@ -10,15 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from attnres import REGIONS, AttnResForCausalLM
+from attnres.sharded import whole_model
 from attnres.tasks import MQAR
 from probe import storage
 from probe.families import FIRST_ORDER
@@ -121,10 +122,6 @@ class ProbeCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not self._applies(pl_module):
             return
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
-            raise ValueError(
-                "probes need the whole model on each device: use another trainer.strategy, or --probe.enabled false"
-            )
         self.check(self._task(trainer), pl_module.model)  # type: ignore[arg-type]
 
     def check(self, task: MQAR, model: torch.nn.Module) -> None:
@@ -145,6 +142,7 @@ class ProbeCallback(Callback):
         if trainer.is_global_zero:  # a resumed run goes on from its checkpoint: later rows are of steps to come
             storage.drop_steps_after(_directory(trainer), trainer.global_step)
             shutil.rmtree(_directory(trainer) / PARTS, ignore_errors=True)  # of a probe that was killed
+            self._log_rows_of_disk(trainer)
         trainer.strategy.barrier("before probes")
         if trainer.global_step == 0:
             self._probe_once(trainer, pl_module)
@@ -196,6 +194,7 @@ class ProbeCallback(Callback):
         is_shared = trainer.world_size > 1
         probe = None
         with undisturbed(model):
+            model = whole_model(model)
             if is_shared:
                 ranks = (trainer.global_rank, trainer.world_size)
                 sweep_share(*ranks, model, task, settings, directory, run=run, step=step)
@@ -216,10 +215,21 @@ class ProbeCallback(Callback):
         rank_zero_info(
             f"probe at step {step}: accuracy {probe.accuracy:.3f}{learned} on the probe split, {probe.seconds:.1f} s"
         )
-        scalars = _scalars(probe)
+        scalars = {"probe/accuracy": probe.accuracy, **_scalars(probe.effects)}
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):  # the table on disk holds more
                 logger.log_metrics(scalars, step=step)
+
+    @staticmethod
+    def _log_rows_of_disk(trainer: Trainer) -> None:
+        """To loggers that lack some of the steps before a resumed run's first, and know which."""
+        loggers = [logger for logger in trainer.loggers if getattr(logger, "logs_once", False)]
+        if loggers and (_directory(trainer) / "effects.parquet").exists():
+            for step, effects in storage.read_effects(_directory(trainer)).groupby("step"):
+                accuracy = effects.loc[effects["metric"] == "accuracy", "clean"]
+                scalars = {"probe/accuracy": float(accuracy.iloc[0])} if len(accuracy) else {}
+                for logger in loggers:
+                    logger.log_metrics({**scalars, **_scalars(effects)}, step=int(step))  # type: ignore[arg-type]
 
 
 def _min_sequences(task: MQAR) -> int:
@@ -230,10 +240,10 @@ def _directory(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "probe"
 
 
-def _scalars(probe: Probe) -> dict[str, float]:
-    scalars = {"probe/accuracy": probe.accuracy}
+def _scalars(effects: pd.DataFrame) -> dict[str, float]:
+    scalars = {}
     for kind, effect in ((MASK, "nll_effect"), (MASK + FIRST_ORDER, "nll_effect_first_order")):
-        rows = primary_rows(probe.effects, kind=kind)
+        rows = primary_rows(effects, kind=kind)
         for row in rows[rows["scope"].isin([*REGIONS, "all", "final"])].to_dict("records"):
             name = f"probe/{row['sublayer']}/{row['scope']}/{row['family']}"
             scalars[f"{name}/mass"] = row["mass"]

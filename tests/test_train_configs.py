@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from train.optim import RoutingLearningRates
 FOLDER = Path(__file__).parents[1] / "configs"
 SIZES = sorted(FOLDER.glob("*.yaml"))
 CONDITIONS = sorted((FOLDER / "conditions").glob("*.yaml"))
+LAUNCH = sorted((FOLDER / "launch").glob("*.yaml"))  # those for several devices run in test_train_ddp
 PARAMETERS = {"20m": (19e6, 21e6), "100m": (95e6, 105e6), "0.6b": (596e6, 597e6)}
 SMALL = [*TINY, "--trainer.max_steps=2", "--trainer.precision=32-true", "--data.num_workers=0"]
 
@@ -74,9 +76,25 @@ def test_06b_is_qwen3s_shape():
     assert data["vocab_size"] == 151936
 
 
-@pytest.mark.parametrize("config", [*SIZES, *CONDITIONS], ids=lambda path: path.stem)
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_launch_file_for_one_says_so(tmp_path, capsys):
+    files = [f"--config={FOLDER / name}" for name in ("demo.yaml", "launch/one_gpu.yaml")]
+    with pytest.raises(SystemExit):
+        main(["fit", *files, f"--run_dir={tmp_path / 'run'}"])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "trainer.accelerator is gpu, and there is none here" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sbatch"])
+def test_launch_scripts_can_be_started(script):
+    assert os.access(FOLDER / "launch" / script, os.X_OK)
+
+
+@pytest.mark.parametrize("config", [*SIZES, *CONDITIONS, *LAUNCH], ids=lambda path: path.stem)
 def test_every_key_is_commented(config):
     content = yaml.safe_load(config.read_text())
-    assert content["model"]
+    assert content["trainer" if config in LAUNCH else "model"]
     lines = [line for line in config.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
     assert [line for line in lines if "#" not in line and not re.fullmatch(r"\s*\w+:", line)] == []

@@ -17,6 +17,7 @@ import torch
 
 from probe import storage
 from tests.test_train_cli import TINY
+from tests.wandb_server import synced_history
 from train.callbacks import CurriculumCallback
 from train.checkpoints import LAST, PREVIOUS, newest_checkpoint, read_checkpoint
 from train.cli import main
@@ -45,7 +46,7 @@ def die() -> None:
 def train(run_dir: Path, save: int | None = None, batch: int | None = None, seconds: float = 0.0) -> None:
     """In a process of its own, which dies in the middle of checkpoint `save`, counted from now, or `seconds` after the
     end of batch `batch`."""
-    os.environ["WANDB_MODE"] = "disabled"
+    os.environ["WANDB_MODE"] = "offline"
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # loader workers start as they do from a shell
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (as long as the process lives)
@@ -133,8 +134,26 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     assert probed >= {0, 1, 2, 4, 8, 10, 16, 20, 30, 32, 36}
     assert probed - {0, 1, 2, 4, 8, 10, 16, 20, 30, 32, 36}  # those of accuracy jumps
     rows = pd.read_csv(whole / "metrics.csv")
+    histories = [logged(path) for path in (whole, killed)]
+    assert histories[0] == histories[1]
+    assert {step for step, name in histories[1] if name == "probe/accuracy"} == probed
+    assert {step for step, name in histories[1] if name == "train/loss"} == set(range(36))
     assert list(rows["step"][rows["train/loss"].notna()]) == list(range(36))
     assert rows["train/pairs"].nunique() == 3
+
+
+def logged(run_dir: Path) -> dict[tuple[int, str], float]:
+    """[step, name] -> value of all that W&B was told of a run, each of them once."""
+    rows = synced_history(run_dir)
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+    found: dict[tuple[int, str], float] = {}
+    for row in rows:
+        step = row.pop("trainer/global_step")
+        for name, value in row.items():
+            if not name.startswith("_") and name != "epoch":  # W&B's own, and Lightning's in every row
+                assert (step, name) not in found, (step, name)
+                found[step, name] = value
+    return found
 
 
 def cut(path: Path) -> None:

@@ -83,11 +83,13 @@ def optimizer_of(module: RetrievalModule):
 @pytest.mark.parametrize("source", ["cumulative", "block_sum"])
 def test_weight_decay_spares_gains_biases_and_routing(source):
     module = make(attnres_source=source, weight_decay=0.1)
-    decayed, kept = optimizer_of(module)["optimizer"].param_groups
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    groups = optimizer_of(module)["optimizer"].param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.0]
     names = {id(p): name for name, p in module.model.named_parameters()}
-    decayed_names, kept_names = ({names[id(p)] for p in group["params"]} for group in (decayed, kept))
-    assert decayed_names | kept_names == {name for name, p in module.model.named_parameters() if p.requires_grad}
+    decayed_names, kept_names, scalars = ({names[id(p)] for p in group["params"]} for group in groups)
+    trained = {name for name, p in module.model.named_parameters() if p.requires_grad}
+    assert decayed_names | kept_names | scalars == trained
+    assert scalars == {name for name in trained if name.endswith("_res_bias")}
     assert not {name for name in decayed_names if "_res_" in name}
     assert all("norm" not in name for name in decayed_names)
     assert {"lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"} <= decayed_names

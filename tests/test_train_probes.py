@@ -1,20 +1,14 @@
 """`attnres-train` with probes: what the run directory and W&B hold, gradient accumulation, resuming."""
 
-import json
-import struct
-from collections.abc import Iterator
-from pathlib import Path
-
 import pandas as pd
 import pytest
 import torch
-import wandb
-from wandb.proto.wandb_internal_pb2 import Record
 
 import probe.callback
 from probe.motifs import primary_rows
 from probe.results import CELL_KEYS
 from tests.test_train_cli import fit
+from tests.wandb_server import synced_history
 from train.cli import main
 
 PROBED = [
@@ -25,34 +19,6 @@ PROBED = [
 ]
 
 
-def wandb_records(path: Path) -> Iterator[Record]:
-    """The records of an offline run: a LevelDB log (W&B dropped its Python reader for one in Go).
-
-    Blocks of 32 KiB hold chunks of checksum (4 bytes), length (2), type (1) and data; types 2, 3 and 4 are the first,
-    middle and last chunk of a record, 1 is a whole one.
-    """
-    content, position, parts = path.read_bytes(), 7, b""
-    assert content[:4] == b":W&B"
-    while position < len(content):
-        if 32768 - position % 32768 < 7:  # no header fits: padding
-            position += 32768 - position % 32768
-            continue
-        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
-        parts += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            yield Record.FromString(parts)
-            parts = b""
-
-
-def wandb_history(run_dir: Path) -> list[dict]:
-    """The rows of metrics that the offline W&B run holds."""
-    wandb.teardown()  # a process of W&B's writes them, and may still be at it
-    (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    histories = [record.history for record in wandb_records(path) if record.HasField("history")]
-    return [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in h.item} for h in histories]
-
-
 def test_a_probed_run_reaches_disk_and_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = fit(tmp_path / "run", *PROBED, "--trainer.max_steps=4", "--probe.every_n_steps=2")
@@ -61,7 +27,7 @@ def test_a_probed_run_reaches_disk_and_wandb(tmp_path, monkeypatch):
     probe_files = {"effects.parquet", "clusters.parquet", "geometry.parquet", "summary.json"}
     assert {path.name for path in (run / "probe").iterdir()} == probe_files
 
-    rows = [row for row in wandb_history(run) if "probe/accuracy" in row]
+    rows = [row for row in synced_history(run) if "probe/accuracy" in row]
     assert [row["trainer/global_step"] for row in rows] == [0, 2, 4]
     effects = primary_rows(pd.read_parquet(run / "probe/effects.parquet"))
     late = effects[(effects["sublayer"] == "mlp") & (effects["scope"] == "all") & (effects["family"] == "embedding")]

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
+from attnres.sharded import is_divided, whole_state
 from train.checkpoints import SaveCheckpoint, save_checkpoint
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -93,14 +95,16 @@ class RunExport(Callback):
     """When training ends, saves the Hugging Face model with task and provenance beside it, then the last checkpoint."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model: torch.nn.Module = pl_module.model  # type: ignore[assignment]
+        state = whole_state(model) if is_divided(model) else None
         if trainer.is_global_zero:
-            self._export(trainer, pl_module)
+            self._export(trainer, pl_module, state)
         if trainer.checkpoint_callbacks:
             save_checkpoint(trainer)  # the last thing of all: with it the run is complete
 
-    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _export(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Tensor] | None) -> None:
         folder = Path(trainer.default_root_dir) / "hf"
-        pl_module.model.save_pretrained(folder)  # type: ignore[operator, union-attr]
+        pl_module.model.save_pretrained(folder, state_dict=state)  # type: ignore[operator, union-attr]
         hparams = pl_module.hparams
         run = {"condition": hparams["condition"], "seed": hparams["seed"], "step": trainer.global_step}
         task = trainer.datamodule.task.to_dict()  # type: ignore[attr-defined]

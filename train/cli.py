@@ -26,7 +26,9 @@ from huggingface_hub.errors import StrictDataclassError
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from probe.callback import ProbeCallback
 from train.callbacks import SaveConfig, run_callbacks
@@ -37,6 +39,7 @@ from train.estimate_table import as_json, table
 from train.loggers import build_loggers
 from train.module import RetrievalModule
 from train.quiet import silence_known_messages
+from train.sharding import FSDP2, FSDP2Strategy
 from train.trainer import EstimatingTrainer
 
 TRAINER_DEFAULTS = {
@@ -160,9 +163,10 @@ class TrainCLI(LightningCLI):
             check_same_model(self.model.hparams["model_config"], self.checkpoint)
         if self.subcommand == "validate":
             return super().instantiate_trainer(**{**kwargs, "logger": False})
-        check_trainer(config)
+        estimates = self.subcommand == "estimate"
+        check_trainer({**config, "accelerator": "auto"} if estimates else config)
         self._get(self.config_init, "probe").check(self.datamodule.task, self.model.model)
-        if self.subcommand == "estimate":
+        if estimates:
             check_devices(config)
             return super().instantiate_trainer(**{**kwargs, **NO_DEVICES, "logger": False})
         if isinstance(config["val_check_interval"], int):  # Lightning counts batches, we count steps
@@ -255,6 +259,9 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             raise ValueError(f"trainer.{key} must be positive, got {value}")
     if options["use_distributed_sampler"]:
         raise ValueError("trainer.use_distributed_sampler must be false: each device draws its part of a batch itself")
+    check_strategy(options["strategy"])
+    if options["accelerator"] == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise ValueError("trainer.accelerator is gpu, and there is none here; cpu, or auto, takes what there is")
     clip = options["gradient_clip_val"]
     if clip is not None and not clip >= 0:
         raise ValueError(f"trainer.gradient_clip_val must not be negative, got {clip}")
@@ -262,6 +269,14 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"trainer.max_epochs must be -1, got {options['max_epochs']}: trainer.max_steps says how long to train"
         )
+
+
+def check_strategy(strategy: Any) -> None:
+    """Raises ValueError for a strategy under which models would not train, or not resume."""
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    known = isinstance(strategy, DDPStrategy | SingleDeviceStrategy | FSDP2Strategy)
+    if not known and not re.match(rf"auto$|ddp|{FSDP2}$", str(name)):
+        raise ValueError(f"trainer.strategy must be auto, ddp or {FSDP2} (parameters divided over devices), got {name}")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

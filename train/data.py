@@ -70,19 +70,38 @@ class MQARDataModule(LightningDataModule):
         size = trainer.max_steps * per_step
         # Lightning counts the batches of a resumed epoch but does not skip them. Rotating the indices keeps the
         # length it counts against.
-        return self._loader((np.arange(size) + trainer.global_step * per_step) % size)
+        indices = (np.arange(size) + trainer.global_step * per_step) % size
+        return self._loader(self._own(indices), batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(np.arange(self.num_validation_examples))
+        """Each device's part in equally many batches: where a model is divided, devices run them together.
 
-    def _loader(self, indices: np.ndarray) -> DataLoader:
-        # No shuffling: examples are independent draws, and the order makes a resumed run exact. (Lightning's sampler
-        # for several devices would shuffle.)
+        Raises:
+            ValueError: fewer examples than devices.
+        """
         trainer = self.trainer
         assert trainer is not None
-        dataset = Dataset.from_dict({"index": indices[trainer.global_rank :: trainer.world_size]})
+        if self.num_validation_examples < trainer.world_size:
+            raise ValueError(
+                f"data.num_validation_examples ({self.num_validation_examples}) must be at least the number of devices "
+                f"({trainer.world_size})"
+            )
+        num_batches = -(-self.num_validation_examples // (self.batch_size * trainer.world_size))
+        own = self._own(np.arange(self.num_validation_examples))
+        batches = np.array_split(np.arange(len(own)), num_batches)
+        return self._loader(own, batch_sampler=[batch.tolist() for batch in batches])
+
+    def _own(self, indices: np.ndarray) -> np.ndarray:
+        """This device's part."""
+        assert self.trainer is not None
+        return indices[self.trainer.global_rank :: self.trainer.world_size]
+
+    def _loader(self, indices: np.ndarray, **batching: Any) -> DataLoader:
+        # No shuffling: examples are independent draws, and the order makes a resumed run exact. (Lightning's sampler
+        # for several devices would shuffle.)
+        dataset: Any = Dataset.from_dict({"index": indices})
         persistent = self.num_workers > 0
-        return DataLoader(dataset, self.batch_size, num_workers=self.num_workers, persistent_workers=persistent)  # type: ignore[arg-type]
+        return DataLoader(dataset, num_workers=self.num_workers, persistent_workers=persistent, **batching)
 
     def on_before_batch_transfer(self, batch: dict[str, Tensor] | Tensor, dataloader_idx: int) -> RecallBatch:
         """Indices (batch,) to the examples of the step's split and number of pairs."""

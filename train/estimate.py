@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.strategies import StrategyRegistry
 
 from attnres import AttnResForCausalLM
 from probe.callback import ProbeCallback
@@ -24,6 +23,7 @@ from train.hardware import HERE, KNOWN, Hardware
 from train.measure import local_device, memory_of, time_steps
 from train.module import RetrievalModule
 from train.optim import kind_of
+from train.sharding import FSDP2, FSDP2Strategy
 from train.simulate import Workload, simulate_step
 
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
@@ -41,7 +41,6 @@ ISSUE_SECONDS = 5e-6
 DEFAULT_MFU = 0.3
 """Large trainings have reached 21 to 46 % (arXiv:2204.02311, table 3). Small models keep a GPU less busy: measure."""
 ALL_DEVICES = ("auto", "-1", -1)
-SHARDING = ("fsdp", "deepspeed", "modelparallel", "model_parallel")
 
 
 @dataclass(frozen=True)
@@ -140,6 +139,11 @@ class Run:
         return count_devices(self.trainer["devices"]) * self.trainer["num_nodes"]
 
     @property
+    def is_divided(self) -> bool:
+        """Whether devices hold parts of the model."""
+        return self.trainer["strategy"] == FSDP2 or isinstance(self.trainer["strategy"], FSDP2Strategy)
+
+    @property
     def workload(self) -> Workload:
         """Raises ValueError for a precision whose memory is not known here."""
         precision = str(self.trainer["precision"])
@@ -176,11 +180,10 @@ class Run:
 
 
 def check_devices(options: Mapping[str, Any]) -> None:
-    """Raises ValueError for what Lightning would not know or find nothing in; whether it is here does not matter."""
-    accelerators = {"auto", "gpu", *AcceleratorRegistry.available_accelerators()}
-    for key, known in (("accelerator", accelerators), ("strategy", {"auto", *StrategyRegistry.available_strategies()})):
-        if isinstance(options[key], str) and options[key] not in known:
-            raise ValueError(f"trainer.{key} {options[key]} does not exist; choose from {', '.join(sorted(known))}")
+    """Raises ValueError for devices that Lightning does not know, or none; whether they are here does not matter."""
+    accelerator, known = options["accelerator"], ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
+    if isinstance(accelerator, str) and accelerator not in known:
+        raise ValueError(f"trainer.accelerator {accelerator} does not exist; choose from {', '.join(known)}")
     if count_devices(options["devices"]) < 1 or options["num_nodes"] < 1:
         raise ValueError("trainer.devices and trainer.num_nodes must be at least 1")
 
@@ -216,9 +219,9 @@ def estimate(run: Run, target: Target, build: Callable[[], RetrievalModule]) -> 
     if target.hardware == HERE:
         on_cpu = local_device(run.trainer["accelerator"]).type == "cpu"
     step = simulate_step(run.module, workload, foreach=not on_cpu)
-    memory = dict(step.memory)
-    if run.num_devices > 1:
-        memory["ddp_buckets"] = memory["gradients"]  # DistributedDataParallel reduces copies of them
+    memory, parameters = dict(step.memory), count_parameters(run.module)
+    if run.num_devices > 1 and not run.is_divided:
+        memory["ddp_buckets"] = parameters["trainable"] * workload.dtype.itemsize  # copies of gradients, to reduce
     training, forward = training_flops(run.module.model, *shape), forward_flops(config, *shape)
     steps, probing = run.trainer["max_steps"], plan(run, forward)
     flops = {"step": sum(training.values()) * run.sequences, "training": sum(training.values()) * run.sequences * steps}
@@ -226,7 +229,7 @@ def estimate(run: Run, target: Target, build: Callable[[], RetrievalModule]) -> 
     tokens = run.sequences * workload.seq
     return Estimate(
         model=describe(run),
-        parameters=count_parameters(run.module),
+        parameters=parameters,
         flops_per_token={part: value / workload.seq for part, value in training.items()},
         flops=flops,
         memory=memory,
@@ -327,8 +330,6 @@ def measured_hours(run: Run, probing: Mapping[str, float], memory: int, build: C
 
 def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
     """What is left out or assumed."""
-    strategy = run.trainer["strategy"]
-    strategy = strategy if isinstance(strategy, str) else type(strategy).__name__
     measured = target.hardware == HERE
     share = f"{target.mfu:.0%} of the peak rate" if not measured else "the speed of full steps here"
     found = {
@@ -338,8 +339,8 @@ def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
         f"trainer.devices {run.trainer['devices']} is counted as one device": run.trainer["devices"] in ALL_DEVICES,
         f"hours assume {share}, and devices that do not wait for each other": True,
         "a GPU's context (about 0.5 GB) and fragmentation come on top of the memory": not on_cpu,
-        f"trainer.strategy {strategy} shards the model: memory is that of a device that holds all of it": any(
-            name in strategy.lower() for name in SHARDING
+        "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all": (
+            run.is_divided
         ),
         "torch.compile is left out of memory": is_compiled(run.module),
         "probes at accuracy jumps come on top; so do the statistics of each probe, and a probe's own memory": bool(

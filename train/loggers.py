@@ -1,9 +1,13 @@
-"""Where metrics go: `metrics.csv` in the run directory, and Weights & Biases, offline unless WANDB_MODE is set."""
+"""Where metrics go: `metrics.csv` in the run directory, and Weights & Biases, offline unless WANDB_MODE is set.
+
+Both hold every row once, also of a run that was killed and resumed.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,21 @@ import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning_utilities.core.rank_zero import rank_zero_only
 
+from train import wandb_files
+
+METRICS = "metrics.csv"
 WANDB_PROJECT = "attnres"
 WANDB_MODES = ("online", "offline", "disabled")
+
+
+def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows, but for a last one that is not whole because the run was killed while writing it."""
+    text = path.read_bytes().decode()
+    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    rows = list(reader)
+    return list(reader.fieldnames or ()), rows
 
 
 class _MetricsWriter(ExperimentWriter):
@@ -24,15 +40,8 @@ class _MetricsWriter(ExperimentWriter):
         self.first_step = first_step
         super().__init__(log_dir)
         if Path(self.metrics_file_path).is_file():
-            self.metrics_keys, rows = self._read()
+            self.metrics_keys, rows = read_metrics(Path(self.metrics_file_path))
             self._replace(self.metrics_keys, (row for row in rows if int(row["step"]) < first_step))
-
-    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        """Columns and rows, but for a last one that is not whole because the run was killed while writing it."""
-        text = Path(self.metrics_file_path).read_bytes().decode()
-        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        rows = list(reader)
-        return list(reader.fieldnames or ()), rows
 
     def _replace(self, columns: list[str], rows: Iterable[Mapping[str, str]]) -> None:
         """All at once: a run that is killed meanwhile still has the old file."""
@@ -45,7 +54,7 @@ class _MetricsWriter(ExperimentWriter):
         os.replace(part, path)
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        self._replace(fieldnames, self._read()[1])
+        self._replace(fieldnames, read_metrics(Path(self.metrics_file_path))[1])
 
     def _check_log_dir_exists(self) -> None:
         """The command line has refused directories of other runs."""
@@ -74,6 +83,78 @@ class MetricsLogger(CSVLogger):
         """Nothing: `config.yaml` is the record."""
 
 
+class RunWandbLogger(WandbLogger):
+    """Logs to the one W&B run of a run directory, each metric of each step once.
+
+    A resumed run goes on with the W&B run of the same id, in a file of its own, which `wandb sync` appends. What the
+    files hold already is not logged again; what they should hold and do not, because W&B was killed too, is logged from
+    `metrics.csv`.
+
+    Args:
+        run_dir: the run directory.
+        first_step: the step the run starts at; not zero when it is resumed.
+        options: of `wandb.init`.
+    """
+
+    logs_once = True
+    """Rows that may have been logged before can be logged again."""
+
+    def __init__(self, run_dir: str | Path, first_step: int = 0, **options: Any) -> None:
+        self._run_dir, self._first_step = Path(run_dir), first_step
+        self._logged: dict[tuple[int, str], Any] = {}
+        self._num_rows = 0
+        self._differs = False
+        super().__init__(save_dir=run_dir, id=wandb_files.run_id(self._run_dir), **options)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._read_files()
+            self._num_rows = max(self._num_rows, super().experiment.step)
+            self._log_rows_of_disk()
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        experiment = self.experiment  # which reads what is logged
+        if step is not None:
+            self._compare(metrics, step)
+            metrics = {name: value for name, value in metrics.items() if (step, name) not in self._logged}
+        if metrics:
+            row = dict(metrics) if step is None else {**metrics, wandb_files.STEP: step}
+            experiment.log(row, step=self._num_rows, commit=True)  # W&B's count would begin anew when resumed offline
+            self._num_rows += 1
+
+    def _read_files(self) -> None:
+        if self._id is not None:
+            wandb_files.mend_files(self._run_dir)
+            for row in wandb_files.history(self._run_dir, self._id):
+                self._num_rows = max(self._num_rows, int(row["_step"]) + 1)
+                if (step := row.get(wandb_files.STEP)) is not None:
+                    self._logged |= {(int(step), name): value for name, value in row.items()}
+
+    def _compare(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Says so, once, if what is kept is not what is logged now."""
+        for name, value in metrics.items():
+            kept = self._logged.get((step, name))
+            numbers = isinstance(kept, int | float) and isinstance(value, int | float)
+            if numbers and not self._differs and abs(kept - value) > 1e-6 * abs(value):  # type: ignore[operator]
+                self._differs = True
+                print(
+                    f"attnres-train: W&B keeps what it was told before the run was resumed, and now differs (from step "
+                    f"{step}, {name}: {kept:g}, now {value:g}); {METRICS} has the new rows",
+                    file=sys.stderr,
+                )
+
+    def _log_rows_of_disk(self) -> None:
+        path = self._run_dir / METRICS
+        rows = read_metrics(path)[1] if path.is_file() else []
+        for row in rows:
+            if (step := int(row.pop("step"))) < self._first_step:
+                self.log_metrics({name: float(value) for name, value in row.items() if value}, step)
+
+
 def build_loggers(run_dir: str | Path, first_step: int = 0) -> list[Logger]:
     """The loggers of a training run.
 
@@ -91,8 +172,8 @@ def build_loggers(run_dir: str | Path, first_step: int = 0) -> list[Logger]:
     if mode != "disabled":
         settings = wandb.Settings(silent=True, console="off", disable_git=True)
         wandb.setup(settings)  # silent from here on, not only once the run has started
-        loggers.append(WandbLogger(project=WANDB_PROJECT, save_dir=run_dir, mode=mode, settings=settings))
+        loggers.append(RunWandbLogger(run_dir, first_step, project=WANDB_PROJECT, mode=mode, settings=settings))
     return loggers
 
 
-__all__ = ["MetricsLogger", "build_loggers"]
+__all__ = ["MetricsLogger", "RunWandbLogger", "build_loggers", "read_metrics"]

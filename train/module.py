@@ -14,8 +14,10 @@ from torchmetrics import MeanMetric, Metric
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_scheduler
 
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
+from attnres.sharded import is_divided
 from attnres.tasks import RecallBatch
 from train.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
+from train.sharding import clip_gradient_norm, shard
 
 MIN_LEARNING_RATE_RATIO = 0.1
 SHAPE = (
@@ -143,6 +145,22 @@ class RetrievalModule(LightningModule):
         if config.attnres_routing == "frozen":
             name = "frozen" if name == "cumulative" else f"frozen_{name}"
         return name if config.attnres_mode == "block" else f"{name}_{config.attnres_mode}"
+
+    def configure_model(self) -> None:
+        """Divide the model over devices, where the strategy asks for that."""
+        if self.device_mesh is not None and not is_divided(self.model):
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val and is_divided(self.model):
+            clip_gradient_norm(self.model.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def forward(self, batch: RecallBatch) -> Tensor:
         """Logits at the p query positions, (batch, p, vocab_size) float32."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnres.sharded import whole
+
 KINDS = {"queries": "_res_proj", "gains": "_res_norm", "biases": "_res_bias"}
 """Kinds of routing parameters, and what their names contain."""
 
@@ -41,16 +43,19 @@ def kind_of(name: str) -> str | None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, rates: RoutingLearningRates) -> list[dict[str, Any]]:
-    """Groups for an optimiser: decayed; not decayed (gains, biases, routing); each kind with a rate of its own."""
+    """Groups for an optimiser: decayed; not decayed (gains, biases, routing); scalars; kinds with rates of their own.
+
+    Scalars (recency biases) are apart because FSDP2 does not divide them, and optimisers take groups of one sort.
+    """
     own = {kind: rate for kind, rate in asdict(rates).items() if rate is not None}
-    members: dict[str, list[nn.Parameter]] = {"decayed": [], "kept": [], **{kind: [] for kind in own}}
+    members: dict[str, list[nn.Parameter]] = {"decayed": [], "kept": [], "scalars": [], **{kind: [] for kind in own}}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kind = kind_of(name)
-            plain = "kept" if parameter.ndim < 2 or kind else "decayed"
+            plain = "scalars" if parameter.ndim == 0 else "kept" if parameter.ndim < 2 or kind else "decayed"
             members[kind if kind in own else plain].append(parameter)
     groups = [{"params": members["decayed"], "weight_decay": weight_decay}]
-    groups.append({"params": members["kept"], "weight_decay": 0.0})
+    groups += [{"params": members[name], "weight_decay": 0.0} for name in ("kept", "scalars")]
     groups += [{"params": members[kind], "weight_decay": 0.0, "lr": rate} for kind, rate in own.items()]
     return [group for group in groups if group["params"]]
 
@@ -61,7 +66,7 @@ def routing_gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         kind = kind_of(name)
         if kind and parameter.grad is not None:
-            gradients.setdefault(kind, []).append(parameter.grad.flatten())
+            gradients.setdefault(kind, []).append(whole(parameter.grad).flatten())
     return {kind: torch.linalg.vector_norm(torch.cat(parts)) for kind, parts in gradients.items()}
 
 
