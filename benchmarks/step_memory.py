@@ -38,21 +38,26 @@ print("peak_kib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+def peak_of_fit(options: list[str], steps: int, **environment: str) -> int:
+    """Peak resident memory, in KiB, of a process that trains for so many steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = [*options, *STEP_ALONE, f"--trainer.max_steps={steps}", f"--run_dir={folder}/run"]
+        environment = {**os.environ, "WANDB_MODE": "disabled", **environment}
+        command = [sys.executable, "-c", MEASURE, "fit", *options]
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.split("peak_kib")[1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1)
     args, options = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as folder:
-        options += [*STEP_ALONE, f"--trainer.max_steps={args.steps}"]
-        command = [sys.executable, "-c", MEASURE, "fit", *options, f"--run_dir={folder}/run"]
-        started = time.perf_counter()
-        environment = {**os.environ, "WANDB_MODE": "disabled"}
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-        seconds = time.perf_counter() - started
-    peak_kib = int(done.stdout.split("peak_kib")[1])
+    started = time.perf_counter()
+    peak_kib = peak_of_fit(options, args.steps)
+    seconds = time.perf_counter() - started
     result = {
-        "options": options,
+        "options": [*options, *STEP_ALONE],
         "steps": args.steps,
         "peak_resident_gib": round(peak_kib / 1024**2, 2),
         "seconds_with_start_and_export": round(seconds, 1),

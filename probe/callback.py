@@ -109,6 +109,16 @@ class ProbeCallback(Callback):
             or step in self.at_steps
         )
 
+    def scheduled_steps(self, max_steps: int) -> list[int]:
+        """The steps of a run that the schedule names."""
+        return [step for step in range(max_steps + 1) if self.is_scheduled(step, max_steps)]
+
+    def settings_for(self, task: MQAR, world_size: int = 1) -> ProbeSettings:
+        """The settings of a probe on `task` by `world_size` processes."""
+        num_sequences = self.num_sequences or _min_sequences(task)
+        batch_size = min(self.settings.batch_size, -(-num_sequences // world_size))  # a batch for each process
+        return replace(self.settings, num_sequences=num_sequences, batch_size=batch_size)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not self._applies(pl_module):
             return
@@ -178,7 +188,8 @@ class ProbeCallback(Callback):
             return
         started = time.perf_counter()
         model: AttnResForCausalLM = pl_module.model  # type: ignore[assignment]
-        task, settings, directory = self._task(trainer), self._settings(trainer), _directory(trainer)
+        task, directory = self._task(trainer), _directory(trainer)
+        settings = self.settings_for(task, trainer.world_size)
         run = Path(trainer.default_root_dir).resolve().name
         is_shared = trainer.world_size > 1
         probe = None
@@ -195,11 +206,6 @@ class ProbeCallback(Callback):
         self.probe_seconds += time.perf_counter() - started
         if probe is not None:
             self._report(trainer, probe, step, directory)
-
-    def _settings(self, trainer: Trainer) -> ProbeSettings:
-        num_sequences = self.num_sequences or _min_sequences(self._task(trainer))
-        batch_size = min(self.settings.batch_size, -(-num_sequences // trainer.world_size))  # a batch for each process
-        return replace(self.settings, num_sequences=num_sequences, batch_size=batch_size)
 
     def _report(self, trainer: Trainer, probe: Probe, step: int, directory: Path) -> None:
         training = time.perf_counter() - self._started - self.probe_seconds

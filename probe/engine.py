@@ -16,12 +16,12 @@ from torch import Tensor
 
 from attnres import AttnResForCausalLM, ReadSite
 from probe.families import LABELS, POSITIONS, Cell, source_mask
-from probe.first_order import Linearised
+from probe.first_order import FORWARDS, Linearised
 from probe.inputs import ProbeInputs
 from probe.interventions import Ablation, Context
 from probe.observer import Observer, Routing
 from probe.references import References
-from probe.replay import CleanBatch
+from probe.replay import CleanBatch, replay_cost
 
 Effects = dict[str, np.ndarray]
 """[metric] -> (sequences,) summed ablated - clean."""
@@ -104,6 +104,19 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a sweep will cost, known before it is run.
+
+    Attributes:
+        forward_passes: as `ProbeResult.forward_passes`.
+        readouts: runs of the output head at all queries.
+    """
+
+    forward_passes: float
+    readouts: int
+
+
+@dataclass(frozen=True)
 class _Task:
     """One distinct ablation, and the cells that come to it."""
 
@@ -154,6 +167,21 @@ class Engine:
     def run(self, inputs: ProbeInputs, store: Store | None = None) -> ProbeResult:
         """Sweep the grid over `inputs`. Batches that `store` holds already are taken from it."""
         return ProbeResult.join(self.run_batches(inputs, range(self.num_batches(inputs)), store))
+
+    def plan(self, inputs: ProbeInputs) -> Plan:
+        """The cost of `run` on `inputs`. The model is not run: it can be on the "meta" device."""
+        tasks, needs = self._tasks(), {kind.needs for kind in self.kinds.values()}
+        linear = any(cell.is_first_order for cell in self.cells)
+        clean = FORWARDS * linear + bool(tasks or not linear)
+        spent = float((clean + len(needs & {"partner", "mean"})) * len(inputs))
+        for number in range(self.num_batches(inputs)):
+            chosen = np.arange(len(inputs))[number * self.batch_size :][: self.batch_size]
+            queries = inputs.take(chosen).queries
+            for positions in self.positions:
+                carried = queries[:, int(queries.any(0).nonzero()[0]) :] if positions == "query" else queries
+                shape = (len(self.sites) // 2, queries.shape[1], carried.numel(), int(queries.sum()))
+                spent += sum(replay_cost(task.start, *shape) for task in tasks)
+        return Plan(spent / len(inputs), clean + len(tasks) * len(self.positions))
 
     def num_batches(self, inputs: ProbeInputs) -> int:
         return -(-len(inputs) // self.batch_size)

@@ -23,6 +23,8 @@ from probe.metrics import CleanRun
 
 METRICS = ("nll", "logit_diff")
 """What a gradient can tell; KL has none at the clean run, accuracy none at all."""
+FORWARDS = 1 + len(METRICS)
+"""Forwards' worth of work for a batch: a backward pass through activations counts as one."""
 
 
 class Linearised:
@@ -33,7 +35,7 @@ class Linearised:
 
     Attributes:
         run: the clean run's logits at the queries.
-        spent: forwards' worth of work, times sequences: a backward pass through activations counts as one.
+        spent: forwards' worth of work (`FORWARDS`), times sequences.
     """
 
     def __init__(self, model: AttnResForCausalLM, batch: ProbeInputs, observer: Intervention) -> None:
@@ -65,7 +67,7 @@ class Linearised:
                 m: torch.autograd.grad(value, probes, retain_graph=m != METRICS[-1]) for m, value in sums.items()
             }
         self.along = {i: {m: _along(read, self.gradients[m][i]) for m in METRICS} for i, read in self.reads.items()}
-        self.spent = float((1 + len(METRICS)) * len(batch))
+        self.spent = float(FORWARDS * len(batch))
 
     def effects(
         self, cells: Sequence[tuple[int, Cell]], contexts: Mapping[str, Context], positions: Sequence[str]

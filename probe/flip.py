@@ -102,11 +102,11 @@ def flip_test(
 
 def flip_test_text(
     model: PreTrainedModel, task: TextPrompts, num_sequences: int, seed: int = 0, batch_size: int = 64
-) -> FlipResult | None:
+) -> FlipResult:
     """Change the code of the name that is asked for, then of another one, in every prompt, to one that was not in it.
 
-    "The output is the new code" where it is the most probable continuation, token by token. `None` where no code is
-    left that is not in the context.
+    "The output is the new code" where it is the most probable continuation, token by token. The settings must leave a
+    code that is not in the context (`TextRecall.has_spare`).
     """
-    shares = [recall_accuracy(model, inputs, batch_size) for inputs in task.flipped(num_sequences, seed)]
-    return FlipResult(shares[0], shares[1], *[num_sequences] * 3) if shares else None
+    queried, other = (recall_accuracy(model, inputs, batch_size) for inputs in task.flipped(num_sequences, seed))
+    return FlipResult(queried, other, *[num_sequences] * 3)

@@ -67,11 +67,11 @@ class TextPrompts:
 
     def flipped(self, num_sequences: int, seed: int) -> Iterator[ProbeInputs]:
         """The same prompts with a new code for the name that is asked for, then for another one; the new code is the
-        answer, which is right in the first case alone. Nothing where no code is left that is not in the context."""
+        answer, which is right in the first case alone. Raises ValueError where no code is left that is not there."""
         examples = [self.task.example(index) for index in range(num_sequences)]
         others = np.random.default_rng(seed).integers(1, self.num_pairs, size=num_sequences).tolist()
-        if any(example.spare is None for example in examples):
-            return
+        if not self.task.has_spare:
+            raise ValueError("the flip test needs a code that is not in the context: all are in use")
         for shifts in ([0] * num_sequences, others):
             rows = []
             for example, shift in zip(examples, shifts, strict=True):

@@ -75,13 +75,14 @@ class CleanBatch:
         queries = self.queries[:, offset:]
         last = 2 * self.num_layers - 1  # the last MLP's read: from there on nothing looks at other positions
         count, state = len(ablations), self._states[start]
+        num_answers, seq = len(self.run.answers), self.queries.shape[1]
+        self.spent += count * replay_cost(start, self.num_layers, seq, queries.numel(), num_answers)
 
         def answers(value: Tensor) -> Tensor:
             return value.unflatten(0, (count, -1))[:, queries]
 
         if start < last:
             state = self._map(state, lambda value: _repeat(value[:, offset:], count))
-            self._spend((last - start) * count * queries.numel())
             state = self.model.model(
                 depth_state=state,
                 stop_before=last,
@@ -93,7 +94,6 @@ class CleanBatch:
             state = self._map(state, answers)
         else:
             state = self._map(state, lambda value: _repeat(value[:, offset:][queries].unsqueeze(0), count))
-        self._spend((last + 1 - max(start, last)) * count * len(self.run.answers))
         outputs = self.model.model(
             depth_state=state,
             use_cache=False,
@@ -128,8 +128,17 @@ class CleanBatch:
             prefix.update(keys, values, layer_idx)
         return prefix
 
-    def _spend(self, sublayer_tokens: int) -> None:
-        self.spent += sublayer_tokens / (2 * self.num_layers * self.queries.shape[1])
+
+def replay_cost(start: int, num_layers: int, seq: int, tokens: int, answers: int) -> float:
+    """What one ablated run from read `start` costs, in full forwards times sequences of `seq` tokens.
+
+    Args:
+        tokens: that the run carries up to the last MLP.
+        answers: queries, the only positions that the last MLP is run for.
+    """
+    last = 2 * num_layers - 1
+    sublayers = max(0, last - start) * tokens + max(0, last + 1 - max(start, last)) * answers
+    return sublayers / (2 * num_layers * seq)
 
 
 def _repeat(value: Tensor, count: int) -> Tensor:

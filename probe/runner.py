@@ -18,7 +18,7 @@ from attnres import FAMILIES, AttnResForCausalLM
 from attnres.versions import code_version, package_versions
 from probe import results, storage
 from probe.coalitions import coalition_cells, coalition_table
-from probe.engine import Engine, ProbeResult
+from probe.engine import Engine, Plan, ProbeResult
 from probe.families import ALL_SUBLAYERS, FIRST_ORDER, POSITIONS, Cell, all_scopes, build_grid, check_names
 from probe.inputs import ProbeInputs
 from probe.interventions import MIN_REMAINING, Ablation
@@ -26,7 +26,7 @@ from probe.motifs import Reader
 from probe.parts import Parts
 from probe.prompts import TextPrompts
 from probe.results import RunInfo
-from probe.tasks import ProbeTask, flip_result, probe_inputs
+from probe.tasks import ProbeTask, flip_result, num_flips, probe_inputs
 
 PARTS = "parts"
 """Folder of an unfinished sweep, in the folder of its results."""
@@ -176,6 +176,13 @@ def probe_model(
     if store is not None:
         store.remove()
     return Probe(tables["effects"], summary, summary["clean"]["accuracy"], seconds)
+
+
+def plan_probe(model: AttnResForCausalLM, task: ProbeTask, settings: ProbeSettings) -> Plan:
+    """What `probe_model` will cost, the flip test included. Raises as `probe_model`; the model is not run."""
+    inputs = probe_inputs(task, settings.num_sequences)
+    plan = _engine(model, task, inputs, settings, None).plan(inputs)
+    return Plan(plan.forward_passes + num_flips(task), plan.readouts + num_flips(task))
 
 
 def sweep_share(

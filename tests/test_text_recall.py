@@ -24,6 +24,7 @@ from probe.families import build_grid
 from probe.flip import flip_test_text, recall_accuracy
 from probe.prompts import TextPrompts
 from probe.runner import check_task
+from probe.tasks import flip_result
 from tests.tokenizers import KINDS, make
 
 ROOT = Path(__file__).parents[1]
@@ -316,4 +317,6 @@ def test_the_flip_test_on_readers_of_known_habits():
     assert 0 < result.follows_queried < 1  # where the last name is the one that is asked for
     assert 0 < result.follows_other < 1
     full = TextPrompts(TextRecall(num_pairs=10, code_length=1), make("gpt2"), "")
-    assert flip_test_text(right, full, 4) is None
+    with pytest.raises(ValueError, match="needs a code that is not in the context"):
+        flip_test_text(right, full, 4)
+    assert flip_result(full, right, 4, 0, 8) is None

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 import attnres
 from attnres.tasks import MQAR
-from train.cli import check_same_model, explain, main
+from train.checks import check_same_model, explain
+from train.cli import main
 from train.module import RetrievalModule
 
 TINY = [

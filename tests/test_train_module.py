@@ -177,8 +177,8 @@ def test_a_loss_of_different_lengths_is_the_mean_over_parts():
     task = MQAR(4, 32, min_pairs=1, noise_tokens=2)
     module = make(noise_tokens=2).eval()
     whole, halves = task.batch("train", range(8)), [task.batch("train", range(i, i + 4)) for i in (0, 4)]
-    loss, correct = module._answer(whole, module(whole))
-    parts = [module._answer(half, module(half)) for half in halves]
+    loss, correct = module.answer(whole)
+    parts = [module.answer(half) for half in halves]
     assert loss == pytest.approx(float(sum(part[0] for part in parts) / 2), abs=1e-6)
     assert whole.num_pairs is not None
     assert len(correct) == sum(len(part[1]) for part in parts) == whole.num_pairs.sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_sch
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
 from attnres.sharded import is_divided
 from attnres.tasks import IGNORE_INDEX, RecallBatch
+from train.flops import forward_flops
 from train.metrics import PositionAccuracy, RoutingEntropy
 from train.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
 from train.sharding import clip_gradient_norm, shard
@@ -111,6 +113,7 @@ class RetrievalModule(LightningModule):
         self.betas = betas
         self.warmup_steps = warmup_steps
         self.routing_learning_rates = routing_learning_rates
+        self.flops_per_batch = 0.0  # of the last one; ThroughputMonitor reads it
         # Metrics of torchmetrics count examples over all devices; Lightning's own mean would take the parts for equal.
         self.val_accuracy = PositionAccuracy(num_pairs)
         self.val_loss = MeanMetric()
@@ -152,8 +155,12 @@ class RetrievalModule(LightningModule):
         positions = batch.query_positions
         return self.model(batch.input_ids, logits_to_keep=positions, use_cache=False, **options)
 
+    def answer(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
+        """As `score`, of the model as it is."""
+        return self.score(batch, self(batch))
+
     @staticmethod
-    def _answer(batch: RecallBatch, outputs: Any) -> tuple[Tensor, Tensor]:
+    def score(batch: RecallBatch, outputs: Any) -> tuple[Tensor, Tensor]:
         """Mean answer NLL in nats, scalar, and whether each query is answered rightly, (queries,) bool.
 
         Where examples have different numbers of queries, each example weighs the same: a step's loss is then the mean
@@ -169,7 +176,8 @@ class RetrievalModule(LightningModule):
         return loss, (logits.argmax(dim=-1) == answers)[queried]
 
     def training_step(self, batch: RecallBatch, batch_idx: int) -> dict[str, Tensor]:
-        loss, correct = self._answer(batch, self(batch))
+        loss, correct = self.answer(batch)
+        self.flops_per_batch = self._model_flops(len(batch.labels), batch.labels.shape[1], len(batch.query_positions))
         accuracy = correct.float().mean()
         metrics = {
             "train/loss": loss.detach(),
@@ -179,6 +187,12 @@ class RetrievalModule(LightningModule):
         }
         self.log_dict(metrics, batch_size=len(batch.keys), sync_dist=True)  # of the whole batch, on all devices
         return {"loss": loss, "accuracy": accuracy}
+
+    @cache  # noqa: B019 (there is one module, as long as the process trains)
+    def _model_flops(self, batch_size: int, seq: int, queries: int) -> float:
+        """FLOPs of a batch for the model's utilisation (MFU): what is computed again does not count (arXiv:2204.02311,
+        appendix B)."""
+        return 3 * batch_size * sum(forward_flops(self.model.config, seq, queries).values())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Norms of the routing parameters' gradients, before they are clipped, at the steps that are logged."""
@@ -191,7 +205,7 @@ class RetrievalModule(LightningModule):
         outputs = self(batch, output_routing_weights=True) if entropy is not None else self(batch)
         if entropy is not None:
             entropy.update(outputs.routing_weights)
-        loss, correct = self._answer(batch, outputs)
+        loss, correct = self.score(batch, outputs)
         self.val_accuracy.update(correct.view_as(batch.keys))
         self.val_loss.update(loss, len(batch.keys))
 
@@ -207,9 +221,13 @@ class RetrievalModule(LightningModule):
         self.val_accuracy.reset()
         self.val_loss.reset()
 
-    def configure_optimizers(self) -> Any:
+    def build_optimizer(self, foreach: bool | None = None) -> torch.optim.AdamW:
+        """AdamW over the module's parameters; `foreach` as torch's, which decides by the device."""
         groups = parameter_groups(self.model, self.weight_decay, self.routing_learning_rates)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, foreach=foreach)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer()
         scheduler = get_scheduler(
             "cosine_with_min_lr",
             optimizer,

@@ -29,7 +29,8 @@ import yaml
 from probe.checkpoints import read_json
 from probe.cli import build_parser
 from probe.commands import probe_settings
-from train.cli import UsageError, run_cli
+from train.checks import UsageError
+from train.cli import run_cli
 from train.loggers import WANDB_PROJECT
 
 KEYS = ("base", "conditions", "seeds", "probe", "baseline")

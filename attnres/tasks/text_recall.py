@@ -131,6 +131,11 @@ class TextRecall:
         return len(read_data("codes")[self.alphabet]["parts"]) ** (self.code_length - self.distractor_similarity)
 
     @property
+    def has_spare(self) -> bool:
+        """Whether there is a code like those of a context that is not in it."""
+        return self._num_alike > self.num_pairs
+
+    @property
     def chance_accuracy(self) -> float:
         """Accuracy of a guess from all codes that the settings allow."""
         return 1 / len(read_data("codes")[self.alphabet]["parts"]) ** self.code_length
@@ -148,15 +153,14 @@ class TextRecall:
         rng = np.random.default_rng((self.seed, index))
         names, sentences = read_data("names"), read_data("fillers")
         chosen = rng.choice(len(names), self.num_pairs, replace=False)
-        has_spare = self._num_alike > self.num_pairs
-        codes = self._draw_codes(rng, self.num_pairs + has_spare)
+        codes = self._draw_codes(rng, self.num_pairs + self.has_spare)
         return TextExample(
             template=self.template,
             names=tuple(names[i] for i in chosen),
             codes=codes[: self.num_pairs],
             asked=int(rng.integers(self.num_pairs)),
             sentences=tuple(sentences[i] for i in rng.integers(len(sentences), size=self.distance)),
-            spare=codes[-1] if has_spare else None,
+            spare=codes[-1] if self.has_spare else None,
         )
 
     def _draw_codes(self, rng: np.random.Generator, count: int) -> tuple[str, ...]:

@@ -1,0 +1,62 @@
+"""Floating-point operations of a model, by part. A multiplication and an addition are two.
+
+Counted are matrix products (as torch's `FlopCounterMode` counts them), attention, and the weighted sums of routing
+reads, which that counter leaves out. Norms, activations, softmax and the optimiser are not: a few per cent.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from attnres import AttnResConfig, read_sites
+
+BACKWARD = {"attention": 2.5}
+"""What a backward pass costs in forward passes, where it is not 2: fused attention computes its scores again."""
+COUNTED_BY_TORCH = ("projections", "attention", "mlp", "routing_logits", "head")
+"""The parts that `FlopCounterMode` counts as well."""
+
+
+def forward_flops(config, seq: int, queries: int) -> dict[str, float]:
+    """Operations of one sequence's forward pass.
+
+    Attention is counted over all `seq` x `seq` scores, as `FlopCounterMode` does, although half of them are masked.
+
+    Args:
+        config: of the model, an `AttnResConfig` or a `Qwen3Config`.
+        seq: tokens of the sequence.
+        queries: positions at which the head runs.
+    """
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    query_width = config.num_attention_heads * config.head_dim
+    key_value_width = config.num_key_value_heads * config.head_dim
+    flops = {
+        "projections": 2 * layers * seq * hidden * (2 * query_width + 2 * key_value_width),
+        "attention": 2 * layers * seq * seq * 2 * query_width,
+        "mlp": 2 * layers * seq * hidden * 3 * config.intermediate_size,
+        "head": 2 * queries * hidden * config.vocab_size,
+    }
+    if isinstance(config, AttnResConfig):
+        sites = read_sites(config)
+        # A logit for each completed source, and one for `current` unless it is the newest of those.
+        logits = sum(site.num_completed + (site.has_current and not site.current_is_alias) for site in sites)
+        flops["routing_logits"] = 2 * seq * hidden * logits
+        flops["routing_sums"] = 2 * seq * hidden * sum(site.num_sources for site in sites)
+    return {part: float(value) for part, value in flops.items()}
+
+
+def training_flops(model: PreTrainedModel, seq: int, queries: int) -> dict[str, float]:
+    """Operations of one sequence's forward and backward pass, with what gradient checkpointing computes again.
+
+    (Checkpointing is counted as one forward pass of all layers; it stops a little before the end of each.)
+    """
+    recomputed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    backward = dict(BACKWARD)
+    if getattr(model.config, "attnres_routing", None) == "frozen":
+        backward["routing_logits"] = 1  # queries take no gradient
+    return {
+        part: flops * (1 + backward.get(part, 2) + (recomputed and part != "head"))
+        for part, flops in forward_flops(model.config, seq, queries).items()
+    }
+
+
+__all__ = ["COUNTED_BY_TORCH", "forward_flops", "training_flops"]
