@@ -47,6 +47,7 @@ from train.estimate_table import as_json, table
 from train.loggers import build_loggers
 from train.module import RetrievalModule
 from train.quiet import silence_known_messages
+from train.trainer import EstimatingTrainer
 
 TRAINER_DEFAULTS = {
     "max_steps": 600,
@@ -202,6 +203,7 @@ def run_cli(args: list[str] | None) -> None:
     TrainCLI(
         RetrievalModule,
         MQARDataModule,
+        trainer_class=EstimatingTrainer,
         save_config_callback=SaveConfig,
         trainer_defaults=dict(TRAINER_DEFAULTS),
         parser_class=RaisingParser,

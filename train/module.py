@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_sch
 
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
 from attnres.sharded import is_divided
-from attnres.tasks import IGNORE_INDEX, RecallBatch
+from attnres.tasks import RecallBatch
 from train.flops import forward_flops
 from train.metrics import PositionAccuracy, RoutingEntropy
 from train.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
@@ -161,24 +161,19 @@ class RetrievalModule(LightningModule):
 
     @staticmethod
     def score(batch: RecallBatch, outputs: Any) -> tuple[Tensor, Tensor]:
-        """Mean answer NLL in nats, scalar, and whether each query is answered rightly, (queries,) bool.
-
-        Where examples have different numbers of queries, each example weighs the same: a step's loss is then the mean
-        over devices, too.
-        """
-        answers = batch.labels[:, batch.query_positions]
-        logits, queried = outputs.logits.float(), answers != IGNORE_INDEX
+        """Mean answer NLL in nats, scalar, and where answers are right, (batch, positions) bool."""
+        answers, logits = batch.labels[:, batch.query_positions], outputs.logits.float()
         if batch.num_pairs is None:
             loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
         else:
-            losses = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none").view_as(answers)
-            loss = (losses.sum(1) / queried.sum(1)).mean()
-        return loss, (logits.argmax(dim=-1) == answers)[queried]
+            losses = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
+            loss = mean_over_queries(losses.view_as(answers), batch)
+        return loss, logits.argmax(dim=-1) == answers
 
     def training_step(self, batch: RecallBatch, batch_idx: int) -> dict[str, Tensor]:
         loss, correct = self.answer(batch)
         self.flops_per_batch = self._model_flops(len(batch.labels), batch.labels.shape[1], len(batch.query_positions))
-        accuracy = correct.float().mean()
+        accuracy = mean_over_queries(correct.float(), batch)
         metrics = {
             "train/loss": loss.detach(),
             "train/accuracy": accuracy,
@@ -206,7 +201,7 @@ class RetrievalModule(LightningModule):
         if entropy is not None:
             entropy.update(outputs.routing_weights)
         loss, correct = self.score(batch, outputs)
-        self.val_accuracy.update(correct.view_as(batch.keys))
+        self.val_accuracy.update(correct)
         self.val_loss.update(loss, len(batch.keys))
 
     def on_validation_epoch_end(self) -> None:
@@ -236,6 +231,17 @@ class RetrievalModule(LightningModule):
             scheduler_specific_kwargs={"min_lr_rate": MIN_LEARNING_RATE_RATIO},
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def mean_over_queries(values: Tensor, batch: RecallBatch) -> Tensor:
+    """Mean of `values` (batch, positions), which are zero where an example has no query.
+
+    Where examples have different numbers of queries, each example weighs the same: the mean over a step's examples is
+    then the mean over its devices, too.
+    """
+    if batch.num_pairs is None:
+        return values.mean()
+    return (values.sum(1) / batch.num_pairs).mean()
 
 
 def _build_model(options: Mapping[str, Any]) -> PreTrainedModel:

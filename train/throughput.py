@@ -53,8 +53,7 @@ class StepThroughput(ThroughputMonitor):
                 metrics["throughput/tokens_per_second"] = rates["device/items_per_sec"] * trainer.world_size
             if "device/mfu" in rates:
                 metrics["throughput/mfu"] = rates["device/mfu"]
-            if metrics:
-                trainer._logger_connector.log_metrics(metrics)
+            trainer.lightning_module.log_dict(metrics, rank_zero_only=True)
 
 
 __all__ = ["StepThroughput"]
