@@ -215,7 +215,7 @@ def estimate(run: Run, target: Target, build: Callable[[], RetrievalModule]) -> 
     """
     process, workload, config = process_bytes(), run.workload, run.module.model.config
     shape = (workload.seq, workload.num_pairs)
-    on_cpu = run.trainer["accelerator"] == "cpu"
+    on_cpu = run.trainer["accelerator"] == "cpu" and target.hardware not in KNOWN
     if target.hardware == HERE:
         on_cpu = local_device(run.trainer["accelerator"]).type == "cpu"
     step = simulate_step(run.module, workload, foreach=not on_cpu)
@@ -339,6 +339,7 @@ def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
         f"trainer.devices {run.trainer['devices']} is counted as one device": run.trainer["devices"] in ALL_DEVICES,
         f"hours assume {share}, and devices that do not wait for each other": True,
         "a GPU's context (about 0.5 GB) and fragmentation come on top of the memory": not on_cpu,
+        "malloc may hold half as much again in fragments; with MALLOC_MMAP_THRESHOLD_=65536 it gives them back": on_cpu,
         "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all": (
             run.is_divided
         ),
