@@ -160,7 +160,7 @@ def test_memory_grows_with_the_work_and_shrinks_with_the_options_that_save_it():
     assert bytes_of(replace(workload, num_pairs=32)) > 1.8 * plain
     assert bytes_of(workload, layers=3, gradient_checkpointing=True) < 0.8 * bytes_of(workload, layers=3)
     assert bytes_of(replace(workload, autocast=torch.bfloat16)) < plain
-    assert bytes_of(replace(workload, dtype=torch.float64)) == pytest.approx(2 * plain, rel=0.05)
+    assert 1.7 * plain < bytes_of(replace(workload, dtype=torch.float64)) < 2 * plain  # logits stay in float32
     assert bytes_of(workload, compile=True) == plain  # and nothing is compiled
     small = Workload(1, 1)  # its peak is the optimiser's
     assert bytes_of(small, foreach=True) > bytes_of(small)

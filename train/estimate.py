@@ -37,7 +37,7 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 """`trainer.precision` -> precision of parameters, and of matrix products where that is another."""
 ALIASES = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "None": "32-true"}
 ISSUE_SECONDS = 5e-6
-"""What eager PyTorch takes at least to issue an operation to a GPU; steps of small models take no less in sum."""
+"""What eager PyTorch takes, or more, to issue an operation to a GPU: a rule of thumb. Small steps are bound by it."""
 DEFAULT_MFU = 0.3
 """Large trainings have reached 21 to 46 % (arXiv:2204.02311, table 3). Small models keep a GPU less busy: measure."""
 ALL_DEVICES = ("auto", "-1", -1)
