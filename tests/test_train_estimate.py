@@ -36,7 +36,7 @@ FEW = ["--data.batch_size=8"]
 SHALLOW = ["--model.num_hidden_layers=2", "--model.attnres_num_blocks=2"]
 CASES = {
     "tiny": ["demo", "cumulative"],
-    "tiny, vanilla, checkpointing": ["demo", "vanilla", "--model.gradient_checkpointing=true"],
+    "tiny, vanilla, checkpointing": ["demo", "vanilla", *SHALLOW, "--model.gradient_checkpointing=true"],
     "tiny, frozen, mixed": ["demo", "frozen", *SHALLOW, "--trainer.precision=bf16-mixed"],
     "20m": ["20m", "cumulative", *FEW],
     "20m, accumulating": ["20m", "cumulative", *FEW, *SHALLOW, "--trainer.accumulate_grad_batches=2"],
