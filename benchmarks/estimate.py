@@ -11,11 +11,11 @@ FLOPs: of a step as torch's `FlopCounterMode` counts them, which is all parts bu
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,8 @@ CPU_ATTENTION = {
 
 
 def estimated(options: list[str]) -> dict[str, Any]:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        train(["estimate", *options, "--trainer.accelerator=cpu", "--json=true"])
-    return json.loads(printed.getvalue())
+    command = [sys.executable, "-m", "train.cli", "estimate", *options, "--trainer.accelerator=cpu", "--json=true"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def fit(options: list[str]) -> None:
@@ -83,24 +81,27 @@ def counted_flops(options: list[str]) -> float:
     return counter.get_total_flops() / STEPS
 
 
-def compare(options: list[str], baseline_kib: int) -> dict[str, Any]:
-    found = estimated(options)
+def compare_resident(found: dict[str, Any], options: list[str], baseline_kib: int) -> dict[str, Any]:
     memory = sum(found["memory"].values())
-    share = sum(found["flops_per_token"][part] for part in COUNTED_BY_TORCH if part in found["flops_per_token"])
-    flops = share * found["tokens"]["step"]
     peak = 1024 * peak_of_fit(options, STEPS)
     resident = peak - 1024 * baseline_kib
     given_back = 1024 * (peak_of_fit(options, STEPS, **GIVE_BACK) - baseline_kib)
-    allocated, counted = allocated_peak(options), counted_flops(options)
     return {
-        "options": options,
         "estimated_mib": round(memory / 2**20, 1),
         "resident_mib": round(resident / 2**20, 1),
         "resident_given_back_mib": round(given_back / 2**20, 1),
-        "allocated_mib": round(allocated / 2**20, 1),
         "estimated_over_resident": round(memory / resident, 3),
         "estimated_over_resident_with_process": round((memory + found["process_bytes"]) / peak, 3),
         "estimated_over_resident_given_back": round(memory / given_back, 3),
+    }
+
+
+def compare_counted(found: dict[str, Any], options: list[str]) -> dict[str, Any]:
+    memory, per_token = sum(found["memory"].values()), found["flops_per_token"]
+    flops = sum(per_token[part] for part in COUNTED_BY_TORCH if part in per_token) * found["tokens"]["step"]
+    allocated, counted = allocated_peak(options), counted_flops(options)
+    return {
+        "allocated_mib": round(allocated / 2**20, 1),
         "estimated_over_allocated": round(memory / allocated, 3),
         "estimated_gflops": round(flops / 1e9, 2),
         "counted_gflops": round(counted / 1e9, 2),
@@ -113,13 +114,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     args = parser.parse_args()
+    # First all that runs in processes of its own: Linux hands the peak of a process down to those that it starts.
     baseline = peak_of_fit(["--config=configs/demo.yaml", *NO_MODEL, *NO_DATA], STEPS)
+    found = {name: estimated(CASES[name]) for name in args.cases}
+    resident = {name: compare_resident(found[name], CASES[name], baseline) for name in args.cases}
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "seed": 0,
         "process_mib": round(baseline / 1024, 1),
-        "cases": {name: compare(CASES[name], baseline) for name in args.cases},
+        "cases": {
+            name: {"options": CASES[name], **resident[name], **compare_counted(found[name], CASES[name])}
+            for name in args.cases
+        },
     }
     args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

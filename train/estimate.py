@@ -37,7 +37,7 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 """`trainer.precision` -> precision of parameters, and of matrix products where that is another."""
 ALIASES = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "None": "32-true"}
 ISSUE_SECONDS = 5e-6
-"""What eager PyTorch takes at least to issue an operation to a GPU; steps of small models take no less in sum."""
+"""What eager PyTorch takes, or more, to issue an operation to a GPU: a rule of thumb. Small steps are bound by it."""
 DEFAULT_MFU = 0.3
 """Large trainings have reached 21 to 46 % (arXiv:2204.02311, table 3). Small models keep a GPU less busy: measure."""
 ALL_DEVICES = ("auto", "-1", -1)
@@ -215,7 +215,7 @@ def estimate(run: Run, target: Target, build: Callable[[], RetrievalModule]) -> 
     """
     process, workload, config = process_bytes(), run.workload, run.module.model.config
     shape = (workload.seq, workload.num_pairs)
-    on_cpu = run.trainer["accelerator"] == "cpu"
+    on_cpu = run.trainer["accelerator"] == "cpu" and target.hardware not in KNOWN
     if target.hardware == HERE:
         on_cpu = local_device(run.trainer["accelerator"]).type == "cpu"
     step = simulate_step(run.module, workload, foreach=not on_cpu)
@@ -339,6 +339,7 @@ def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
         f"trainer.devices {run.trainer['devices']} is counted as one device": run.trainer["devices"] in ALL_DEVICES,
         f"hours assume {share}, and devices that do not wait for each other": True,
         "a GPU's context (about 0.5 GB) and fragmentation come on top of the memory": not on_cpu,
+        "glibc's malloc can hold far more, in fragments, unless MALLOC_MMAP_THRESHOLD_ is 65536 in the environment": on_cpu,
         "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all": (
             run.is_divided
         ),

@@ -16,7 +16,9 @@ HARMLESS_WARNINGS = (
     r".*callbacks used to create the checkpoint.*following callbacks: \[\"ModelCheckpoint\{[^\"]*\}\"\]",
     r"(?s).*(``instantiate_classes`` was deprecated|only one JsonargparseDeprecationWarning)",  # lightning 2.6
 )
-HARMLESS_LOG_RECORDS = re.compile(r"Seed set to|GPU available|TPU available|litlogger|litmodels")
+HARMLESS_LOG_RECORDS = re.compile(
+    r"Seed set to|GPU available|TPU available|litlogger|litmodels|was configured so validation will run after"
+)
 LOGGERS = (
     "lightning.fabric.utilities.seed",
     "lightning.fabric.utilities.rank_zero",

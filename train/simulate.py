@@ -137,8 +137,7 @@ def simulate_step(module: RetrievalModule, workload: Workload, foreach: bool = F
     memory = LiveMemory((queries, module.model.config.vocab_size))
     with FakeTensorMode(), memory:
         _make_fake(module, workload.dtype)
-        parameters = list(module.parameters())
-        for parameter in parameters:
+        for parameter in (parameter for parameter in module.parameters() if parameter.requires_grad):
             parameter.register_post_accumulate_grad_hook(lambda p: memory.assign([p.grad], "gradients"))
         optimizer = module.build_optimizer(foreach=foreach)
         ids = [torch.zeros(workload.batch_size, workload.num_pairs, dtype=torch.long) for _ in range(3)]
