@@ -65,3 +65,15 @@ def test_resuming_repeats_no_row(tmp_path, monkeypatch):
         assert not table.duplicated(keys).any()
         assert set(table["step"]) == set(range(6))
         pd.testing.assert_frame_equal(table.drop(columns="run"), expected.drop(columns="run"))
+
+
+def test_a_finished_run_that_goes_on_numbers_its_steps_as_one_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    options = ["--trainer.val_check_interval=2", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
+    whole = fit(tmp_path / "whole", *options, "--trainer.max_steps=4")
+    longer = fit(tmp_path / "longer", *options, "--trainer.max_steps=2")
+    main(["fit", f"--config={longer / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_steps=4"])
+    columns = ["step", "train/loss", "val/loss"]
+    tables = [pd.read_csv(run / "metrics.csv")[columns] for run in (whole, longer)]
+    pd.testing.assert_frame_equal(*tables)
+    assert list(tables[0]["step"][tables[0]["train/loss"].notna()]) == [0, 1, 2, 3]

@@ -34,6 +34,14 @@ class CurriculumCallback(Callback):
             trainer.datamodule.curriculum.update(trainer.global_step - 1, accuracy.item())  # type: ignore[attr-defined]
 
 
+class StepNumbers(Callback):
+    """Rows are logged at their own step: Lightning counts one too many in a run that was finished and goes on."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step != trainer.fit_loop.epoch_loop._batches_that_stepped:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 class ProgressLines(ProgressBar):
     """Progress for log files: a line every ten seconds, and one for each validation."""
 
@@ -118,7 +126,7 @@ class RunExport(Callback):
 
 def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:
     """The callbacks of a training run."""
-    callbacks: list[Callback] = [CurriculumCallback(), StepThroughput(), RunExport()]
+    callbacks: list[Callback] = [StepNumbers(), CurriculumCallback(), StepThroughput(), RunExport()]
     if progress:
         callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else ProgressLines())
     if checkpoints:

@@ -5,6 +5,7 @@
     attnres-train validate --config runs/demo/config.yaml    # its last checkpoint, unless --ckpt_path names another
     attnres-train study --config configs/study.yaml --dir runs/study    # several conditions and seeds (train/study.py)
     attnres-train estimate --config configs/20m.yaml         # what it will cost; writes nothing
+    attnres-train find_lr --config configs/20m.yaml          # a learning rate to begin with; writes nothing
 
 Bad input gives one line on standard error and exit status 2 before anything is written.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import re
 import sys
 from contextlib import nullcontext
+from json import dumps
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,10 +46,11 @@ from train.checks import (
 from train.data import MQARDataModule
 from train.estimate import Run, Target, check_devices, estimate
 from train.estimate_table import as_json, table
+from train.find_lr import find_learning_rate
 from train.loggers import build_loggers
 from train.module import RetrievalModule
 from train.quiet import silence_known_messages
-from train.trainer import EstimatingTrainer
+from train.trainer import CommandTrainer
 
 TRAINER_DEFAULTS = {
     "max_steps": 600,
@@ -63,6 +66,7 @@ TRAINER_DEFAULTS = {
 SUBCOMMANDS = {
     "fit": "Train a model into a run directory.",
     "validate": "Measure a checkpoint's accuracy at all K pairs; writes nothing.",
+    "find_lr": "Train a few steps with growing learning rates and say where the loss falls fastest; writes nothing.",
     "estimate": "Say what training will cost: parameters, FLOPs, memory, tokens, hours; writes nothing.",
 }
 STUDY = "several conditions and seeds, each trained and probed, and one table of them (attnres-train study --help)"
@@ -85,7 +89,7 @@ class TrainCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        commands = {"estimate": set[str](), **LightningCLI.subcommands()}
+        commands = {"estimate": set[str](), "find_lr": set[str](), **LightningCLI.subcommands()}
         # weights_only is not an option: our checkpoints hold plain values, and what does not is refused.
         return {name: commands[name] | {"weights_only"} for name in SUBCOMMANDS}
 
@@ -165,6 +169,9 @@ class TrainCLI(LightningCLI):
         if estimates:
             check_devices(config)
             return super().instantiate_trainer(**{**kwargs, **NO_DEVICES, "logger": False})
+        if self.subcommand == "find_lr":
+            own = {"logger": False, "callbacks": None, "enable_progress_bar": False, "limit_val_batches": 0}
+            return super().instantiate_trainer(**{**kwargs, **own})
         if isinstance(config["val_check_interval"], int):  # Lightning counts batches, we count steps
             kwargs["val_check_interval"] = config["val_check_interval"] * config["accumulate_grad_batches"]
         if config["logger"] in (None, True):
@@ -186,6 +193,13 @@ class TrainCLI(LightningCLI):
     ) -> None:
         self.trainer.validate(model, datamodule, ckpt_path=self.ckpt_path, verbose=verbose, weights_only=True)
 
+    def find_lr(self, model: RetrievalModule, datamodule: MQARDataModule, json: bool, **options: Any) -> None:
+        try:
+            found = find_learning_rate(self.trainer, model, datamodule, **options)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        print(dumps(found.to_dict()) if json else found)
+
     def estimate(self, model: RetrievalModule, datamodule: MQARDataModule, json: bool, **target: Any) -> None:
         config = self._get(self.config_init, "trainer")
         run = Run(model, datamodule, self._get(self.config_init, "probe"), config)
@@ -203,7 +217,7 @@ def run_cli(args: list[str] | None) -> None:
     TrainCLI(
         RetrievalModule,
         MQARDataModule,
-        trainer_class=EstimatingTrainer,
+        trainer_class=CommandTrainer,
         save_config_callback=SaveConfig,
         trainer_defaults=dict(TRAINER_DEFAULTS),
         parser_class=RaisingParser,

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with the subcommand `estimate`."""
+"""Lightning's Trainer with the subcommands `estimate` and `find_lr`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from lightning.pytorch import Trainer
 from train.estimate import DEFAULT_MFU
 
 
-class EstimatingTrainer(Trainer):
-    """Its method is there for its options; what it does is `TrainCLI.estimate`."""
+class CommandTrainer(Trainer):
+    """Its methods are there for their options; what they do is in `TrainCLI`, in the methods of the same names."""
+
+    def find_lr(self, min_lr: float = 1e-5, max_lr: float = 0.3, num_steps: int = 100, json: bool = False) -> None:
+        """Find a learning rate to begin with.
+
+        Args:
+            min_lr: Learning rate of the first step.
+            max_lr: Learning rate of the last step; rates grow exponentially in between.
+            num_steps: Steps to train; fewer if the loss diverges.
+            json: Print JSON instead of a table.
+        """
 
     def estimate(
         self,
@@ -30,4 +40,4 @@ class EstimatingTrainer(Trainer):
         """
 
 
-__all__ = ["EstimatingTrainer"]
+__all__ = ["CommandTrainer"]
