@@ -339,7 +339,7 @@ def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
         f"trainer.devices {run.trainer['devices']} is counted as one device": run.trainer["devices"] in ALL_DEVICES,
         f"hours assume {share}, and devices that do not wait for each other": True,
         "a GPU's context (about 0.5 GB) and fragmentation come on top of the memory": not on_cpu,
-        "glibc's malloc can hold far more, in fragments, unless MALLOC_MMAP_THRESHOLD_ is 65536 in the environment": on_cpu,
+        "glibc's malloc can hold far more, in fragments, unless the environment has MALLOC_MMAP_THRESHOLD_=65536": on_cpu,
         "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all": (
             run.is_divided
         ),
