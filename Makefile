@@ -6,6 +6,9 @@ SEED ?= 0
 # A new folder each time: nothing is overwritten.
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
+# Of `make study`; the same folder again goes on with the study in it.
+STUDY := runs/study
+
 # The final probes: the masks, the control of equal mass, every subset of the families, and the linear estimate.
 PROBE := --kinds mask_renormalise matched_mass --coalitions all --first-order
 
@@ -13,12 +16,12 @@ PROBE := --kinds mask_renormalise matched_mass --coalitions all --first-order
 OLDEST := .venv/oldest
 OLDEST_RELEASES := transformers==5.4.0 huggingface_hub==1.5.0 tokenizers==0.22.2
 OLDEST_TESTS := $(patsubst %,tests/test_%.py,modeling loading features precision generation configuration baseline routing \
-	sites requirements probe_cli train_module)
+	sites requirements probe_cli text_cli train_module)
 
 # Optional: what other people's programs make of our models.
 CLIENTS := .venv/.clients
 
-.PHONY: demo test test-oldest test-integration lint format clean
+.PHONY: demo study test test-oldest test-integration lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/attnres-train fit --config configs/demo.yaml --seed_everything $(SEED) --run_dir $(RUN)/trained
@@ -26,6 +29,9 @@ demo: $(INSTALLED)
 	$(BIN)/attnres-probe run $(RUN)/trained --output $(RUN)/trained/probe/final $(PROBE)
 	$(BIN)/attnres-probe baseline $(RUN)/vanilla --num-blocks 4 --output $(RUN)/wrapped $(PROBE)
 	$(BIN)/attnres-probe report $(RUN)/trained $(RUN)/wrapped
+
+study: $(INSTALLED)
+	$(BIN)/attnres-train study --config configs/study.yaml --dir $(STUDY)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --ignore tests/integration

@@ -52,8 +52,7 @@ GRIDS = ("per_layer", "whole_grid")
 def naive_sweep(model: AttnResForCausalLM, inputs: ProbeInputs, cells: list[Cell], positions: str) -> dict[int, float]:
     """Mean NLL effect of each applicable cell, by its index."""
     queries, answers = inputs.queries, inputs.labels[inputs.queries]
-    candidates = inputs.candidates.repeat_interleave(queries.sum(1), dim=0)
-    clean = CleanRun.from_logits(model(inputs.input_ids, use_cache=False).logits[queries], answers, candidates)
+    clean = CleanRun.from_logits(model(inputs.input_ids, use_cache=False).logits[queries], answers, inputs.rivals)
     before, effects = clean.metrics()["nll"], {}
     for index, cell in enumerate(cells):
         ablation = Ablation.known[cell.kind](cell.families, frozenset(cell.reads))
@@ -120,6 +119,7 @@ def main() -> None:
         loaded = load_checkpoint(args.checkpoint)
         model, task = loaded.model, loaded.task or MQAR()
         assert isinstance(model, AttnResForCausalLM)
+        assert isinstance(task, MQAR)
     else:
         model = AttnResForCausalLM(AttnResConfig(**SHAPES[args.shape], initializer_range=0.1)).eval()
         task = MQAR(num_pairs=16, vocab_size=SHAPES[args.shape]["vocab_size"])

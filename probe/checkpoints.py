@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from attnres import AttnResConfig
-from attnres.tasks import MQAR
+from attnres.tasks import MQAR, TextRecall, task_from_dict
 
 TASK_FILE = "task.json"
 RUN_FILE = "attnres_run.json"
@@ -26,12 +26,12 @@ class Checkpoint:
 
     Attributes:
         model: an `AttnResForCausalLM` or a `Qwen3ForCausalLM`, in eval mode.
-        task: the task it was trained on; `None` where nothing says.
+        task: the task it was trained on, or was probed on; `None` where nothing says.
         run, condition, seed, step: as in the results table.
     """
 
     model: PreTrainedModel
-    task: MQAR | None
+    task: MQAR | TextRecall | None
     run: str
     condition: str
     seed: int
@@ -48,7 +48,7 @@ def load_checkpoint(source: str) -> Checkpoint:
     if path.suffix == ".ckpt":
         return _load_lightning(path)
     if path.is_dir():
-        folder = path / "hf" if (path / "hf" / "config.json").exists() else path
+        folder = _model_folder(path)
         if not (folder / "config.json").exists():
             raise ValueError(
                 f"{source} holds no model: expected a run directory with hf/config.json, an exported folder "
@@ -61,6 +61,31 @@ def load_checkpoint(source: str) -> Checkpoint:
         what = "is not a checkpoint" if path.exists() else "does not exist"
         raise ValueError(f"{source} {what}: expected a run directory, a .ckpt, an exported folder or a hub id")
     return _load_exported(source, source, None)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run directory, an exported folder or a hub id.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(source)
+    place = str(_model_folder(path)) if path.is_dir() else source
+    hint = "give --tokenizer, a folder or a hub id with tokenizer files"
+    if path.is_file() or path.suffix == ".ckpt":
+        raise ValueError(f"{source} holds no tokenizer: {hint}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # by what is missing or malformed: OSError, ValueError, ImportError, KeyError, …
+        raise ValueError(f"{source} holds no tokenizer that can be read ({_first_line(error)}): {hint}") from error
+    # Without tokenizer files, transformers makes an empty tokenizer for some models.
+    if not tokenizer("name: code", add_special_tokens=False)["input_ids"]:
+        raise ValueError(f"{source} holds no tokenizer files: {hint}")
+    return tokenizer
+
+
+def _model_folder(path: Path) -> Path:
+    return path / "hf" if (path / "hf" / "config.json").exists() else path
 
 
 def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
@@ -109,7 +134,7 @@ def _checkpoint(model: PreTrainedModel, task: dict[str, Any], run: str, about: d
     known |= {key: value for key, value in about.items() if value is not None}
     return Checkpoint(
         model=model.eval(),
-        task=MQAR.from_dict(task) if task else None,
+        task=task_from_dict(task) if task else None,
         run=run,
         condition=str(known["condition"]),
         seed=int(known["seed"]),

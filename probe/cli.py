@@ -24,7 +24,7 @@ from probe.runner import ProbeSettings
 CHECKPOINT_HELP = "a run directory, a .ckpt file, an exported folder or a hub id"
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Errors are one line; options must be spelled out, and a misspelt one is answered with its nearest."""
 
     commands: Mapping[str, argparse.ArgumentParser] = MappingProxyType({})
@@ -47,7 +47,7 @@ def _fail(prog: str, message: str) -> NoReturn:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="attnres-probe", description=__doc__)
+    parser = OneLineParser(prog="attnres-probe", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.commands = subparsers.choices
 
@@ -108,7 +108,12 @@ def _add_probe_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help='task to probe on, where none lies beside the checkpoint: {"task": "mqar", "num_pairs": 16, '
-        '"vocab_size": 256, "seed": 0}',
+        '"vocab_size": 256, "seed": 0}, or one in words, as configs/text_recall.json',
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="SOURCE",
+        help="for a task in words: a folder or a hub id with tokenizer files (default: the checkpoint's own)",
     )
     parser.add_argument(
         "--num-sequences", type=int, default=defaults.num_sequences, help="sequences of K pairs (default: %(default)s)"

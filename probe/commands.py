@@ -17,14 +17,16 @@ from tqdm import tqdm
 from transformers import Qwen3ForCausalLM
 
 from attnres import AttnResForCausalLM, wrap_qwen3
-from attnres.tasks import MQAR
+from attnres.tasks import TextRecall, task_from_dict
 from probe import compare as comparison
 from probe import report as reporting
 from probe import storage
-from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, read_json
+from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, load_tokenizer, read_json
 from probe.flip import recall_accuracy
 from probe.parts import IDENTITY
+from probe.prompts import TextPrompts
 from probe.runner import PARTS, Probe, ProbeSettings, probe_model, sweep_share
+from probe.tasks import ProbeTask, probe_inputs
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -41,7 +43,7 @@ class Subject:
     """A model to probe, the task to probe it on, and where its results go."""
 
     model: AttnResForCausalLM
-    task: MQAR
+    task: ProbeTask
     run: str
     condition: str
     seed: int
@@ -59,6 +61,8 @@ def baseline(args: argparse.Namespace) -> None:
     subject = _probe(args, settings, _load_wrapped)
     export = args.output / "hf"
     subject.model.save_pretrained(export)
+    if isinstance(subject.task, TextPrompts):
+        subject.task.tokenizer.save_pretrained(export)
     (export / TASK_FILE).write_text(json.dumps(subject.task.to_dict(), indent=2) + "\n", encoding="utf-8")
     about = {"condition": "wrapped", "seed": subject.seed, "step": subject.step}
     (export / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -68,7 +72,7 @@ def baseline(args: argparse.Namespace) -> None:
     (args.output / "config.yaml").write_text(lines, encoding="utf-8")
     # How well the model that it wraps does, on the same examples.
     vanilla = load_checkpoint(args.checkpoint).model
-    accuracy = recall_accuracy(vanilla, subject.task.batch("probe", range(settings.num_sequences)), settings.batch_size)
+    accuracy = recall_accuracy(vanilla, probe_inputs(subject.task, settings.num_sequences), settings.batch_size)
     summary = read_json(subject.results / "summary.json")
     storage.write_summary(subject.results, summary | {"wraps": {"source": args.checkpoint, "accuracy": accuracy}})
 
@@ -108,7 +112,8 @@ def report(args: argparse.Namespace) -> None:
             print(f"  {line}")
 
 
-def _settings(args: argparse.Namespace) -> ProbeSettings:
+def probe_settings(args: argparse.Namespace) -> ProbeSettings:
+    """The settings that the options name. Raises ValueError for a name or number that is none."""
     return ProbeSettings(
         num_sequences=args.num_sequences,
         kinds=args.kinds,
@@ -131,7 +136,7 @@ def _prepare(args: argparse.Namespace, results: Path) -> ProbeSettings:
     """Check whatever can be checked before work starts: settings, devices, and that --output can be made or resumed."""
     if args.devices < 1:
         raise ValueError(f"--devices must be at least 1, got {args.devices}")
-    settings = _settings(args)
+    settings = probe_settings(args)
     try:
         torch.zeros((), device=args.device)
     except (RuntimeError, AssertionError) as error:
@@ -169,12 +174,16 @@ def _load_wrapped(args: argparse.Namespace) -> Subject:
     return Subject(model.eval(), _task(args, checkpoint), *about, args.output / "probe")
 
 
-def _task(args: argparse.Namespace, checkpoint: Checkpoint) -> MQAR:
-    if args.task is not None:
-        return MQAR.from_dict(read_json(args.task))
-    if checkpoint.task is None:
+def _task(args: argparse.Namespace, checkpoint: Checkpoint) -> ProbeTask:
+    task = checkpoint.task if args.task is None else task_from_dict(read_json(args.task))
+    if task is None:
         raise ValueError(f"nothing beside {args.checkpoint} says which task to probe on: give --task FILE")
-    return checkpoint.task
+    if isinstance(task, TextRecall):
+        source = args.tokenizer or args.checkpoint
+        return TextPrompts(task, load_tokenizer(source), source)
+    if args.tokenizer is not None:
+        raise ValueError("--tokenizer is for text_recall; the task mqar has token ids of its own")
+    return task
 
 
 def _probe(args: argparse.Namespace, settings: ProbeSettings, load: Callable[[argparse.Namespace], Subject]) -> Subject:

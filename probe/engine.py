@@ -242,7 +242,7 @@ class Engine:
     def _run_batch(
         self, batch: ProbeInputs, chosen: np.ndarray, references: References, tasks: Sequence[_Task]
     ) -> ProbeResult:
-        queries = batch.queries
+        queries, starts = batch.queries, batch.starts
         context = references.context(chosen)
         contexts = {"all": context, "query": replace(context, positions=queries)}
         where = {"all": batch.real, "query": queries}
@@ -262,8 +262,8 @@ class Engine:
         return ProbeResult(
             cells=self.cells,
             sites=self.sites,
-            counts=queries.sum(1).cpu().numpy(),
-            clean={m: sum_by_sequence(values, queries) for m, values in clean.items()},
+            counts=starts.sum(1).cpu().numpy(),
+            clean={m: sum_by_sequence(values, starts) for m, values in clean.items()},
             effects=effects,
             routing=observer.routing(),
             spent=spent,
@@ -284,7 +284,7 @@ class Engine:
                 ablations = [replace(task.ablation, context=contexts[positions]) for task in together]
                 runs = clean_batch.ablated(together[0].start, ablations, at_queries)
                 for task, ablated in zip(together, runs, strict=True):
-                    sums = {m: sum_by_sequence(ablated[m] - clean[m], clean_batch.queries) for m in clean}
+                    sums = {m: sum_by_sequence(ablated[m] - clean[m], clean_batch.inputs.starts) for m in clean}
                     effects |= {(index, positions): sums for index in task.cells}
                 self._done += len(together)
                 self.on_progress(self._done, self._total)
@@ -301,9 +301,9 @@ class Engine:
         }
 
 
-def sum_by_sequence(values: Tensor, queries: Tensor) -> np.ndarray:
-    """Sum per-query `values` (queries,) over each sequence of the mask `queries` (B, T): (B,) float64."""
-    queries = queries.cpu()
-    scattered = torch.zeros(queries.shape, dtype=torch.float64)  # on the CPU: not every device has float64
-    scattered[queries] = values.cpu().double()
+def sum_by_sequence(values: Tensor, starts: Tensor) -> np.ndarray:
+    """Sum per-query `values` (queries,) over each sequence of the mask `starts` (B, T): (B,) float64."""
+    starts = starts.cpu()
+    scattered = torch.zeros(starts.shape, dtype=torch.float64)  # on the CPU: not every device has float64
+    scattered[starts] = values.cpu().double()
     return scattered.sum(1).numpy()

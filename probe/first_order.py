@@ -60,8 +60,8 @@ class Linearised:
             outputs = torch.func.functional_call(model.model, frozen, (batch.input_ids,), inputs)
             hidden = outputs.last_hidden_state[batch.queries]
             logits = torch.nn.functional.linear(hidden, model.lm_head.weight.detach())
-            candidates = batch.candidates.repeat_interleave(batch.queries.sum(1), dim=0)
-            self.run = CleanRun.from_logits(logits.detach(), batch.labels[batch.queries], candidates)
+            answers = batch.labels[batch.queries]
+            self.run = CleanRun.from_logits(logits.detach(), answers, batch.rivals, batch.answer_rows)
             sums = {m: values.sum() for m, values in self.run.metrics(logits).items() if m in METRICS}
             self.gradients = {
                 m: torch.autograd.grad(value, probes, retain_graph=m != METRICS[-1]) for m, value in sums.items()

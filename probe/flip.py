@@ -5,13 +5,16 @@ Change the queried key's value in the context and the output must follow; change
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from attnres.tasks import MQAR, RecallBatch
+from probe.inputs import ProbeInputs
+from probe.prompts import TextPrompts
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,19 @@ def _predict(model: PreTrainedModel, examples: RecallBatch, batch_size: int) -> 
     return torch.cat(predictions)
 
 
-def recall_accuracy(model: PreTrainedModel, examples: RecallBatch, batch_size: int = 64) -> float:
-    """Share of queries that the model answers rightly."""
-    return float((_predict(model, examples, batch_size) == examples.answers.cpu()).double().mean())
+@torch.no_grad()
+def recall_accuracy(model: PreTrainedModel, inputs: ProbeInputs, batch_size: int = 64) -> float:
+    """Share of queries that the model answers rightly: with every token of the answer."""
+    answered = []
+    for first in range(0, len(inputs), batch_size):
+        batch = inputs.take(np.arange(first, min(first + batch_size, len(inputs))))
+        first_query = int(batch.queries.any(0).nonzero()[0])
+        kept = batch.input_ids.shape[1] - first_query
+        logits = model(batch.input_ids.to(model.device), logits_to_keep=kept, use_cache=False).logits
+        is_right = logits.argmax(-1).cpu() == batch.labels[:, first_query:]
+        is_right = is_right[batch.queries[:, first_query:]]
+        answered.append((is_right[batch.answer_rows] | (batch.answer_rows < 0)).all(1))
+    return float(torch.cat(answered).double().mean())
 
 
 def flip_test(
@@ -57,7 +70,6 @@ def flip_test(
         ValueError: the vocabulary has no value left that is not in the context, or `changes` exceeds the pairs.
     """
     num_pairs = examples.keys.shape[1]
-    first_value = task.vocab_size // 2
     if num_pairs >= task.num_values:
         raise ValueError(f"the flip test needs a value that is not in the context: all {num_pairs} values are in use")
     if changes > num_pairs:
@@ -65,7 +77,7 @@ def flip_test(
     generator = torch.Generator().manual_seed(seed)
     shape = (len(examples.keys), task.vocab_size)
     scores = torch.rand(shape, generator=generator).scatter(1, examples.values.cpu(), -1.0)
-    scores[:, :first_value] = -1.0
+    scores[:, : task.first_value] = scores[:, task.first_noise :] = -1.0
     new_values = scores.argmax(1)  # a random value outside the context
     changed_keys = torch.rand(examples.keys.shape, generator=generator).argsort(1)[:, :changes]
 
@@ -73,7 +85,7 @@ def flip_test(
     counts = {True: 0, False: 0}
     for changed in changed_keys.unbind(1):
         values = examples.values.cpu().scatter(1, changed[:, None], new_values[:, None])
-        flipped = RecallBatch(examples.keys.cpu(), values, examples.query_order.cpu())
+        flipped = replace(examples.to("cpu"), values=values)
         is_queried = flipped.query_order == changed[:, None]
         follows = _predict(model, flipped, batch_size) == new_values[:, None]
         for queried in (True, False):
@@ -86,3 +98,15 @@ def flip_test(
         n_other=counts[False],
         n_sequences=len(examples.keys),
     )
+
+
+def flip_test_text(
+    model: PreTrainedModel, task: TextPrompts, num_sequences: int, seed: int = 0, batch_size: int = 64
+) -> FlipResult:
+    """Change the code of the name that is asked for, then of another one, in every prompt, to one that was not in it.
+
+    "The output is the new code" where it is the most probable continuation, token by token. The settings must leave a
+    code that is not in the context (`TextRecall.has_spare`).
+    """
+    queried, other = (recall_accuracy(model, inputs, batch_size) for inputs in task.flipped(num_sequences, seed))
+    return FlipResult(queried, other, *[num_sequences] * 3)

@@ -53,9 +53,8 @@ class CleanBatch:
         )
         self._states = outputs.depth_states
         self._first_query = int(self.queries.any(0).nonzero()[0])
-        candidates = inputs.candidates.repeat_interleave(self.queries.sum(1), dim=0)
         logits = model.lm_head(outputs.last_hidden_state[self.queries])
-        self.run = CleanRun.from_logits(logits, inputs.labels[self.queries], candidates)
+        self.run = CleanRun.from_logits(logits, inputs.labels[self.queries], inputs.rivals, inputs.answer_rows)
         self.spent = float(len(inputs))
 
     def num_tokens(self, at_queries: bool) -> int:
@@ -105,12 +104,12 @@ class CleanBatch:
         return [{name: values[i] for name, values in metrics.items()} for i in range(count)]
 
     def _metrics(self, hidden: Tensor) -> dict[str, Tensor]:
-        """Metrics (ablations, queries) of `hidden` (ablations, queries, hidden), some queries at a time."""
+        """Metrics (ablations, Q) of `hidden` (ablations, P, hidden), some query positions at a time."""
         ablations, queries, _ = hidden.shape
         step = max(1, LOGITS_PER_PASS // (ablations * self.model.config.vocab_size))
         rows = [slice(first, first + step) for first in range(0, queries, step)]
-        parts = [self.run.rows(part).metrics(self.model.lm_head(hidden[:, part])) for part in rows]
-        return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+        parts = [self.run.by_position(self.model.lm_head(hidden[:, part]), part) for part in rows]
+        return self.run.by_answer({name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]})
 
     def _map(self, state, function: Callable[[Tensor], Tensor]):
         return map_state(len(self.model.model.sites), state, function)

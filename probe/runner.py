@@ -15,17 +15,18 @@ import torch
 from scipy.stats import spearmanr
 
 from attnres import FAMILIES, AttnResForCausalLM
-from attnres.tasks import MQAR, RecallBatch
+from attnres.versions import code_version, package_versions
 from probe import results, storage
 from probe.coalitions import coalition_cells, coalition_table
 from probe.engine import Engine, Plan, ProbeResult
 from probe.families import ALL_SUBLAYERS, FIRST_ORDER, POSITIONS, Cell, all_scopes, build_grid, check_names
-from probe.flip import flip_test
 from probe.inputs import ProbeInputs
 from probe.interventions import MIN_REMAINING, Ablation
 from probe.motifs import Reader
 from probe.parts import Parts
+from probe.prompts import TextPrompts
 from probe.results import RunInfo
+from probe.tasks import ProbeTask, flip_result, num_flips, probe_inputs
 
 PARTS = "parts"
 """Folder of an unfinished sweep, in the folder of its results."""
@@ -122,7 +123,7 @@ class Probe:
 
 def probe_model(
     model: AttnResForCausalLM,
-    task: MQAR,
+    task: ProbeTask,
     settings: ProbeSettings,
     directory: Path,
     *,
@@ -139,13 +140,12 @@ def probe_model(
         resumable: keep finished batches in `directory` until all is written, so that a killed probe goes on with them.
 
     Raises:
-        ValueError: the model's vocabulary is not the task's, a scope or kind does not exist in this model, or
-            `directory` holds a part of another probe.
+        ValueError: the model's vocabulary or positions are too few for the task, a scope or kind does not exist in
+            this model, a tokenizer does not keep answers apart, or `directory` holds a part of another probe.
     """
     started = time.perf_counter()
-    examples = task.batch("probe", range(settings.num_sequences))
-    inputs = ProbeInputs.from_recall(examples)
-    engine = _engine(model, task, settings, on_progress)
+    inputs = probe_inputs(task, settings.num_sequences)
+    engine = _engine(model, task, inputs, settings, on_progress)
     store = _store(engine, inputs, settings, directory, run, step) if resumable else None
     result = engine.run(inputs, store)
     info = RunInfo(run, condition, seed, step, inputs.data_id(), task.num_pairs, mean_bias(model))
@@ -154,18 +154,20 @@ def probe_model(
     summary = {
         **asdict(info),
         "model": describe_model(model),
+        "task": describe_task(task, inputs),
         "clean": {
             **results.clean_means(result),
             "chance_accuracy": task.chance_accuracy,
             "plateau_accuracy": task.plateau_accuracy,
             "task_learned": results.task_learned(result, task.num_pairs),
         },
-        "flip": _flip(model, task, examples, settings),
+        "flip": _flip(model, task, settings),
         "motifs": reader.motifs(),
         "dissociation": reader.dissociation(),
         "first_order": first_order_agreement(tables["effects"]),
         "probe": _describe_probe(result, settings),
-        "versions": storage.package_versions(),
+        "versions": package_versions(),
+        "code": code_version(),
     }
     storage.write_tables(directory, tables)
     seconds = time.perf_counter() - started
@@ -176,10 +178,10 @@ def probe_model(
     return Probe(tables["effects"], summary, summary["clean"]["accuracy"], seconds)
 
 
-def plan_probe(model: AttnResForCausalLM, task: MQAR, settings: ProbeSettings) -> Plan:
+def plan_probe(model: AttnResForCausalLM, task: ProbeTask, settings: ProbeSettings) -> Plan:
     """What `probe_model` will cost, the flip test included. Raises as `probe_model`; the model is not run."""
-    inputs = ProbeInputs.from_recall(task.batch("probe", range(settings.num_sequences)))
-    plan = _engine(model, task, settings, None).plan(inputs)
+    inputs = probe_inputs(task, settings.num_sequences)
+    plan = _engine(model, task, inputs, settings, None).plan(inputs)
     return Plan(plan.forward_passes + num_flips(task), plan.readouts + num_flips(task))
 
 
@@ -187,7 +189,7 @@ def sweep_share(
     rank: int,
     world_size: int,
     model: AttnResForCausalLM,
-    task: MQAR,
+    task: ProbeTask,
     settings: ProbeSettings,
     directory: Path,
     *,
@@ -199,19 +201,26 @@ def sweep_share(
 
     All `world_size` processes must see one file system. Raises as `probe_model` does.
     """
-    inputs = ProbeInputs.from_recall(task.batch("probe", range(settings.num_sequences)))
-    engine = _engine(model, task, settings, on_progress)
+    inputs = probe_inputs(task, settings.num_sequences)
+    engine = _engine(model, task, inputs, settings, on_progress)
     store = _store(engine, inputs, settings, directory, run, step)
     engine.run_batches(inputs, range(engine.num_batches(inputs))[rank::world_size], store)
 
 
 def _engine(
     model: AttnResForCausalLM,
-    task: MQAR,
+    task: ProbeTask,
+    inputs: ProbeInputs,
     settings: ProbeSettings,
     on_progress: Callable[[int, int], None] | None,
 ) -> Engine:
     check_task(task, model.config.vocab_size)
+    longest, most = inputs.input_ids.shape[1], model.config.max_position_embeddings
+    if longest > most:
+        raise ValueError(
+            f"the task's longest sequence has {longest} tokens, the model is made for {most} "
+            "(max_position_embeddings): make num_pairs or distance smaller"
+        )
     sizes = (settings.batch_size, settings.tokens_per_pass, settings.seed)
     return Engine(model, settings.grid(model), settings.positions, *sizes, on_progress)
 
@@ -250,12 +259,22 @@ def first_order_agreement(effects: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def check_task(task: MQAR, vocab_size: int | None = None) -> None:
+def check_task(task: ProbeTask, vocab_size: int | None = None) -> None:
     """Raise a ValueError if no probe can be made on `task` (with a model of this vocabulary)."""
     if task.num_pairs < 2:
         raise ValueError("probing needs num_pairs of at least 2: with one there is no distractor, and ln K is zero")
     if vocab_size is not None and vocab_size < task.vocab_size:
-        raise ValueError(f"the model's vocabulary ({vocab_size}) is smaller than the task's ({task.vocab_size})")
+        whose = f"that of the tokenizer of {task.source}" if isinstance(task, TextPrompts) else "the task's"
+        raise ValueError(f"the model's vocabulary ({vocab_size}) is smaller than {whose} ({task.vocab_size})")
+
+
+def describe_task(task: ProbeTask, inputs: ProbeInputs) -> dict[str, Any]:
+    """Its settings; of text, also the tokenizer and what it makes of the prompts."""
+    if not isinstance(task, TextPrompts):
+        return task.to_dict()
+    per_answer = inputs.queries.sum() / inputs.starts.sum()
+    lengths = {"mean_prompt_tokens": float(inputs.lengths.double().mean()), "mean_answer_tokens": float(per_answer)}
+    return {**task.to_dict(), "tokenizer": task.source, **lengths}
 
 
 def mean_bias(model: AttnResForCausalLM) -> float:
@@ -273,7 +292,7 @@ def sweep_identity(
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     about = {"run": run, "step": step, "model": digest.hexdigest()[:16], "data": inputs.data_id()}
-    return {**about, **asdict(settings), "versions": storage.package_versions()}
+    return {**about, **asdict(settings), "versions": package_versions()}
 
 
 def describe_model(model: AttnResForCausalLM) -> dict[str, Any]:
@@ -288,17 +307,9 @@ def describe_model(model: AttnResForCausalLM) -> dict[str, Any]:
     }
 
 
-def _flip(
-    model: AttnResForCausalLM, task: MQAR, examples: RecallBatch, settings: ProbeSettings
-) -> dict[str, Any] | None:
-    if changes := num_flips(task):
-        return asdict(flip_test(model, task, examples, changes, settings.seed, settings.batch_size))
-    return None
-
-
-def num_flips(task: MQAR) -> int:
-    """Changes of the flip test, each a forward pass; 0 where there is no new value to change one to."""
-    return min(4, task.num_pairs) if task.num_values > task.num_pairs else 0
+def _flip(model: AttnResForCausalLM, task: ProbeTask, settings: ProbeSettings) -> dict[str, Any] | None:
+    result = flip_result(task, model, settings.num_sequences, settings.seed, settings.batch_size)
+    return None if result is None else asdict(result)
 
 
 def _describe_probe(result: ProbeResult, settings: ProbeSettings) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +115,6 @@ def _read_table(directory: Path, name: str, columns: list[str]) -> pd.DataFrame:
     if missing := [column for column in columns if column not in rows.columns]:
         raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}")
     return rows
-
-
-def package_versions() -> dict[str, str]:
-    return {name: version(name) for name in ("attnres", "torch", "transformers", "numpy", "scipy", "pandas")}
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -132,15 +132,35 @@ class NaiveProbe:
         return [1.0] + [0.0] * (n - 1), values
 
 
-def metrics(logits: Tensor, labels: Tensor, values: Sequence[Sequence[int]], distractors: dict | None):
-    """Per (sequence, position) of a query: nll, logit_diff, accuracy; and the distractors, chosen where not given."""
+def answers_of(labels: Sequence[int], values: Sequence[Sequence[int]]) -> list[tuple[list[int], Sequence[int]]]:
+    """The (positions, tokens) of each answer: labels from left to right, cut into values."""
+    found, positions = [], [t for t, label in enumerate(labels) if label != -100]
+    while positions:
+        (answer,) = [value for value in values if [labels[t] for t in positions[: len(value)]] == list(value)]
+        found.append((positions[: len(answer)], answer))
+        positions = positions[len(answer) :]
+    return found
+
+
+def metrics(logits: Tensor, labels: Tensor, values: Sequence[Sequence[Sequence[int]]], distractors: dict | None):
+    """Per (sequence, first position) of an answer: nll, logit_diff, accuracy; and the distractors, chosen where not
+    given: the position at which one parts from the answer, and its token there."""
     found: dict[str, dict[tuple[int, int], float]] = {"nll": {}, "logit_diff": {}, "accuracy": {}}
     chosen = {}
-    for b, t in (labels != -100).nonzero().tolist():
-        row, answer = logits[b, t].double(), int(labels[b, t])
-        others = [value for value in values[b] if value != answer]
-        chosen[b, t] = max(others, key=lambda value: float(row[value])) if distractors is None else distractors[b, t]
-        found["nll"][b, t] = math.log(float((row - row.max()).exp().sum())) + float(row.max() - row[answer])
-        found["logit_diff"][b, t] = float(row[answer] - row[chosen[b, t]])
-        found["accuracy"][b, t] = float(int(row.argmax()) == answer)
+    for b, row_labels in enumerate(labels.tolist()):
+        for positions, answer in answers_of(row_labels, values[b]):
+            rows = {t: logits[b, t].double() for t in positions}
+            gaps = {}
+            for value in values[b]:
+                parting = [j for j, (x, y) in enumerate(zip(answer, value, strict=False)) if x != y]
+                if parting:
+                    t, right, wrong = positions[parting[0]], answer[parting[0]], value[parting[0]]
+                    gaps[t, wrong] = float(rows[t][right] - rows[t][wrong])
+            key = (b, positions[0])
+            chosen[key] = min(gaps, key=lambda gap: gaps[gap]) if distractors is None else distractors[key]
+            nll = [-float(rows[t].log_softmax(0)[x]) for t, x in zip(positions, answer, strict=True)]
+            hits = [int(rows[t].argmax()) == x for t, x in zip(positions, answer, strict=True)]
+            found["nll"][key] = math.fsum(nll)
+            found["logit_diff"][key] = gaps[chosen[key]]
+            found["accuracy"][key] = float(all(hits))
     return found, chosen

@@ -51,7 +51,7 @@ def test_run_writes_tables_and_summary(trained, tmp_path):
     ]
     assert set(effects["positions"]) == {"all", "query"}
     summary = json.loads((output / "summary.json").read_text())
-    assert {"model", "clean", "motifs", "dissociation", "probe", "versions", "flip"} <= summary.keys()
+    assert {"model", "clean", "motifs", "dissociation", "probe", "versions", "code", "flip"} <= summary.keys()
     assert summary["clean"]["plateau_accuracy"] == 1 / 4
     assert summary["clean"]["chance_accuracy"] == 1 / 40
     assert not effects["task_learned"].any()  # random weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,9 +51,9 @@ def assert_equals_naive(model, cells, inputs=INPUTS, atol=1e-5, positions=("all"
         ]
     )
     naive = NaiveProbe(model, inputs.input_ids, labels, inputs.partners(SEED).tolist(), draws)
-    values = inputs.candidates.tolist()
+    values = [[[x for x in code if x >= 0] for code in codes] for codes in inputs.candidates.tolist()]
     clean, distractors = metrics(naive.logits, labels, values, None)
-    queries = (labels != IGNORE_INDEX).sum(1).numpy()
+    queries = inputs.starts.sum(1).numpy()
 
     def mean_by_sequence(per_query) -> np.ndarray:
         rows = [[value for (b, _), value in per_query.items() if b == row] for row in range(len(labels))]
@@ -69,7 +71,7 @@ def assert_equals_naive(model, cells, inputs=INPUTS, atol=1e-5, positions=("all"
             np.testing.assert_allclose(effects[name] / queries, change, atol=atol, err_msg=f"{cell} {where} {name}")
         p, q = naive.logits.double().log_softmax(-1), logits.double().log_softmax(-1)
         kl = (p.exp() * (p - q)).sum(-1)
-        expected = [float(kl[b][labels[b] != IGNORE_INDEX].mean()) for b in range(len(labels))]
+        expected = [float(kl[b][labels[b] != IGNORE_INDEX].sum() / queries[b]) for b in range(len(labels))]
         np.testing.assert_allclose(effects["kl"] / queries, expected, atol=atol, err_msg=f"{cell} {where} kl")
     return len(result.effects)
 
@@ -101,6 +103,72 @@ def test_trained_models_too(trained_model, source):
     inputs = ProbeInputs.from_recall(trained_model.task.batch("probe", range(4)))
     cells = grid(model, kinds_for(model), sublayers=["self_attn", "mlp"])
     assert assert_equals_naive(model, cells, inputs) > 150
+
+
+def many_token_inputs(num_sequences: int = 5) -> ProbeInputs:
+    """Random tokens with two questions each, of answers of two and three tokens; values share tokens as they come."""
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for _ in range(num_sequences):
+        ids = torch.randint(8, 40, (11,), generator=generator)
+        a, b, c, d, e, f = torch.randperm(8, generator=generator)[:6].tolist()
+        codes = [[a, b], [a, c, d], [a, c, e], [d, b], [b, a, c], [c, f]]
+        labels = torch.full((11,), IGNORE_INDEX)
+        for position, answer in ((3, codes[0]), (7, codes[1])):
+            labels[position : position + len(answer)] = torch.tensor(answer)
+            ids[position + 1 : position + len(answer)] = torch.tensor(answer[:-1])
+        rows.append((ids, labels, torch.tensor([code + [-1] * (3 - len(code)) for code in codes])))
+    return ProbeInputs.collate(rows)
+
+
+@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+def test_answers_of_several_tokens(make_model, source):
+    model = make_model(attnres_source=source)
+    cells = grid(
+        model, ["mask_renormalise", "patch_weights"], scopes=("late", "layer:0"), sublayers=["self_attn", "mlp"]
+    )
+    assert assert_equals_naive(model, cells, many_token_inputs(3)) > 20
+
+
+def test_answers_of_several_tokens_do_not_depend_on_batching(make_model, monkeypatch):
+    """Also where logits are made a few positions at a time, so that answers are cut in two."""
+    model, inputs = make_model(), many_token_inputs()
+    cells = grid(model, scopes=["all", "layer:1"])
+    whole = probe(model, cells, inputs)
+    assert whole.counts.tolist() == [2] * 5
+    monkeypatch.setattr("probe.replay.LOGITS_PER_PASS", 1)
+    other = probe(model, cells, inputs, batch_size=2)
+    for key, effects in whole.effects.items():
+        for metric in METRICS:
+            np.testing.assert_allclose(effects[metric], other.effects[key][metric], atol=2e-5)
+
+
+def test_an_answer_of_several_tokens_is_worth_its_tokens(make_model):
+    """NLL and KL: those of its tokens asked for one by one; logit difference: that of its decisive token alone.
+
+    In exact and in linear effects."""
+    model, inputs = make_model(), many_token_inputs()
+    cells = (*grid(model, scopes=["all", "layer:1"]), *build_grid(model.model.sites, "mask_renormalise_first_order"))
+    together = probe(model, cells, inputs, positions=("all",))
+    values = inputs.labels[inputs.queries]
+    one_by_one = replace(inputs, candidates=values.view(5, 5, 1), starts=inputs.queries)
+    logits = model(inputs.input_ids).logits.detach()[inputs.queries]
+    run = CleanRun.from_logits(logits, values, inputs.rivals, inputs.answer_rows)
+    decisive = []
+    for question in range(2):
+        rows = []
+        for b, row in enumerate(run.decisive_rows.view(5, 2)[:, question].tolist()):
+            labels = torch.full((11,), IGNORE_INDEX)
+            labels[inputs.queries[b].nonzero()[row - 5 * b]] = run.answers[row]
+            rows.append((inputs.input_ids[b], labels, torch.stack((run.answers[row], run.distractors[row]))))
+        decisive.append(probe(model, cells, ProbeInputs.collate(rows), positions=("all",)))
+    alone = probe(model, cells, one_by_one, positions=("all",))
+    assert (run.decisive_rows != run.answer_rows[:, 0]).any()
+    for key, effects in together.effects.items():
+        for metric in {"nll", "kl"} & effects.keys():
+            np.testing.assert_allclose(effects[metric], alone.effects[key][metric], atol=1e-5)
+        expected = sum(part.effects[key]["logit_diff"] for part in decisive)
+        np.testing.assert_allclose(effects["logit_diff"], expected, atol=1e-5)
 
 
 def test_sliding_window_layers(make_model):
@@ -182,7 +250,15 @@ def test_a_sequence_without_a_partner_is_named():
 
 @pytest.mark.parametrize(
     ("labels", "candidates", "message"),
-    [([-100, -100], [1, 2], "at least one answer"), ([-100, 3], [1, 2], "hold every answer"), ([3], [3, 4], "as long")],
+    [
+        ([-100, -100], [1, 2], "at least one answer"),
+        ([-100, 3], [1, 2], "hold every answer"),
+        ([3], [3, 4], "as long"),
+        ([-100, 3], [3, 3], "one value more"),
+        ([3, 4], [[3, 5], [4, 3]], "hold every answer"),
+        ([-100, 3], [[3, 4], [5, 6]], "hold every answer"),
+        ([-100, 3], [[3, -1], [3, 4]], "no candidate may be the beginning of another"),
+    ],
 )
 def test_sequences_that_cannot_be_probed_are_named(labels, candidates, message):
     row = (torch.tensor([5, 6]), torch.tensor(labels), torch.tensor(candidates))
@@ -195,7 +271,7 @@ def test_in_half_precision_the_engine_is_the_naive_loop_to_its_rounding(make_mod
     cells = grid(model, ["mask_renormalise", "zero"], scopes=["all", "layer:2"])
     result = probe(model, cells, positions=("all",))
     clean = model(INPUTS.input_ids).logits[INPUTS.queries].float()
-    run = CleanRun.from_logits(clean, INPUTS.labels[INPUTS.queries], INPUTS.candidates.repeat_interleave(4, 0))
+    run = CleanRun.from_logits(clean, INPUTS.labels[INPUTS.queries], INPUTS.rivals)
     for (index, _), effects in result.effects.items():
         cell = result.cells[index]
         ablation = Ablation.known[cell.kind](cell.families, frozenset(cell.reads))
@@ -228,7 +304,7 @@ def test_metrics_of_a_run_against_itself(make_model):
     model = make_model()
     with torch.no_grad():
         logits = model(INPUTS.input_ids).logits[INPUTS.queries]
-    run = CleanRun.from_logits(logits, INPUTS.labels[INPUTS.queries], INPUTS.candidates.repeat_interleave(4, 0))
+    run = CleanRun.from_logits(logits, INPUTS.labels[INPUTS.queries], INPUTS.rivals)
     assert (run.distractors != run.answers).all()
     same = run.metrics(logits)
     assert same["kl"].abs().max() < 1e-6

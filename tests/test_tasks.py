@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,6 +58,61 @@ def test_an_example_does_not_depend_on_its_batch(task, split, indices, data):
             assert torch.equal(batch.labels[at], alone.labels[0])
 
 
+@st.composite
+def irregular_tasks(draw: st.DrawFn) -> MQAR:
+    """With noise, with examples of different lengths, or with both."""
+    task, noise = draw(tasks()), draw(st.integers(0, 5))
+    lengths = draw(st.integers(1, task.num_pairs)) if not noise or draw(st.booleans()) else None
+    ids = draw(st.integers(1, 4))
+    return replace(task, vocab_size=task.vocab_size + ids, noise_tokens=noise, noise_vocab_size=ids, min_pairs=lengths)
+
+
+@given(task=irregular_tasks(), split=splits, indices=indices, data=st.data())
+def test_noise_and_lengths(task, split, indices, data):
+    most = data.draw(st.integers(1, task.num_pairs))
+    batch = task.batch(split, indices, most)
+    assert batch.input_ids.shape == batch.labels.shape == (len(indices), 3 * most + task.noise_tokens)
+    sizes = [most] * len(indices) if batch.num_pairs is None else batch.num_pairs.tolist()
+    for row, pairs in enumerate(sizes):
+        if split != "train" or task.min_pairs is None:
+            assert pairs == most
+        else:
+            assert min(task.min_pairs, most) <= pairs <= most
+        tokens, labels = batch.input_ids[row].tolist(), batch.labels[row].tolist()
+        end = 3 * pairs + task.noise_tokens
+        context, queries = tokens[: end - pairs], tokens[end - pairs : end]
+        assert tokens[end:] == [0] * (len(tokens) - end)
+        is_noise = [task.noise_tokens > 0 and token >= task.vocab_size - task.noise_vocab_size for token in context]
+        assert sum(is_noise) == task.noise_tokens
+        facts = [token for token, noisy in zip(context, is_noise, strict=True) if not noisy]
+        keys, values = facts[::2], facts[1::2]
+        assert len(set(keys)) == len(set(values)) == pairs
+        assert all(task.first_value <= value < task.first_noise for value in values)
+        assert max(keys) < task.first_value
+        starts = [context.index(key) for key in keys]
+        assert [context[start + 1] for start in starts] == values  # no noise within a pair
+        assert sorted(queries) == sorted(keys)
+        lookup = dict(zip(keys, values, strict=True))
+        expected = [IGNORE_INDEX] * (end - pairs) + [lookup[query] for query in queries]
+        assert labels == expected + [IGNORE_INDEX] * (len(labels) - end)
+    asked = [i for i in range(batch.labels.shape[1]) if any(row[i] != IGNORE_INDEX for row in batch.labels.tolist())]
+    assert batch.query_positions.tolist() == asked
+    alone = task.batch(split, indices[-1:], most)
+    assert torch.equal(alone.input_ids[0], batch.input_ids[-1])
+    assert torch.equal(alone.labels[0], batch.labels[-1])
+    assert same(batch.to("cpu"), batch)
+    assert MQAR.from_dict(json.loads(json.dumps(task.to_dict()))) == task
+
+
+def test_all_lengths_and_places_of_noise_occur():
+    batch = MQAR(num_pairs=4, vocab_size=40, noise_tokens=2, min_pairs=2).batch("train", range(300))
+    assert batch.num_pairs is not None
+    assert batch.pairs_before is not None
+    assert batch.num_pairs.unique().tolist() == [2, 3, 4]
+    assert batch.pairs_before[batch.num_pairs == 4].unique().tolist() == [0, 1, 2, 3, 4]
+    assert not batch.noise.equal(batch.noise.sort(1).values)  # type: ignore[union-attr]
+
+
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), split=splits, index=st.integers(0, 2**40), data=st.data())
 def test_another_seed_split_or_index_is_another_example(seed, split, index, data):
@@ -108,7 +164,7 @@ def test_a_task_can_be_made_again_from_its_settings(task):
     [
         ({"task": "copy"}, "task 'copy' is not supported; the one task is 'mqar'"),
         ({"num_pairs": 3}, "task 'None' is not supported; the one task is 'mqar'"),
-        ({"task": "mqar", "pairs": 3}, "unknown task setting 'pairs'; choose from num_pairs, vocab_size, seed"),
+        ({"task": "mqar", "pairs": 3}, "unknown task setting 'pairs'; choose from num_pairs, .*, min_pairs"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -129,6 +185,11 @@ def test_moving_a_batch_keeps_it():
         ({"num_pairs": 129}, ["num_pairs", "129", "vocab_size", "256", "at most 128"]),
         ({"num_pairs": 1, "vocab_size": 1}, ["num_pairs", "vocab_size"]),
         ({"seed": -1}, ["seed", "-1"]),
+        ({"noise_tokens": -1}, ["noise_tokens", "at least 0", "-1"]),
+        ({"noise_tokens": 1, "noise_vocab_size": 0}, ["noise_vocab_size", "at least 1", "0"]),
+        ({"noise_tokens": 1, "noise_vocab_size": 250}, ["num_pairs", "250 ids of noise", "at most 3"]),
+        ({"min_pairs": 17}, ["min_pairs", "between 1 and num_pairs (16)", "17"]),
+        ({"min_pairs": 0}, ["min_pairs", "between 1", "0"]),
     ],
 )
 def test_bad_task(fields, names):

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 import attnres
 from attnres.tasks import MQAR
-from train.cli import check_same_model, explain, main
+from train.checks import check_same_model, explain
+from train.cli import main
 from train.module import RetrievalModule
 
 TINY = [
@@ -122,7 +123,7 @@ def test_a_resumed_run_goes_on_exactly(interrupted, tmp_path, monkeypatch):
 def test_extras_can_be_switched_off(tmp_path):
     off = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
     run_dir = fit(tmp_path / "run", "--trainer.max_steps=1", *off)
-    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "hf"}
+    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "provenance.json", "hf"}
 
 
 def test_what_fails_while_setting_up_is_no_run(tmp_path, monkeypatch):

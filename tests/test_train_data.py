@@ -89,7 +89,8 @@ def test_state_and_hyperparameters_are_plain():
     other = make()
     other.load_state_dict(data.state_dict())
     assert other.curriculum.state_dict() == data.curriculum.state_dict()
-    assert data.hparams["task"] == {"task": "mqar", "num_pairs": 4, "vocab_size": 32, "seed": 0}
+    noise = {"noise_tokens": 0, "noise_vocab_size": 16, "min_pairs": None}
+    assert data.hparams["task"] == {"task": "mqar", "num_pairs": 4, "vocab_size": 32, "seed": 0, **noise}
 
 
 @pytest.mark.parametrize(

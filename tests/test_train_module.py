@@ -8,7 +8,8 @@ import torch
 
 from attnres import AttnResConfig, AttnResForCausalLM
 from attnres.tasks import MQAR
-from train.module import PositionAccuracy, RetrievalModule
+from train.metrics import PositionAccuracy, RoutingEntropy
+from train.module import RetrievalModule
 from train.optim import RoutingLearningRates, routing_gradient_norms
 
 TINY = {
@@ -57,7 +58,7 @@ def test_hyperparameters_are_plain_and_rebuild_the_model():
 
 def test_logits_are_those_at_the_queries():
     module, batch = make().eval(), MQAR(4, 32).batch("train", range(3))
-    assert torch.allclose(module(batch), module.model(batch.input_ids).logits[:, 8:], atol=1e-6)
+    assert torch.allclose(module(batch).logits, module.model(batch.input_ids).logits[:, 8:], atol=1e-6)
 
 
 def test_embedding_init_std():
@@ -112,7 +113,7 @@ def test_routing_parameters_can_have_learning_rates_of_their_own():
 
 def test_gradient_norms_of_routing_parameters():
     module = make(attnres_source="block_sum")
-    module(MQAR(4, 32).batch("train", range(2))).square().sum().backward()
+    module(MQAR(4, 32).batch("train", range(2))).logits.square().sum().backward()
     norms = routing_gradient_norms(module.model)
     assert norms.keys() == {"queries", "gains", "biases"}
     squares = sum(p.grad.square().sum() for name, p in module.named_parameters() if "_res_proj" in name)
@@ -126,7 +127,7 @@ def test_gradient_norms_of_routing_parameters():
 @pytest.mark.parametrize("source", ["cumulative", "block_sum"])
 def test_every_trained_parameter_takes_a_gradient(source, mode):
     module = make(attnres_source=source, attnres_mode=mode)
-    module(MQAR(4, 32).batch("train", range(2))).sum().backward()
+    module(MQAR(4, 32).batch("train", range(2))).logits.sum().backward()
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
 
@@ -154,6 +155,40 @@ def test_position_accuracy():
     metric.update(torch.tensor([[True, False, True], [True, False, False]]))
     metric.update(torch.tensor([[True, True, False]]))
     assert torch.allclose(metric.compute(), torch.tensor([1, 1 / 3, 1 / 3]))
+
+
+@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+def test_routing_entropy(source):
+    model = make(attnres_source=source).model
+    even = model(torch.arange(6).view(2, 3), output_routing_weights=True).routing_weights  # queries are zero
+    metric = RoutingEntropy(model.sites)
+    metric.update(even)
+    assert metric.compute() == pytest.approx(dict.fromkeys(dict.fromkeys(s.sublayer for s in model.sites), 1.0))
+    metric.reset()
+    one_hot = [torch.nn.functional.one_hot(weights.argmax(-1), weights.shape[-1]).float() for weights in even]
+    metric.update(one_hot)
+    assert all(share == 0 for share in metric.compute().values())
+    metric.update(even)
+    assert metric.compute()["mlp"] == pytest.approx(0.5)
+
+
+@torch.no_grad()
+def test_a_loss_of_different_lengths_is_the_mean_over_parts():
+    task = MQAR(4, 32, min_pairs=1, noise_tokens=2)
+    module = make(noise_tokens=2).eval()
+    whole, halves = task.batch("train", range(8)), [task.batch("train", range(i, i + 4)) for i in (0, 4)]
+    loss, correct = module.answer(whole)
+    parts = [module.answer(half) for half in halves]
+    assert loss == pytest.approx(float(sum(part[0] for part in parts) / 2), abs=1e-6)
+    assert whole.num_pairs is not None
+    assert correct.sum() == sum(part[1].sum() for part in parts)
+    # By hand: the mean over examples of the mean over each one's queries, alone and without padding.
+    losses = []
+    for row, pairs in enumerate(whole.num_pairs.tolist()):
+        tokens, labels = whole.input_ids[row, : 3 * pairs + 2], whole.labels[row, : 3 * pairs + 2]
+        log_probs = module.model(tokens[None]).logits[0].log_softmax(-1)
+        losses.append(-log_probs[-pairs:].gather(1, labels[-pairs:, None]).mean())
+    assert loss == pytest.approx(float(sum(losses) / 8), abs=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["attnres", "vanilla"])

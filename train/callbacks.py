@@ -15,7 +15,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
 from attnres.sharded import is_divided, whole_state
+from probe.checkpoints import RUN_FILE, TASK_FILE
 from train.checkpoints import SaveCheckpoint, save_checkpoint
+from train.provenance import record_provenance
+from train.throughput import StepThroughput
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -74,7 +77,7 @@ def _step(trainer: Trainer) -> str:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the run directory when training starts (again)."""
+    """Writes `config.yaml` into the run directory when training starts (again), and adds to `provenance.json`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, save_to_log_dir=False)
@@ -89,6 +92,7 @@ class SaveConfig(SaveConfigCallback):
         path = Path(trainer.default_root_dir) / self.config_filename
         path.parent.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, path, overwrite=True)
+        record_provenance(trainer, path, pl_module.hparams["seed"])
 
 
 class RunExport(Callback):
@@ -108,13 +112,13 @@ class RunExport(Callback):
         hparams = pl_module.hparams
         run = {"condition": hparams["condition"], "seed": hparams["seed"], "step": trainer.global_step}
         task = trainer.datamodule.task.to_dict()  # type: ignore[attr-defined]
-        for name, content in (("task.json", task), ("attnres_run.json", run)):
+        for name, content in ((TASK_FILE, task), (RUN_FILE, run)):
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:
     """The callbacks of a training run."""
-    callbacks: list[Callback] = [CurriculumCallback(), RunExport()]
+    callbacks: list[Callback] = [CurriculumCallback(), StepThroughput(), RunExport()]
     if progress:
         callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else ProgressLines())
     if checkpoints:

@@ -24,8 +24,12 @@ class MQARDataModule(LightningDataModule):
 
     Args:
         num_pairs: K, the number of key-value pairs of the full task. A sequence has 3 K tokens.
-        vocab_size: Number of token ids. Keys come from the lower half, values from the upper half.
+        vocab_size: Number of token ids. Of those that are not noise, the lower half are keys, the upper half values.
         seed: Names the stream of examples.
+        noise_tokens: Tokens of noise between the pairs of every example.
+        noise_vocab_size: How many of the token ids, the last, are noise, where there is any.
+        min_pairs: Each training example has a number of pairs of its own, from this one to the curriculum's; null for
+            the curriculum's in all.
         batch_size: Sequences per step and device.
         num_validation_examples: Sequences per validation, always with K pairs.
         num_workers: Loader processes. They serve indices only, so that 0 is as fast as any other number.
@@ -40,6 +44,9 @@ class MQARDataModule(LightningDataModule):
         num_pairs: int = 16,
         vocab_size: int = 256,
         seed: int = 0,
+        noise_tokens: int = 0,
+        noise_vocab_size: int = 16,
+        min_pairs: int | None = None,
         batch_size: int = 64,
         num_validation_examples: int = 256,
         num_workers: int = 0,
@@ -51,7 +58,8 @@ class MQARDataModule(LightningDataModule):
                 raise ValueError(f"{key} must be a positive integer, got {value}")
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {num_workers}")
-        self.task = MQAR(num_pairs=num_pairs, vocab_size=vocab_size, seed=int(seed))
+        noise = {"noise_tokens": noise_tokens, "noise_vocab_size": noise_vocab_size}
+        self.task = MQAR(num_pairs=num_pairs, vocab_size=vocab_size, seed=int(seed), **noise, min_pairs=min_pairs)
         self.curriculum = Curriculum(curriculum, num_pairs)
         self.batch_size = batch_size
         self.num_validation_examples = num_validation_examples

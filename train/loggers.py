@@ -1,4 +1,6 @@
-"""Where metrics go: `metrics.csv` in the run directory, and Weights & Biases, offline unless WANDB_MODE is set.
+"""Where metrics go: `metrics.csv` in the run directory, and Weights & Biases.
+
+W&B is as WANDB_MODE says; where it is not set, online if an agent of a sweep has started the run, else offline.
 
 Both hold every row once, also of a run that was killed and resumed.
 """
@@ -21,6 +23,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from train import wandb_files
 
 METRICS = "metrics.csv"
+TIMINGS = "throughput/"
+"""Metrics that are never twice the same."""
 WANDB_PROJECT = "attnres"
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -104,7 +108,9 @@ class RunWandbLogger(WandbLogger):
         self._logged: dict[tuple[int, str], Any] = {}
         self._num_rows = 0
         self._differs = False
-        super().__init__(save_dir=run_dir, id=wandb_files.run_id(self._run_dir), **options)
+        # An agent of a sweep has named the run, and W&B heeds no other name.
+        run_id = os.environ.get("WANDB_RUN_ID") if _in_sweep() else wandb_files.run_id(self._run_dir)
+        super().__init__(save_dir=run_dir, id=run_id, **options)
 
     @property
     @rank_zero_experiment
@@ -138,7 +144,7 @@ class RunWandbLogger(WandbLogger):
         """Says so, once, if what is kept is not what is logged now."""
         for name, value in metrics.items():
             kept = self._logged.get((step, name))
-            numbers = isinstance(kept, int | float) and isinstance(value, int | float)
+            numbers = isinstance(kept, int | float) and isinstance(value, int | float) and not name.startswith(TIMINGS)
             if numbers and not self._differs and abs(kept - value) > 1e-6 * abs(value):  # type: ignore[operator]
                 self._differs = True
                 print(
@@ -155,6 +161,10 @@ class RunWandbLogger(WandbLogger):
                 self.log_metrics({name: float(value) for name, value in row.items() if value}, step)
 
 
+def _in_sweep() -> bool:
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
 def build_loggers(run_dir: str | Path, first_step: int = 0) -> list[Logger]:
     """The loggers of a training run.
 
@@ -162,12 +172,12 @@ def build_loggers(run_dir: str | Path, first_step: int = 0) -> list[Logger]:
         ValueError: an unknown WANDB_MODE, or online without an API key (W&B would stop and ask for one).
     """
     loggers: list[Logger] = [MetricsLogger(run_dir, first_step)]
-    mode = os.environ.get("WANDB_MODE") or "offline"
+    mode = os.environ.get("WANDB_MODE") or ("online" if _in_sweep() else "offline")
     if mode not in WANDB_MODES:
         raise ValueError(f"WANDB_MODE must be one of {', '.join(WANDB_MODES)}, got {mode}")
     if mode == "online" and not wandb.api.api_key:
         raise ValueError(
-            "WANDB_MODE=online needs an API key: run `wandb login`, or leave WANDB_MODE unset to stay offline"
+            "WANDB_MODE=online (a sweep's default) needs an API key: run `wandb login`, or set WANDB_MODE=offline"
         )
     if mode != "disabled":
         settings = wandb.Settings(silent=True, console="off", disable_git=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_scheduler
 
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
 from attnres.sharded import is_divided
 from attnres.tasks import RecallBatch
+from train.flops import forward_flops
+from train.metrics import PositionAccuracy, RoutingEntropy
 from train.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
 from train.sharding import clip_gradient_norm, shard
 
@@ -29,26 +32,6 @@ SHAPE = (
     "head_dim",
     "vocab_size",
 )
-
-
-class PositionAccuracy(Metric):
-    """Accuracy at each query position: `update` takes (batch, positions) booleans, `compute` gives (positions,)."""
-
-    full_state_update = False
-    correct: Tensor
-    total: Tensor
-
-    def __init__(self, num_positions: int) -> None:
-        super().__init__()
-        self.add_state("correct", torch.zeros(num_positions), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-
-    def update(self, correct: Tensor) -> None:
-        self.correct += correct.sum(dim=0)
-        self.total += correct.shape[0]
-
-    def compute(self) -> Tensor:
-        return self.correct / self.total
 
 
 class RetrievalModule(LightningModule):
@@ -79,7 +62,8 @@ class RetrievalModule(LightningModule):
         routing_learning_rates: Peak learning rates of queries, key gains and biases of their own.
         gradient_checkpointing: Compute the layers again in the backward pass instead of keeping what they computed.
         compile: Compile the model with torch.compile.
-        num_pairs: K; sets max_position_embeddings to the 3 K tokens of the full task.
+        num_pairs: K; sets max_position_embeddings to the 3 K tokens of the full task, and noise_tokens.
+        noise_tokens: Tokens of noise in every example.
         seed: Recorded in checkpoints and exports; seeding is the caller's.
 
     Raises:
@@ -111,6 +95,7 @@ class RetrievalModule(LightningModule):
         compile: bool = False,
         vocab_size: int = 256,
         num_pairs: int = 16,
+        noise_tokens: int = 0,
         seed: int = 0,
     ) -> None:
         options = dict(locals())  # first of all, while it is the options by name and nothing else
@@ -128,9 +113,12 @@ class RetrievalModule(LightningModule):
         self.betas = betas
         self.warmup_steps = warmup_steps
         self.routing_learning_rates = routing_learning_rates
+        self.flops_per_batch = 0.0  # of the last one; ThroughputMonitor reads it
         # Metrics of torchmetrics count examples over all devices; Lightning's own mean would take the parts for equal.
         self.val_accuracy = PositionAccuracy(num_pairs)
         self.val_loss = MeanMetric()
+        config = self.model.config
+        self.val_routing_entropy = RoutingEntropy(read_sites(config)) if isinstance(config, AttnResConfig) else None
         # Plain values only, so that checkpoints load with weights_only=True; enough to build the model again.
         model_config = json.loads(json.dumps(self.model.config.to_dict(), default=str))
         self.save_hyperparameters({"model_config": model_config, "condition": self.condition, "seed": int(seed)})
@@ -162,20 +150,30 @@ class RetrievalModule(LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def forward(self, batch: RecallBatch) -> Tensor:
-        """Logits at the p query positions, (batch, p, vocab_size) float32."""
-        num_queries = batch.keys.shape[1]
-        return self.model(batch.input_ids, logits_to_keep=num_queries, use_cache=False).logits.float()
+    def forward(self, batch: RecallBatch, **options: Any) -> Any:
+        """Outputs of the model called with `options`; logits (batch, positions, vocab_size) are where queries are."""
+        positions = batch.query_positions
+        return self.model(batch.input_ids, logits_to_keep=positions, use_cache=False, **options)
 
     def answer(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
-        """Mean answer NLL in nats, scalar, and whether each query is answered rightly, (batch, p) bool."""
-        logits, answers = self(batch), batch.answers
-        loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
+        """As `score`, of the model as it is."""
+        return self.score(batch, self(batch))
+
+    @staticmethod
+    def score(batch: RecallBatch, outputs: Any) -> tuple[Tensor, Tensor]:
+        """Mean answer NLL in nats, scalar, and where answers are right, (batch, positions) bool."""
+        answers, logits = batch.labels[:, batch.query_positions], outputs.logits.float()
+        if batch.num_pairs is None:
+            loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
+        else:
+            losses = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
+            loss = mean_over_queries(losses.view_as(answers), batch)
         return loss, logits.argmax(dim=-1) == answers
 
     def training_step(self, batch: RecallBatch, batch_idx: int) -> dict[str, Tensor]:
         loss, correct = self.answer(batch)
-        accuracy = correct.float().mean()
+        self.flops_per_batch = self._model_flops(len(batch.labels), batch.labels.shape[1], len(batch.query_positions))
+        accuracy = mean_over_queries(correct.float(), batch)
         metrics = {
             "train/loss": loss.detach(),
             "train/accuracy": accuracy,
@@ -185,6 +183,12 @@ class RetrievalModule(LightningModule):
         self.log_dict(metrics, batch_size=len(batch.keys), sync_dist=True)  # of the whole batch, on all devices
         return {"loss": loss, "accuracy": accuracy}
 
+    @cache  # noqa: B019 (there is one module, as long as the process trains)
+    def _model_flops(self, batch_size: int, seq: int, queries: int) -> float:
+        """FLOPs of a batch for the model's utilisation (MFU): what is computed again does not count (arXiv:2204.02311,
+        appendix B)."""
+        return 3 * batch_size * sum(forward_flops(self.model.config, seq, queries).values())
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Norms of the routing parameters' gradients, before they are clipped, at the steps that are logged."""
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -192,16 +196,23 @@ class RetrievalModule(LightningModule):
             self.log_dict({f"train/grad_norm_{kind}": norm for kind, norm in norms.items()})
 
     def validation_step(self, batch: RecallBatch, batch_idx: int) -> None:
-        loss, correct = self.answer(batch)
+        entropy = self.val_routing_entropy
+        outputs = self(batch, output_routing_weights=True) if entropy is not None else self(batch)
+        if entropy is not None:
+            entropy.update(outputs.routing_weights)
+        loss, correct = self.score(batch, outputs)
         self.val_accuracy.update(correct)
         self.val_loss.update(loss, len(batch.keys))
 
     def on_validation_epoch_end(self) -> None:
         by_position = self.val_accuracy.compute()
-        metrics = {f"val/accuracy_position_{i}": accuracy for i, accuracy in enumerate(by_position)}
-        self.log_dict(
-            {"val/loss": self.val_loss.compute(), "val/accuracy": by_position.mean(), **metrics}, sync_dist=True
-        )
+        metrics = {"val/loss": self.val_loss.compute(), "val/accuracy": by_position.mean()}
+        metrics |= {f"val/accuracy_position_{i}": accuracy for i, accuracy in enumerate(by_position)}
+        if self.val_routing_entropy is not None:
+            shares = self.val_routing_entropy.compute()
+            metrics |= {f"val/routing_entropy_{sublayer}": share for sublayer, share in shares.items()}
+            self.val_routing_entropy.reset()
+        self.log_dict(metrics, sync_dist=True)
         self.val_accuracy.reset()
         self.val_loss.reset()
 
@@ -222,9 +233,21 @@ class RetrievalModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def mean_over_queries(values: Tensor, batch: RecallBatch) -> Tensor:
+    """Mean of `values` (batch, positions), which are zero where an example has no query.
+
+    Where examples have different numbers of queries, each example weighs the same: the mean over a step's examples is
+    then the mean over its devices, too.
+    """
+    if batch.num_pairs is None:
+        return values.mean()
+    return (values.sum(1) / batch.num_pairs).mean()
+
+
 def _build_model(options: Mapping[str, Any]) -> PreTrainedModel:
     """The model that the options of `RetrievalModule` describe."""
-    shape = {**{key: options[key] for key in SHAPE}, "max_position_embeddings": 3 * options["num_pairs"]}
+    length = 3 * options["num_pairs"] + options["noise_tokens"]
+    shape = {**{key: options[key] for key in SHAPE}, "max_position_embeddings": length}
     _check_shape(shape)
     common = {
         **shape,
@@ -278,4 +301,4 @@ def _check_optimizer(
         raise ValueError(f"embedding_init_std must be positive or null, got {embedding_init_std}")
 
 
-__all__ = ["PositionAccuracy", "RetrievalModule"]
+__all__ = ["RetrievalModule"]

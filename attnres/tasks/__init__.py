@@ -1,5 +1,25 @@
 """Synthetic tasks. A leaf: nothing here knows of models, training or probes."""
 
 from attnres.tasks.mqar import IGNORE_INDEX, MQAR, SPLITS, RecallBatch
+from attnres.tasks.text_recall import TextExample, TextRecall
 
-__all__ = ["IGNORE_INDEX", "MQAR", "SPLITS", "RecallBatch"]
+TASKS = {"mqar": MQAR, "text_recall": TextRecall}
+
+
+def task_from_dict(settings: dict[str, str | int]) -> MQAR | TextRecall:
+    """The task that plain settings (`to_dict`) describe. Raises ValueError for an unknown task or bad settings."""
+    name = settings.get("task")
+    if name not in TASKS:
+        raise ValueError(f"task '{name}' is not supported; choose from {', '.join(TASKS)}")
+    return TASKS[name].from_dict(settings)
+
+
+__all__ = [
+    "IGNORE_INDEX",
+    "MQAR",
+    "SPLITS",
+    "RecallBatch",
+    "TextExample",
+    "TextRecall",
+    "task_from_dict",
+]

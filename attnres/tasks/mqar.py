@@ -8,12 +8,20 @@ With three pairs, keys k*, values v* (arXiv:2312.04927, with the answers kept ou
 Labels stand *at* the query (no shift). Keys are distinct and come from the lower half of the vocabulary, values are
 distinct and come from the upper half. Answers never follow their query: if they did, elimination among the values
 left over would be a second way to gain accuracy, and the lookup is not learned.
+
+Two settings make it less regular. Noise tokens, of a part of the vocabulary of their own, stand between the pairs; here
+two of them, n*:
+
+    input_ids   n1   k1   v1   k2   v2   n2   k3   v3   k2   k3   k1
+
+Mixed lengths give every training example a number of pairs of its own; shorter ones are padded on the right, where a
+causal model does not see it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -25,37 +33,90 @@ SPLITS = ("train", "validation", "probe")
 
 @dataclass(frozen=True)
 class RecallBatch:
-    """A batch of recall examples, p pairs each.
+    """A batch of recall examples, of p pairs each or at most.
 
     Attributes:
         keys: (batch, p) token ids in context order.
         values: (batch, p) token ids; `values[:, j]` belongs to `keys[:, j]`.
         query_order: (batch, p) a permutation; query i asks for `keys[query_order[i]]`.
+        noise: (batch, N) token ids of noise, in order.
+        pairs_before: (batch, N) how many pairs stand before each of them, ascending.
+        num_pairs: (batch,) pairs of each example, where they are not all p; columns beyond are padding.
     """
 
     keys: Tensor
     values: Tensor
     query_order: Tensor
+    noise: Tensor | None = None
+    pairs_before: Tensor | None = None
+    num_pairs: Tensor | None = None
 
     @property
     def input_ids(self) -> Tensor:
-        """(batch, 3 p): pairs interleaved, then the queries."""
+        """(batch, 3 p + N): pairs and noise, then the queries; zeros as padding."""
+        queries = self.keys.gather(1, self.query_order)
         pairs = torch.stack((self.keys, self.values), dim=-1).flatten(1)
-        return torch.cat((pairs, self.keys.gather(1, self.query_order)), dim=1)
+        if self.noise is None and self.num_pairs is None:
+            return torch.cat((pairs, queries), dim=1)
+        ids = pairs.new_zeros(len(pairs), self._length + 1)  # the last one receives what is no token
+        keys_at = self._keys_at
+        ids.scatter_(1, self._kept(keys_at), self.keys).scatter_(1, self._kept(keys_at + 1), self.values)
+        if self.noise is not None and self.pairs_before is not None:
+            noise_at = 2 * self.pairs_before + torch.arange(self.noise.shape[1], device=ids.device)
+            ids.scatter_(1, noise_at, self.noise)
+        return ids.scatter_(1, self._kept(self._queries_at), queries)[:, :-1]
 
     @property
     def answers(self) -> Tensor:
-        """(batch, p): the value asked for by each query."""
-        return self.values.gather(1, self.query_order)
+        """(batch, p): the value asked for by each query; -100 for queries that an example does not have."""
+        answers = self.values.gather(1, self.query_order)
+        return answers if self.num_pairs is None else answers.masked_fill(~self._has_pair, IGNORE_INDEX)
 
     @property
     def labels(self) -> Tensor:
-        """(batch, 3 p): the answer at each query position, -100 elsewhere."""
-        context = torch.full((self.keys.shape[0], 2 * self.keys.shape[1]), IGNORE_INDEX, device=self.keys.device)
-        return torch.cat((context, self.answers), dim=1)
+        """(batch, 3 p + N): the answer at each query position, -100 elsewhere."""
+        labels = torch.full((len(self.keys), self._length + 1), IGNORE_INDEX, device=self.keys.device)
+        return labels.scatter_(1, self._kept(self._queries_at), self.answers)[:, :-1]
+
+    @property
+    def query_positions(self) -> Tensor:
+        """(positions,) ascending: where any example has a query."""
+        if self.num_pairs is None:
+            return torch.arange(self._length - self.keys.shape[1], self._length, device=self.keys.device)
+        return (self.labels != IGNORE_INDEX).any(0).nonzero().squeeze(1)
 
     def to(self, device: torch.device | str) -> RecallBatch:
-        return RecallBatch(self.keys.to(device), self.values.to(device), self.query_order.to(device))
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in held.items() if value is not None})
+
+    @property
+    def _length(self) -> int:
+        return 3 * self.keys.shape[1] + (0 if self.noise is None else self.noise.shape[1])
+
+    @property
+    def _has_pair(self) -> Tensor:
+        """(batch, p) bool."""
+        columns = torch.arange(self.keys.shape[1], device=self.keys.device).expand_as(self.keys)
+        return columns < (self.keys.shape[1] if self.num_pairs is None else self.num_pairs[:, None])
+
+    @property
+    def _keys_at(self) -> Tensor:
+        """(batch, p) positions of the keys."""
+        columns = torch.arange(self.keys.shape[1], device=self.keys.device).expand_as(self.keys)
+        if self.pairs_before is None:
+            return 2 * columns
+        return 2 * columns + (self.pairs_before.unsqueeze(1) <= columns.unsqueeze(2)).sum(-1)
+
+    @property
+    def _queries_at(self) -> Tensor:
+        """(batch, p) positions of the queries."""
+        pairs = self._has_pair.sum(1, keepdim=True)
+        first = 2 * pairs + (0 if self.noise is None else self.noise.shape[1])
+        return first + torch.arange(self.keys.shape[1], device=self.keys.device)
+
+    def _kept(self, positions: Tensor) -> Tensor:
+        """`positions` (batch, p), with that behind the end for pairs that an example does not have."""
+        return torch.where(self._has_pair, positions, self._length)
 
 
 @dataclass(frozen=True)
@@ -64,34 +125,62 @@ class MQAR:
 
     Args:
         num_pairs: K, the number of pairs of the full task.
-        vocab_size: keys are in [0, vocab_size // 2), values in [vocab_size // 2, vocab_size).
+        vocab_size: keys are the lower half of the token ids, values the upper half (of those that are not noise).
         seed: names the training and validation streams: the same index of another seed or split is another,
             independent example. The probe split is one and the same for every seed, so that models of different
             seeds are compared on the same examples.
+        noise_tokens: tokens of noise in every example, between its pairs.
+        noise_vocab_size: how many of the token ids, the last, are noise; without noise tokens, none are.
+        min_pairs: each training example has a number of pairs of its own, from this one to the current size, evenly.
+            `None`: all have the current size. Validation and probes always have all K.
 
     Raises:
-        ValueError: fewer than one pair, or more pairs than there are keys or values.
+        ValueError: fewer than one pair, more pairs than there are keys or values, or a number out of range.
     """
 
     num_pairs: int = 16
     vocab_size: int = 256
     seed: int = 0
+    noise_tokens: int = 0
+    noise_vocab_size: int = 16
+    min_pairs: int | None = None
 
     def __post_init__(self) -> None:
+        for name, least in (("noise_tokens", 0), ("noise_vocab_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.min_pairs is not None and not 1 <= self.min_pairs <= self.num_pairs:
+            raise ValueError(f"min_pairs must be between 1 and num_pairs ({self.num_pairs}), got {self.min_pairs}")
         if self.num_pairs < 1:
             raise ValueError(f"num_pairs must be at least 1, got {self.num_pairs}")
-        if self.num_pairs > self.vocab_size // 2:
+        if self.num_pairs > self.first_value:
+            noise = f" with {self.noise_vocab_size} ids of noise" if self.noise_tokens else ""
             raise ValueError(
-                f"num_pairs ({self.num_pairs}) is too large for vocab_size {self.vocab_size}: keys and values are "
-                f"distinct and each come from one half, so num_pairs must be at most {self.vocab_size // 2}"
+                f"num_pairs ({self.num_pairs}) is too large for vocab_size {self.vocab_size}{noise}: keys and values "
+                f"are distinct and each come from one half, so num_pairs must be at most {max(self.first_value, 0)}"
             )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
     @property
+    def first_noise(self) -> int:
+        """The first token id that is noise; ids below are keys and values."""
+        return self.vocab_size - (self.noise_vocab_size if self.noise_tokens else 0)
+
+    @property
+    def first_value(self) -> int:
+        """The first token id that is a value; ids below are keys."""
+        return self.first_noise // 2
+
+    @property
     def num_values(self) -> int:
-        """Token ids that are values: the upper half of the vocabulary."""
-        return self.vocab_size - self.vocab_size // 2
+        """Token ids that are values."""
+        return self.first_noise - self.first_value
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of an example with all K pairs."""
+        return 3 * self.num_pairs + self.noise_tokens
 
     @property
     def chance_accuracy(self) -> float:
@@ -111,35 +200,51 @@ class MQAR:
         if not 1 <= num_pairs <= self.num_pairs:
             raise ValueError(f"num_pairs must be between 1 and {self.num_pairs}, got {num_pairs}")
         examples = [self._draw(split, int(index), num_pairs) for index in indices]
-        keys, values, query_order = (torch.from_numpy(np.stack(part)) for part in zip(*examples, strict=True))
-        return RecallBatch(keys, values, query_order)
+        keys, values, query_order, *noise = (torch.from_numpy(np.stack(part)) for part in zip(*examples, strict=True))
+        if not self.noise_tokens:
+            noise = [None, None]
+        sizes = (keys >= 0).sum(1) if self._is_mixed(split) else None
+        return RecallBatch(keys.clamp_min(0), values, query_order, *noise, num_pairs=sizes)
 
-    def _draw(self, split: str, index: int, num_pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _is_mixed(self, split: str) -> bool:
+        return self.min_pairs is not None and split == "train"
+
+    def _draw(self, split: str, index: int, most_pairs: int) -> tuple[np.ndarray, ...]:
+        """Keys (-1 where there are none), values, query order, and what noise there is, of one example."""
         # numpy's SeedSequence mixes all four numbers, so no two streams coincide, and any example can be made again.
         seed = 0 if split == "probe" else self.seed
-        rng = np.random.default_rng((seed, SPLITS.index(split), index, num_pairs))
-        half = self.vocab_size // 2
-        keys = rng.choice(half, num_pairs, replace=False)
-        values = half + rng.choice(self.num_values, num_pairs, replace=False)
-        return keys, values, rng.permutation(num_pairs)
+        rng = np.random.default_rng((seed, SPLITS.index(split), index, most_pairs))
+        num_pairs = most_pairs
+        if self._is_mixed(split):
+            assert self.min_pairs is not None
+            num_pairs = int(rng.integers(min(self.min_pairs, most_pairs), most_pairs + 1))
+        keys, values, query_order = np.full(most_pairs, -1), np.zeros(most_pairs, np.int64), np.arange(most_pairs)
+        keys[:num_pairs] = rng.choice(self.first_value, num_pairs, replace=False)
+        values[:num_pairs] = self.first_value + rng.choice(self.num_values, num_pairs, replace=False)
+        query_order[:num_pairs] = rng.permutation(num_pairs)
+        if not self.noise_tokens:
+            return keys, values, query_order
+        noise = rng.integers(self.first_noise, self.vocab_size, self.noise_tokens)
+        return keys, values, query_order, noise, np.sort(rng.integers(0, num_pairs + 1, self.noise_tokens))
 
-    def to_dict(self) -> dict[str, str | int]:
+    def to_dict(self) -> dict[str, str | int | None]:
         """Plain settings, as saved beside a model; `from_dict` reads them back."""
         return {"task": "mqar", **asdict(self)}
 
     @classmethod
-    def from_dict(cls, settings: dict[str, str | int]) -> MQAR:
+    def from_dict(cls, settings: dict[str, str | int | None]) -> MQAR:
         """Inverse of `to_dict`. Raises ValueError for another task, or for settings that are not this one's."""
-        fields = dict(settings)
-        if fields.pop("task", None) != "mqar":
+        given = dict(settings)
+        if given.pop("task", None) != "mqar":
             raise ValueError(f"task '{settings.get('task')}' is not supported; the one task is 'mqar'")
-        unknown = fields.keys() - {"num_pairs", "vocab_size", "seed"}
-        for key, value in fields.items():
-            if not isinstance(value, int) or isinstance(value, bool):
+        known = [field.name for field in fields(cls)]
+        if unknown := given.keys() - set(known):
+            raise ValueError(f"unknown task setting '{min(unknown)}'; choose from {', '.join(known)}")
+        for key, value in given.items():
+            absent = value is None and key == "min_pairs"
+            if not absent and (not isinstance(value, int) or isinstance(value, bool)):
                 raise ValueError(f"task setting {key} must be an integer, got {value!r}")
-        if unknown:
-            raise ValueError(f"unknown task setting '{min(unknown)}'; choose from num_pairs, vocab_size, seed")
-        return cls(**fields)  # type: ignore[arg-type]
+        return cls(**given)  # type: ignore[arg-type]
 
 
 __all__ = ["IGNORE_INDEX", "MQAR", "SPLITS", "RecallBatch"]

@@ -1,0 +1,59 @@
+"""Tokens per second, and on GPUs the share of their peak that is used (MFU): Lightning's monitor, steps only."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ThroughputMonitor
+
+WINDOW = 20
+"""Batches that a rate is the mean of; there is none before."""
+
+
+class StepThroughput(ThroughputMonitor):
+    """Logs `throughput/*`. Time between steps does not count: validation, probes, checkpoints, the next indices."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            batch_size_fn=lambda batch: len(batch.input_ids),
+            length_fn=lambda batch: batch.input_ids.numel(),
+            window_size=WINDOW,
+            separator="/",
+        )
+        self._ended: float | None = None
+
+    def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_start(trainer, *args)
+        self._ended = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.is_global_zero and self._ended is not None:
+            self._t0s[trainer.state.stage] += time.perf_counter() - self._ended  # type: ignore[index]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args)
+        self._ended = time.perf_counter()
+
+    def on_validation_start(self, *_: Any) -> None:
+        """It is between steps."""
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        """It is between steps."""
+
+    def on_validation_end(self, *_: Any) -> None:
+        """It is between steps."""
+
+    def _compute(self, trainer: Trainer, iter_num: int | None = None) -> None:
+        if trainer._logger_connector.should_update_logs:
+            rates = self._throughputs[trainer.state.stage].compute()  # type: ignore[index]
+            metrics = {}
+            if "device/items_per_sec" in rates:
+                metrics["throughput/tokens_per_second"] = rates["device/items_per_sec"] * trainer.world_size
+            if "device/mfu" in rates:
+                metrics["throughput/mfu"] = rates["device/mfu"]
+            trainer.lightning_module.log_dict(metrics, rank_zero_only=True)
+
+
+__all__ = ["StepThroughput"]
