@@ -37,7 +37,13 @@ SHALLOW = ["--model.num_hidden_layers=2", "--model.attnres_num_blocks=2"]
 CASES = {
     "tiny": ["demo", "cumulative"],
     "tiny, vanilla, checkpointing": ["demo", "vanilla", *SHALLOW, "--model.gradient_checkpointing=true"],
-    "tiny, frozen, mixed": ["demo", "frozen", *SHALLOW, "--trainer.precision=bf16-mixed"],
+    "tiny, frozen, noise, mixed": [
+        "demo",
+        "frozen",
+        *SHALLOW,
+        "--data.noise_tokens=32",
+        "--trainer.precision=bf16-mixed",
+    ],
     "20m": ["20m", "cumulative", *FEW],
     "20m, accumulating": ["20m", "cumulative", *FEW, *SHALLOW, "--trainer.accumulate_grad_batches=2"],
     "20m, block_sum, checkpointing": ["20m", "block_sum", *FEW, *SHALLOW, "--model.gradient_checkpointing=true"],
@@ -108,7 +114,7 @@ FLOP_CASES = {
     "vanilla": ({"architecture": "vanilla"}, 0.001),
     "block_sum": ({"attnres_source": "block_sum"}, 0.001),
     "frozen": ({"attnres_routing": "frozen"}, 0.001),
-    "full": ({"attnres_mode": "full", "num_hidden_layers": 2}, 0.001),
+    "full": ({"attnres_mode": "full"}, 0.001),
     "checkpointing": ({"gradient_checkpointing": True}, 0.05),  # it stops a little before the end of a layer
 }
 
@@ -116,7 +122,7 @@ FLOP_CASES = {
 @pytest.mark.parametrize("size", [{}, SIZE_20M], ids=["tiny", "20m"])
 @pytest.mark.parametrize(("options", "tolerance"), FLOP_CASES.values(), ids=FLOP_CASES.keys())
 def test_flops_are_those_that_torch_counts(size, options, tolerance):
-    module, workload = module_of(size, **options), Workload(1, size.get("num_pairs", 16))
+    module, workload = module_of({**size, "num_hidden_layers": 5}, **options), Workload(1, size.get("num_pairs", 16))
     batch = MQAR(num_pairs=workload.num_pairs).batch("train", [0])
     optimizer = module.build_optimizer()
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
@@ -283,9 +289,11 @@ def test_the_table_says_it_all(capsys):
 def test_assumptions_are_stated():
     assert not any("curriculum" in note for note in estimated(*TINY, "--data.curriculum.kind=off")["notes"])
     notes = " ".join(
-        estimated(*TINY, "--trainer.strategy=fsdp2", "--model.compile=true", "--probe.enabled=true")["notes"]
+        estimated(
+            *TINY, "--trainer.strategy=fsdp2", "--model.compile=true", "--data.min_pairs=2", "--probe.enabled=true"
+        )["notes"]
     )
-    for word in ("curriculum", "one device", "30%", "fsdp2", "torch.compile", "jumps"):
+    for word in ("curriculum", "min_pairs", "one device", "30%", "fsdp2", "torch.compile", "jumps"):
         assert word in notes
 
 

@@ -152,7 +152,8 @@ class Run:
             raise ValueError(f"trainer.precision {precision} is not covered; choose from {', '.join(PRECISIONS)}")
         dtype, autocast = PRECISIONS[precision]
         clip = bool(self.trainer["gradient_clip_val"])
-        sizes = (self.datamodule.batch_size, self.datamodule.task.num_pairs, self.trainer["accumulate_grad_batches"])
+        task, accumulate = self.datamodule.task, self.trainer["accumulate_grad_batches"]
+        sizes = (self.datamodule.batch_size, task.num_pairs, task.noise_tokens, accumulate)
         return Workload(*sizes, dtype, autocast, clip)
 
     @property
@@ -336,10 +337,11 @@ def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
         "the curriculum starts with shorter sequences: tokens, FLOPs and hours are upper bounds": (
             run.datamodule.curriculum.config.kind != "off"
         ),
+        "data.min_pairs is left out: all sequences count as full ones": run.datamodule.task.min_pairs is not None,
         f"trainer.devices {run.trainer['devices']} is counted as one device": run.trainer["devices"] in ALL_DEVICES,
         f"hours assume {share}, and devices that do not wait for each other": True,
         "a GPU's context (about 0.5 GB) and fragmentation come on top of the memory": not on_cpu,
-        "malloc can hold far more, in fragments, unless MALLOC_MMAP_THRESHOLD_ is 65536 in the environment": on_cpu,
+        "glibc's malloc can hold far more, in fragments, unless MALLOC_MMAP_THRESHOLD_=65536 is set": on_cpu,
         "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all": (
             run.is_divided
         ),

@@ -35,6 +35,7 @@ class Workload:
     Args:
         batch_size: sequences per batch.
         num_pairs: K; a sequence has 3 K tokens and K queries.
+        noise_tokens: tokens that a sequence has besides.
         accumulate: batches per step.
         dtype: of the parameters.
         autocast: of matrix products in mixed precision; `None` for that of the parameters.
@@ -43,6 +44,7 @@ class Workload:
 
     batch_size: int
     num_pairs: int
+    noise_tokens: int = 0
     accumulate: int = 1
     dtype: torch.dtype = torch.float32
     autocast: torch.dtype | None = None
@@ -51,7 +53,7 @@ class Workload:
     @property
     def seq(self) -> int:
         """Tokens of a sequence."""
-        return 3 * self.num_pairs
+        return 3 * self.num_pairs + self.noise_tokens
 
     def precision(self, device_type: str) -> AbstractContextManager:
         """What forward passes run under."""
@@ -140,10 +142,10 @@ def simulate_step(module: RetrievalModule, workload: Workload, foreach: bool = F
         for parameter in (parameter for parameter in module.parameters() if parameter.requires_grad):
             parameter.register_post_accumulate_grad_hook(lambda p: memory.assign([p.grad], "gradients"))
         optimizer = module.build_optimizer(foreach=foreach)
-        ids = [torch.zeros(workload.batch_size, workload.num_pairs, dtype=torch.long) for _ in range(3)]
+        batch = _fake_batch(workload)
         for _ in range(2):  # moments are made in the first step; its gradients live until the second's forward is done
             memory.operations = 0
-            training_step(module, optimizer, RecallBatch(*ids), workload, memory)
+            training_step(module, optimizer, batch, workload, memory)
             memory.assign(tree_leaves([list(state.values()) for state in optimizer.state.values()]), "moments")
     return SimulatedStep({part: memory.peak[part] for part in PARTS}, memory.operations)
 
@@ -172,6 +174,11 @@ def training_step(
 def _enter(memory: LiveMemory | None, phase: str) -> None:
     if memory is not None:
         memory.phase = phase
+
+
+def _fake_batch(workload: Workload) -> RecallBatch:
+    sizes = (workload.num_pairs,) * 3 + (workload.noise_tokens,) * 2 * bool(workload.noise_tokens)
+    return RecallBatch(*(torch.zeros(workload.batch_size, size, dtype=torch.long) for size in sizes))
 
 
 def _make_fake(module: nn.Module, dtype: torch.dtype) -> None:
