@@ -43,13 +43,19 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def output_of(run_dir: Path) -> Path:
+    """What the processes of a run have printed."""
+    return run_dir.with_name("output.txt")
+
+
 def train(run_dir: Path, save: int | None = None, batch: int | None = None, seconds: float = 0.0) -> None:
     """In a process of its own, which dies in the middle of checkpoint `save`, counted from now, or `seconds` after the
     end of batch `batch`."""
     os.environ["WANDB_MODE"] = "offline"
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # loader workers start as they do from a shell
-    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (as long as the process lives)
+    run_dir.parent.mkdir(exist_ok=True)
+    sys.stdout = sys.stderr = output_of(run_dir).open("a")  # noqa: SIM115 (as long as the process lives)
     save_whole, on_train_batch_end = torch.save, CurriculumCallback.on_train_batch_end
     num_saves = num_batches = 0
 
@@ -110,17 +116,17 @@ def same(a, b) -> bool:
 
 def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
-    assert run(processes, whole) == 0
+    assert run(processes, whole) == 0, output_of(whole).read_text()
     random_numbers = random.Random(0)
     steps = []
     for kill in random_numbers.sample(KILLS, len(KILLS)):
-        assert run(processes, killed, kill, random_numbers) == -signal.SIGKILL
+        assert run(processes, killed, kill, random_numbers) == -signal.SIGKILL, output_of(killed).read_text()
         _, checkpoint, torn = newest_checkpoint(killed)
         assert not torn  # what was cut off has never been put in place
         steps.append(checkpoint.get("global_step", 0))
     assert steps == sorted(steps)
     assert len(set(steps)) >= 3  # it got on in between
-    assert run(processes, killed) == 0
+    assert run(processes, killed) == 0, output_of(killed).read_text()
 
     a, b = (read_checkpoint(path / "checkpoints" / LAST) for path in (whole, killed))
     for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "MQARDataModule"):
