@@ -142,7 +142,8 @@ class ProbeCallback(Callback):
         if trainer.is_global_zero:  # a resumed run goes on from its checkpoint: later rows are of steps to come
             storage.drop_steps_after(_directory(trainer), trainer.global_step)
             shutil.rmtree(_directory(trainer) / PARTS, ignore_errors=True)  # of a probe that was killed
-            self._log_rows_of_disk(trainer)
+            if trainer.global_step > 0:
+                self._log_rows_of_disk(trainer)
         trainer.strategy.barrier("before probes")
         if trainer.global_step == 0:
             self._probe_once(trainer, pl_module)

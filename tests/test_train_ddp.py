@@ -67,7 +67,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     options = [f"--config={LAUNCH / 'ddp.yaml'}", *OPTIONS, "--data.batch_size=4"]
     slurm = {"SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "2"}
     launch(folder, [LAUNCH / "slurm.sbatch", f"--run_dir={paths['ddp']}", *options], slurm)
-    options = [f"--config={LAUNCH / 'fsdp2.yaml'}", *OPTIONS, "--data.batch_size=4", "--trainer.devices=2"]
+    options = [f"--config={LAUNCH / 'fsdp2.yaml'}", *OPTIONS, "--data.batch_size=4"]
     launch(folder, [LAUNCH / "torchrun.sh", f"--run_dir={paths['fsdp2']}", *options], {"PROCESSES": "2"})
     shutil.copytree(paths["one"], paths["resumed"])
     (paths["resumed"] / "checkpoints" / LAST).unlink()  # goes on with the checkpoint before, of one process
@@ -154,6 +154,20 @@ def test_each_device_takes_its_own_part_of_a_step(make_trainer_data):
             assert sorted(together) == batch
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_devices_validate_in_equally_many_batches(batch_size):
+    """Those of a divided model run them together."""
+    for world_size in (1, 2, 3, 5):
+        for examples in range(world_size, 30):
+            data = MQARDataModule(2, 8, batch_size=batch_size, num_validation_examples=examples)
+            parts = []
+            for rank in range(world_size):
+                data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+                parts.append([torch.as_tensor(batch["index"]).tolist() for batch in data.val_dataloader()])
+            assert len({len(part) for part in parts}) == 1
+            assert sorted(index for part in parts for batch in part for index in batch) == list(range(examples))
+
+
 @pytest.fixture
 def make_trainer_data():
     def make(rank: int, world_size: int, batch_size: int) -> list[list[int]]:
@@ -169,6 +183,7 @@ def make_trainer_data():
     ("option", "message"),
     [
         ("use_distributed_sampler=true", "trainer.use_distributed_sampler must be false"),
+        ("overfit_batches=1", "trainer.overfit_batches must be left out"),
         ("strategy=fsdp", "trainer.strategy must be auto, ddp or fsdp2 (parameters divided over devices), got fsdp"),
         (
             "strategy=lightning.pytorch.strategies.ModelParallelStrategy",
@@ -181,3 +196,10 @@ def test_what_would_change_the_numbers_is_refused(option, message, tmp_path, cap
         main(["fit", f"--run_dir={tmp_path / 'run'}", *OPTIONS, f"--trainer.{option}"])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_clipping_by_value_is_refused_where_it_would_be_by_norm(tmp_path, capsys):
+    options = ["--trainer.strategy=fsdp2", "--trainer.gradient_clip_algorithm=value"]
+    with pytest.raises(SystemExit):
+        main(["fit", f"--run_dir={tmp_path / 'run'}", *OPTIONS, *options])
+    assert "trainer.gradient_clip_algorithm must be norm" in capsys.readouterr().err

@@ -55,6 +55,8 @@ def test_routing_rates_do_not_hide_the_test(found, capsys):
         (["--min_lr=0"], "min_lr (0) must be positive and below max_lr (1)"),
         (["--min_lr=2"], "min_lr (2) must be positive and below max_lr (1)"),
         (["--num_steps=19"], "num_steps must be at least 20, got 19"),
+        (["--trainer.strategy=fsdp2"], "find_lr runs on one device: trainer.strategy must not be fsdp2"),
+        (["--trainer.fast_dev_run=true"], "find_lr takes --num_steps steps: trainer.fast_dev_run must be false"),
         (["--min_rl=1"], "option min_rl does not exist; did you mean min_lr?"),
     ],
 )

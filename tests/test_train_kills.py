@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -21,7 +22,7 @@ from tests.wandb_server import synced_history
 from train.callbacks import CurriculumCallback
 from train.checkpoints import LAST, PREVIOUS, newest_checkpoint, read_checkpoint
 from train.cli import main
-from train.loggers import MetricsLogger
+from train.loggers import MetricsLogger, RunWandbLogger
 
 OPTIONS = [
     *TINY,
@@ -55,7 +56,7 @@ def train(run_dir: Path, save: int | None = None, batch: int | None = None, seco
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # loader workers start as they do from a shell
     run_dir.parent.mkdir(exist_ok=True)
-    sys.stdout = sys.stderr = output_of(run_dir).open("a")  # noqa: SIM115 (as long as the process lives)
+    sys.stdout = sys.stderr = output_of(run_dir).open("a")
     save_whole, on_train_batch_end = torch.save, CurriculumCallback.on_train_batch_end
     num_saves = num_batches = 0
 
@@ -90,7 +91,9 @@ def run(processes, run_dir: Path, kill: str | None = None, random_numbers: rando
     """Train in a new process and kill it, at a moment that is drawn; returns its exit code."""
     draw = random_numbers or random.Random()
     options: dict[str, float] = {}
-    if kill == "while saving":
+    if kill == "at the first batch":  # after the first probe, before the first checkpoint
+        options = {"batch": 1, "seconds": 0.0}
+    elif kill == "while saving":
         options = {"save": draw.randint(1, 2)}
     elif kill == "while training":
         options = {"batch": draw.randint(4, 12), "seconds": draw.uniform(0, 0.05)}
@@ -119,7 +122,7 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     assert run(processes, whole) == 0, output_of(whole).read_text()
     random_numbers = random.Random(0)
     steps = []
-    for kill in random_numbers.sample(KILLS, len(KILLS)):
+    for kill in ["at the first batch", *random_numbers.sample(KILLS, len(KILLS))]:
         assert run(processes, killed, kill, random_numbers) == -signal.SIGKILL, output_of(killed).read_text()
         _, checkpoint, torn = newest_checkpoint(killed)
         assert not torn  # what was cut off has never been put in place
@@ -192,6 +195,8 @@ def test_a_torn_checkpoint_is_named_and_passed_over(tear, tmp_path, monkeypatch,
     assert f"'{folder / LAST}' is not whole and is passed over" in capsys.readouterr().err
     assert same(read_checkpoint(folder / LAST)["state_dict"], whole["state_dict"])
     assert (tmp_path / "run/metrics.csv").read_text() == rows
+    assert (folder / f"{LAST}.torn").exists()  # and has not taken the place of the whole one
+    assert read_checkpoint(folder / PREVIOUS)["global_step"] == 4
 
     for name in (LAST, PREVIOUS):
         tear(folder / name)
@@ -207,3 +212,20 @@ def test_a_row_that_was_not_written_whole_is_dropped(tmp_path):
     logger.log_metrics({"train/loss": 1.0, "train/new": 2.0}, step=12)
     logger.save()
     assert list(pd.read_csv(path)["step"]) == [10, 11, 12]
+
+
+def test_what_the_server_has_not_received_is_sent_again(tmp_path, monkeypatch):
+    """Online, the rows of the files that W&B could not upload before it was killed are not taken for logged."""
+    (tmp_path / "metrics.csv").write_text("step,train/loss\r\n0,1.5\r\n1,1.25\r\n2,1.0\r\n")
+    rows = [{"_step": step, "trainer/global_step": step, "train/loss": 1.5 - step / 4} for step in range(3)]
+    sent: dict[str, list] = {"online": [], "offline": []}
+    for mode, logged in sent.items():
+        run = SimpleNamespace(step=1, log=lambda row, logged=logged, **how: logged.append((row, how)))
+        logger = RunWandbLogger(tmp_path, first_step=3, mode=mode)
+        logger._experiment = run
+        logger._take_up(rows, run.step)
+        logger._log_rows_of_disk()
+    how = {"commit": True}
+    row = [{"train/loss": 1.25, "trainer/global_step": 1}, {"train/loss": 1.0, "trainer/global_step": 2}]
+    assert sent["online"] == [(row[0], {"step": 1, **how}), (row[1], {"step": 2, **how})]
+    assert sent["offline"] == []

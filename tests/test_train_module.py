@@ -172,6 +172,13 @@ def test_routing_entropy(source):
     assert metric.compute()["mlp"] == pytest.approx(0.5)
 
 
+def test_routing_entropy_leaves_out_reads_without_a_choice():
+    model = make(attnres_source="block_sum", num_hidden_layers=1, attnres_num_blocks=1).model
+    metric = RoutingEntropy(model.sites)
+    metric.update(model(torch.arange(6).view(2, 3), output_routing_weights=True).routing_weights)
+    assert metric.compute().keys() == {"mlp", "final"}
+
+
 @torch.no_grad()
 def test_a_loss_of_different_lengths_is_the_mean_over_parts():
     task = MQAR(4, 32, min_pairs=1, noise_tokens=2)

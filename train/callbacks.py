@@ -37,6 +37,13 @@ class CurriculumCallback(Callback):
 class StepNumbers(Callback):
     """Rows are logged at their own step: Lightning counts one too many in a run that was finished and goes on."""
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Batches of a step that was not finished are made again, and a step may have another number of them now."""
+        done = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["current"], progress["total"]):  # of the epoch, the only one, and of all
+            counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
+
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step != trainer.fit_loop.epoch_loop._batches_that_stepped:
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
@@ -121,7 +128,9 @@ class RunExport(Callback):
         run = {"condition": hparams["condition"], "seed": hparams["seed"], "step": trainer.global_step}
         task = trainer.datamodule.task.to_dict()  # type: ignore[attr-defined]
         for name, content in ((TASK_FILE, task), (RUN_FILE, run)):
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+            part = folder / f"{name}.part"
+            part.write_text(json.dumps(content, indent=2) + "\n")
+            part.replace(folder / name)
 
 
 def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:

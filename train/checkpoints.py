@@ -40,6 +40,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if path.name == LAST and path.exists():
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the names, too
+        finally:
+            os.close(folder)
 
 
 class SaveCheckpoint(Checkpoint):
@@ -75,7 +80,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if whole else {}
         if "model_config" in checkpoint["hyper_parameters"]:
             return checkpoint
-    except (zipfile.BadZipFile, RuntimeError, UnpicklingError, KeyError, TypeError, EOFError, OSError):
+    except (zipfile.BadZipFile, RuntimeError, UnpicklingError, KeyError, TypeError, EOFError):
         pass
     raise ValueError(f"'{path}' is not a checkpoint of attnres-train (RUN_DIR/{FOLDER}/*.ckpt), or not a whole one")
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import yaml
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from probe.checkpoints import RUN_FILE
 from train.checkpoints import FOLDER, newest_checkpoint, read_checkpoint
 from train.provenance import FILE as PROVENANCE
 from train.sharding import FSDP2, FSDP2Strategy
@@ -24,7 +24,6 @@ POSITIVE_TRAINER_OPTIONS = (
     "val_check_interval",
     "accumulate_grad_batches",
     "log_every_n_steps",
-    "limit_train_batches",
 )
 # Of a configuration, what says where it was written and not what the model is.
 NOT_OF_THE_MODEL = {"_name_or_path", "transformers_version"}
@@ -97,6 +96,11 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     clip = options["gradient_clip_val"]
     if clip is not None and not clip >= 0:
         raise ValueError(f"trainer.gradient_clip_val must not be negative, got {clip}")
+    if options["gradient_clip_algorithm"] == "value" and is_divided(options["strategy"]):
+        raise ValueError(f"trainer.gradient_clip_algorithm must be norm with trainer.strategy {FSDP2}, got value")
+    for key in ("limit_train_batches", "overfit_batches"):
+        if options[key]:
+            raise ValueError(f"trainer.{key} must be left out: examples would repeat; trainer.max_steps says how long")
     if options["max_epochs"] != -1:
         raise ValueError(
             f"trainer.max_epochs must be -1, got {options['max_epochs']}: trainer.max_steps says how long to train"
@@ -109,6 +113,19 @@ def check_strategy(strategy: Any) -> None:
     known = isinstance(strategy, DDPStrategy | SingleDeviceStrategy | FSDP2Strategy)
     if not known and not re.match(rf"auto$|ddp|{FSDP2}$", str(name)):
         raise ValueError(f"trainer.strategy must be auto, ddp or {FSDP2} (parameters divided over devices), got {name}")
+
+
+def is_divided(strategy: Any) -> bool:
+    """Whether `trainer.strategy` divides parameters over devices."""
+    return strategy == FSDP2 or isinstance(strategy, FSDP2Strategy)
+
+
+def check_search(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for options of the trainer with which a learning rate cannot be searched."""
+    if is_divided(options["strategy"]):
+        raise ValueError(f"find_lr runs on one device: trainer.strategy must not be {FSDP2}")
+    if options["fast_dev_run"]:
+        raise ValueError("find_lr takes --num_steps steps: trainer.fast_dev_run must be false")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -128,10 +145,15 @@ def last_checkpoint(run_dir: str | None, required: bool) -> tuple[str | None, di
     """
     if not run_dir:
         raise UsageError("--run_dir is required: give the folder whose checkpoint is meant, or its --ckpt_path")
-    path, checkpoint, torn = newest_checkpoint(Path(run_dir))
+    try:
+        path, checkpoint, torn = newest_checkpoint(Path(run_dir))
+    except OSError as error:
+        raise UsageError(f"--run_dir '{run_dir}': a checkpoint cannot be read: {error.strerror}") from None
     for name in torn:
         print(f"attnres-train: '{name}' is not whole and is passed over", file=sys.stderr)
     if path is not None:
+        if not required:  # or the next checkpoint that is written would put it in the place of the whole one
+            set_aside(torn)
         return str(path), checkpoint
     if torn:
         raise UsageError(f"--run_dir '{run_dir}' holds no whole checkpoint; remove {FOLDER}/ to start at step 0")
@@ -142,6 +164,12 @@ def last_checkpoint(run_dir: str | None, required: bool) -> tuple[str | None, di
         )
     print(f"attnres-train: '{run_dir}' has no checkpoint yet, training starts at step 0", file=sys.stderr)
     return None, {}
+
+
+def set_aside(torn: list[Path]) -> None:
+    for path in torn:
+        with suppress(FileNotFoundError):  # another process was first
+            path.replace(path.with_name(f"{path.name}.torn"))
 
 
 def as_list(value: Any) -> list[Any]:
@@ -156,9 +184,7 @@ def check_run_dir(run_dir: str | None, ckpt_path: str | None, goes_on: bool) -> 
     folder = Path(run_dir)
     # wandb/ alone is what a run leaves that failed while setting up; the rest, one that was killed early.
     files = {name + end for name in ("metrics.csv", PROVENANCE) for end in ("", ".part")}
-    left = {"wandb"} | ({"config.yaml", "probe", FOLDER, *files} if goes_on else set())
-    if goes_on and not (folder / "hf" / RUN_FILE).exists():  # of an export that was not finished
-        left.add("hf")
+    left = {"wandb"} | ({"config.yaml", "probe", "hf", FOLDER, *files} if goes_on else set())
     try:
         if all(path.name in left for path in folder.iterdir()):
             return
@@ -202,3 +228,17 @@ def check_same_model(config: dict[str, Any], checkpoint: dict[str, Any]) -> None
                 f"--ckpt_path holds a model with {key} {saved.get(key)}, the configuration says {config.get(key)}; "
                 "give the config.yaml of the checkpoint's run"
             )
+
+
+def check_same_run(hparams: Mapping[str, Any], task: Mapping[str, Any], checkpoint: dict[str, Any]) -> None:
+    """Raises ValueError for options that a resumed run would not take up, or not all at once: of the optimiser, whose
+    state and schedule are the checkpoint's, and of the examples."""
+    groups = [(checkpoint["hyper_parameters"].get("optimizer", {}), hparams["optimizer"], "model")]
+    groups.append((checkpoint.get("datamodule_hyper_parameters", {}).get("task", {}), task, "data"))
+    for saved, configured, group in groups:
+        for key, value in saved.items():
+            if configured.get(key) != value:
+                raise ValueError(
+                    f"--ckpt_path holds a run with {group}.{key} {value}, the configuration says "
+                    f"{configured.get(key)}: a run goes on as it began; give its config.yaml, or start another"
+                )

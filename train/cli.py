@@ -37,6 +37,8 @@ from train.checks import (
     check_readable,
     check_run_dir,
     check_same_model,
+    check_same_run,
+    check_search,
     check_trainer,
     explain,
     last_checkpoint,
@@ -70,6 +72,9 @@ SUBCOMMANDS = {
     "estimate": "Say what training will cost: parameters, FLOPs, memory, tokens, hours; writes nothing.",
 }
 STUDY = "several conditions and seeds, each trained and probed, and one table of them (attnres-train study --help)"
+# A learning rate is searched in one process, of which nothing is kept.
+ONE_DEVICE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "callbacks": None}
+ONE_DEVICE |= {"enable_progress_bar": False, "limit_val_batches": 0}
 # An estimate can be of another machine: Lightning would look for its devices here.
 NO_DEVICES = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
 
@@ -122,7 +127,7 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         args = sys.argv[1:] if args is None else args
-        files = re.findall(r"(?:--config|-c)(?:=|\0)([^\0]+)", "\0".join(args))
+        files = re.findall(r"(?:^|\0)(?:--config|-c)(?:=|\0)([^\0]+)", "\0".join(args))
         check_readable(files)
         try:
             self.config = parser.parse_args(args)
@@ -163,6 +168,8 @@ class TrainCLI(LightningCLI):
             check_same_model(self.model.hparams["model_config"], self.checkpoint)
         if self.subcommand == "validate":
             return super().instantiate_trainer(**{**kwargs, "logger": False})
+        if self.checkpoint:
+            check_same_run(self.model.hparams, self.datamodule.task.to_dict(), self.checkpoint)
         estimates = self.subcommand == "estimate"
         check_trainer({**config, "accelerator": "auto"} if estimates else config)
         self._get(self.config_init, "probe").check(self.datamodule.task, self.model.model)
@@ -170,8 +177,8 @@ class TrainCLI(LightningCLI):
             check_devices(config)
             return super().instantiate_trainer(**{**kwargs, **NO_DEVICES, "logger": False})
         if self.subcommand == "find_lr":
-            own = {"logger": False, "callbacks": None, "enable_progress_bar": False, "limit_val_batches": 0}
-            return super().instantiate_trainer(**{**kwargs, **own})
+            check_search(config)
+            return super().instantiate_trainer(**{**kwargs, **ONE_DEVICE})
         if isinstance(config["val_check_interval"], int):  # Lightning counts batches, we count steps
             kwargs["val_check_interval"] = config["val_check_interval"] * config["accumulate_grad_batches"]
         if config["logger"] in (None, True):
@@ -179,7 +186,12 @@ class TrainCLI(LightningCLI):
         progress, checkpoints = (config[f"enable_{name}"] is not False for name in ("progress_bar", "checkpointing"))
         self.trainer_defaults["callbacks"] = run_callbacks(progress, checkpoints)
         kwargs["plugins"] = [AtomicCheckpointIO(), *as_list(config["plugins"])]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.datamodule.num_validation_examples < trainer.world_size:
+            raise ValueError(
+                f"data.num_validation_examples must be at least the number of devices, {trainer.world_size}"
+            )
+        return trainer
 
     def fit(self, model: RetrievalModule, datamodule: MQARDataModule, ckpt_path: str | None) -> None:
         self.trainer.fit(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)

@@ -82,19 +82,11 @@ class MQARDataModule(LightningDataModule):
         return self._loader(self._own(indices), batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """Each device's part in equally many batches: where a model is divided, devices run them together.
-
-        Raises:
-            ValueError: fewer examples than devices.
-        """
+        """Each device's part in equally many batches: where a model is divided, devices run them together."""
         trainer = self.trainer
         assert trainer is not None
-        if self.num_validation_examples < trainer.world_size:
-            raise ValueError(
-                f"data.num_validation_examples ({self.num_validation_examples}) must be at least the number of devices "
-                f"({trainer.world_size})"
-            )
-        num_batches = -(-self.num_validation_examples // (self.batch_size * trainer.world_size))
+        # With batches of one, a device would have one less than another.
+        num_batches = -(-self.num_validation_examples // (max(self.batch_size, 2) * trainer.world_size))
         own = self._own(np.arange(self.num_validation_examples))
         batches = np.array_split(np.arange(len(own)), num_batches)
         return self._loader(own, batch_sampler=[batch.tolist() for batch in batches])

@@ -116,8 +116,10 @@ class RunWandbLogger(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
-            self._read_files()
-            self._num_rows = max(self._num_rows, super().experiment.step)
+            if self._id is not None:
+                wandb_files.mend_files(self._run_dir)
+            rows = [] if self._id is None else wandb_files.history(self._run_dir, self._id)
+            self._take_up(rows, super().experiment.step)
             self._log_rows_of_disk()
         return self._experiment
 
@@ -132,13 +134,14 @@ class RunWandbLogger(WandbLogger):
             experiment.log(row, step=self._num_rows, commit=True)  # W&B's count would begin anew when resumed offline
             self._num_rows += 1
 
-    def _read_files(self) -> None:
-        if self._id is not None:
-            wandb_files.mend_files(self._run_dir)
-            for row in wandb_files.history(self._run_dir, self._id):
-                self._num_rows = max(self._num_rows, int(row["_step"]) + 1)
-                if (step := row.get(wandb_files.STEP)) is not None:
-                    self._logged |= {(int(step), name): value for name, value in row.items()}
+    def _take_up(self, rows: list[dict[str, Any]], num_received: int) -> None:
+        """Go on after the `rows` of the files; online, after those that the server has received, the first ones."""
+        if self._wandb_init.get("mode") == "online":
+            rows = [row for row in rows if int(row["_step"]) < num_received]
+        self._num_rows = max([num_received, *(int(row["_step"]) + 1 for row in rows)])
+        for row in rows:
+            if (step := row.get(wandb_files.STEP)) is not None:
+                self._logged |= {(int(step), name): value for name, value in row.items()}
 
     def _compare(self, metrics: Mapping[str, Any], step: int) -> None:
         """Says so, once, if what is kept is not what is logged now."""

@@ -59,7 +59,8 @@ class RoutingEntropy(Metric):
                 self.total[index] += share.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, self.summed / self.total, strict=True))
+        shares = zip(self.names, self.summed / self.total, self.total, strict=True)
+        return {name: share for name, share, total in shares if total}  # not of sublayers without a choice
 
 
 __all__ = ["PositionAccuracy", "RoutingEntropy"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from typing import Any, Literal
 
@@ -114,6 +115,7 @@ class RetrievalModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.routing_learning_rates = routing_learning_rates
         self.flops_per_batch = 0.0  # of the last one; ThroughputMonitor reads it
+        self._of_step: list[Tensor] = []  # loss and accuracy of each batch of a step
         # Metrics of torchmetrics count examples over all devices; Lightning's own mean would take the parts for equal.
         self.val_accuracy = PositionAccuracy(num_pairs)
         self.val_loss = MeanMetric()
@@ -121,7 +123,10 @@ class RetrievalModule(LightningModule):
         self.val_routing_entropy = RoutingEntropy(read_sites(config)) if isinstance(config, AttnResConfig) else None
         # Plain values only, so that checkpoints load with weights_only=True; enough to build the model again.
         model_config = json.loads(json.dumps(self.model.config.to_dict(), default=str))
-        self.save_hyperparameters({"model_config": model_config, "condition": self.condition, "seed": int(seed)})
+        optimizer = {key: options[key] for key in ("learning_rate", "weight_decay", "betas", "warmup_steps")}
+        optimizer = {**optimizer, "betas": list(betas), "routing_learning_rates": asdict(routing_learning_rates)}
+        hparams = {"model_config": model_config, "condition": self.condition, "seed": int(seed), "optimizer": optimizer}
+        self.save_hyperparameters(hparams)
 
     @property
     def condition(self) -> str:
@@ -173,15 +178,18 @@ class RetrievalModule(LightningModule):
     def training_step(self, batch: RecallBatch, batch_idx: int) -> dict[str, Tensor]:
         loss, correct = self.answer(batch)
         self.flops_per_batch = self._model_flops(len(batch.labels), batch.labels.shape[1], len(batch.query_positions))
-        accuracy = mean_over_queries(correct.float(), batch)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._of_step.clear()
+        self._of_step.append(torch.stack((loss.detach(), mean_over_queries(correct.float(), batch))))
+        mean_loss, mean_accuracy = torch.stack(self._of_step).mean(0)  # of the step's batches so far
         metrics = {
-            "train/loss": loss.detach(),
-            "train/accuracy": accuracy,
+            "train/loss": mean_loss,
+            "train/accuracy": mean_accuracy,
             "train/pairs": float(batch.keys.shape[1]),
             "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
         self.log_dict(metrics, batch_size=len(batch.keys), sync_dist=True)  # of the whole batch, on all devices
-        return {"loss": loss, "accuracy": accuracy}
+        return {"loss": loss, "accuracy": metrics["train/accuracy"]}
 
     @cache  # noqa: B019 (there is one module, as long as the process trains)
     def _model_flops(self, batch_size: int, seq: int, queries: int) -> float:

@@ -47,7 +47,7 @@ def mend_files(run_dir: Path) -> None:
     for path in _files(run_dir):
         end = max((end for _, end in _records(path)), default=0)
         if end == 0:
-            shutil.rmtree(path.parent)
+            shutil.rmtree(path.parent, ignore_errors=True)  # W&B may still be about to end
         elif end < path.stat().st_size:
             os.truncate(path, end)
 
@@ -78,6 +78,8 @@ def _records(path: Path) -> Iterator[tuple[Record, int]]:
             position += BLOCK - position % BLOCK
             continue
         _, length, kind = CHUNK_HEADER.unpack_from(content, position)
+        if kind == 0:  # a hole, as after a loss of power
+            return
         position += CHUNK_HEADER.size
         parts += content[position : position + length]
         position += length

@@ -236,7 +236,7 @@ class MQAR:
         """Inverse of `to_dict`. Raises ValueError for another task, or for settings that are not this one's."""
         given = dict(settings)
         if given.pop("task", None) != "mqar":
-            raise ValueError(f"task '{settings.get('task')}' is not supported; the one task is 'mqar'")
+            raise ValueError(f"task '{settings.get('task')}' is not mqar")
         known = [field.name for field in fields(cls)]
         if unknown := given.keys() - set(known):
             raise ValueError(f"unknown task setting '{min(unknown)}'; choose from {', '.join(known)}")

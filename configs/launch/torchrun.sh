@@ -9,4 +9,4 @@
 set -euo pipefail
 exec torchrun --nnodes "${NODES:-1}" --nproc-per-node "${PROCESSES:-gpu}" --rdzv-backend c10d \
     --rdzv-endpoint "${HEAD:-localhost:29500}" --no-python attnres-train fit "$@" \
-    --trainer.num_nodes "${NODES:-1}" --ckpt_path last
+    --trainer.num_nodes "${NODES:-1}" --trainer.devices "${PROCESSES:-auto}" --ckpt_path last
