@@ -111,7 +111,8 @@ class SaveConfig(SaveConfigCallback):
 
 
 class RunExport(Callback):
-    """When training ends, saves the Hugging Face model with task and provenance beside it, then the last checkpoint."""
+    """When training ends, saves the Hugging Face model with the task, the last checkpoint, and what run it was: with that
+    the run is complete."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model: torch.nn.Module = pl_module.model  # type: ignore[assignment]
@@ -119,18 +120,24 @@ class RunExport(Callback):
         if trainer.is_global_zero:
             self._export(trainer, pl_module, state)
         if trainer.checkpoint_callbacks:
-            save_checkpoint(trainer)  # the last thing of all: with it the run is complete
+            save_checkpoint(trainer)
+        if trainer.is_global_zero:
+            hparams = pl_module.hparams
+            run = {"condition": hparams["condition"], "seed": hparams["seed"], "step": trainer.global_step}
+            self._write(trainer, RUN_FILE, run)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Tensor] | None) -> None:
-        folder = Path(trainer.default_root_dir) / "hf"
-        pl_module.model.save_pretrained(folder, state_dict=state)  # type: ignore[operator, union-attr]
-        hparams = pl_module.hparams
-        run = {"condition": hparams["condition"], "seed": hparams["seed"], "step": trainer.global_step}
-        task = trainer.datamodule.task.to_dict()  # type: ignore[attr-defined]
-        for name, content in ((TASK_FILE, task), (RUN_FILE, run)):
-            part = folder / f"{name}.part"
-            part.write_text(json.dumps(content, indent=2) + "\n")
-            part.replace(folder / name)
+        pl_module.model.save_pretrained(self._folder(trainer), state_dict=state)  # type: ignore[operator, union-attr]
+        self._write(trainer, TASK_FILE, trainer.datamodule.task.to_dict())  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _folder(trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "hf"
+
+    def _write(self, trainer: Trainer, name: str, content: dict[str, Any]) -> None:
+        part = self._folder(trainer) / f"{name}.part"
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.replace(part.with_name(name))
 
 
 def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:

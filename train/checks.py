@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from probe.checkpoints import RUN_FILE
 from train.checkpoints import FOLDER, newest_checkpoint, read_checkpoint
 from train.provenance import FILE as PROVENANCE
 from train.sharding import FSDP2, FSDP2Strategy
@@ -184,7 +185,9 @@ def check_run_dir(run_dir: str | None, ckpt_path: str | None, goes_on: bool) -> 
     folder = Path(run_dir)
     # wandb/ alone is what a run leaves that failed while setting up; the rest, one that was killed early.
     files = {name + end for name in ("metrics.csv", PROVENANCE) for end in ("", ".part")}
-    left = {"wandb"} | ({"config.yaml", "probe", "hf", FOLDER, *files} if goes_on else set())
+    left = {"wandb"} | ({"config.yaml", "probe", FOLDER, *files} if goes_on else set())
+    if goes_on and not (folder / "hf" / RUN_FILE).exists():  # of an export that was not finished
+        left.add("hf")
     try:
         if all(path.name in left for path in folder.iterdir()):
             return
