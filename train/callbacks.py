@@ -111,8 +111,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class RunExport(Callback):
-    """When training ends, saves the Hugging Face model with the task, the last checkpoint, and what run it was: with that
-    the run is complete."""
+    """When training ends, saves the Hugging Face model and the task, the last checkpoint, and at last what run it was."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model: torch.nn.Module = pl_module.model  # type: ignore[assignment]
