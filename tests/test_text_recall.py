@@ -104,11 +104,14 @@ def test_all_codes_of_an_alphabet_can_be_in_one_context():
 
 
 def test_data_files_keep_apart_what_must_be():
-    names, words, fillers = read_data("names"), read_data("codes")["words"]["parts"], read_data("fillers")
-    for pool in (names, words, fillers):
+    names, fillers = read_data("names"), read_data("fillers")
+    alphabets = [codes["parts"] for codes in read_data("codes").values()]
+    for pool in (names, fillers, *alphabets):
         assert not [(a, b) for a in pool for b in pool if a is not b and b.startswith(a)]
-    prose = " ".join([*fillers, *map(str, read_data("templates").values())])
-    assert not set(re.findall(r"\w+", prose)) & {*names, *words}  # no name or code but those of the facts
+    wordings = [text for template in read_data("templates").values() for text in template.values()]
+    prose = set(re.findall(r"\w+", " ".join([*fillers, *wordings]).lower()))  # some tokenizers write lower case
+    # No name or part of a code but those of the facts.
+    assert not prose & {entry.lower() for pool in (names, *alphabets) for entry in pool}
     for template in read_data("templates").values():
         assert template.keys() == {"header", "fact", "filler", "question"}
         assert " {code}" in template["fact"]
