@@ -25,7 +25,7 @@ from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, 
 from probe.flip import recall_accuracy
 from probe.parts import IDENTITY
 from probe.prompts import TextPrompts
-from probe.runner import PARTS, Probe, ProbeSettings, probe_model, sweep_share
+from probe.runner import PARTS, Probe, ProbeSettings, check_probe, probe_model, sweep_share
 from probe.tasks import ProbeTask, probe_inputs
 
 if TYPE_CHECKING:
@@ -189,8 +189,8 @@ def _task(args: argparse.Namespace, checkpoint: Checkpoint) -> ProbeTask:
 def _probe(args: argparse.Namespace, settings: ProbeSettings, load: Callable[[argparse.Namespace], Subject]) -> Subject:
     """Load, check and probe, in one process or in `--devices` of them."""
     subject = load(args)
-    settings.grid(subject.model)  # what does not exist in this model is refused before anything is written
     if args.devices > 1:
+        check_probe(subject.model, subject.task, settings)  # an error in a spawned process would be a traceback
         from lightning.fabric import Fabric  # takes a second to import
 
         accelerator = "cuda" if args.device.startswith("cuda") else "cpu"

@@ -178,6 +178,11 @@ def probe_model(
     return Probe(tables["effects"], summary, summary["clean"]["accuracy"], seconds)
 
 
+def check_probe(model: AttnResForCausalLM, task: ProbeTask, settings: ProbeSettings) -> None:
+    """Raise a ValueError where `probe_model` would for this model and task, without running the model."""
+    _prepare(model, task, settings)
+
+
 def plan_probe(model: AttnResForCausalLM, task: ProbeTask, settings: ProbeSettings) -> Plan:
     """What `probe_model` will cost, the flip test included. Raises as `probe_model`; the model is not run."""
     inputs, engine = _prepare(model, task, settings)

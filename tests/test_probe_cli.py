@@ -152,6 +152,10 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
         "foreign model": (["run", str(foreign), *out], "is a 'gpt2' model; supported are qwen3_attnres and qwen3"),
         "family": (["run", str(trained), *out, "--families", "embeding"], "family 'embeding' does not exist; choose"),
         "scope": (["run", str(trained), *out, "--scopes", "layer:77"], "scope 'layer:77' does not exist; choose"),
+        "scope, 2 devices": (
+            ["run", str(trained), *out, "--scopes", "layer:77", "--device", "cpu", "--devices", "2"],
+            "scope 'layer:77' does not exist; choose",
+        ),
         "option": (["run", str(trained), *out, "--num-sequence", "8"], "did you mean --num-sequences?"),
         "number": (["run", str(trained), *out, "--num-sequences", "0"], "num_sequences must be at least 1, got 0"),
         "no output": (["run", str(trained)], "--output"),
