@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from tqdm import tqdm
-from transformers import Qwen3ForCausalLM
+from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 from attnres import AttnResForCausalLM, wrap_qwen3
 from attnres.tasks import TextRecall, task_from_dict
@@ -30,6 +30,8 @@ from probe.tasks import ProbeTask, probe_inputs
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 WRITERS = {
     ".json": lambda rows, path: rows.to_json(path, orient="records", indent=2),
@@ -70,8 +72,8 @@ def baseline(args: argparse.Namespace) -> None:
     how |= {"num_blocks": args.num_blocks, "recency_bias": args.recency_bias}
     lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in how.items())
     (args.output / "config.yaml").write_text(lines, encoding="utf-8")
-    # How well the model that it wraps does, on the same examples.
-    vanilla = load_checkpoint(args.checkpoint).model
+    # How well the model that it wraps does, on the same examples, device and dtype.
+    vanilla = _placed(load_checkpoint(args.checkpoint).model, args, args.device)
     accuracy = recall_accuracy(vanilla, probe_inputs(subject.task, settings.num_sequences), settings.batch_size)
     summary = read_json(subject.results / "summary.json")
     storage.write_summary(subject.results, summary | {"wraps": {"source": args.checkpoint, "accuracy": accuracy}})
@@ -231,7 +233,8 @@ def _sweep_share(
     )
 
 
-def _placed(model: AttnResForCausalLM, args: argparse.Namespace, device: torch.device | str) -> AttnResForCausalLM:
+def _placed(model: Model, args: argparse.Namespace, device: torch.device | str) -> Model:
+    """The model itself, on `device` and in the dtype that `--dtype` names."""
     torch.nn.Module.to(model, device, getattr(torch, args.dtype) if args.dtype else model.dtype)
     return model
 

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 import attnres
 from attnres.tasks import MQAR
-from probe import storage
+from probe import commands, storage
 from probe.cli import main
+from probe.flip import recall_accuracy
 
 TASK = MQAR(num_pairs=4, vocab_size=40, seed=3)
 QUICK = ["--num-sequences", "8", "--num-resamples", "50"]
@@ -87,6 +88,21 @@ def test_baseline_measures_the_analytic_schedule(vanilla, tmp_path):
     assert rows["self_attn", "all"] == pytest.approx(np.mean([float(w[-1]) for w in schedule]), abs=1e-6)
     assert "recency_bias: 2.0" in (wrapped / "config.yaml").read_text()
     assert json.loads((wrapped / "probe" / "summary.json").read_text())["wraps"]["accuracy"] <= 1
+
+
+def test_the_wrapped_model_and_the_vanilla_one_run_in_the_same_dtype(vanilla, tmp_path, monkeypatch):
+    measured = []
+
+    def accuracy(model, inputs, batch_size):
+        measured.append((model.config.model_type, model.dtype))
+        return recall_accuracy(model, inputs, batch_size)
+
+    monkeypatch.setattr(commands, "recall_accuracy", accuracy)
+    options = ["--num-blocks", "2", "--dtype", "bfloat16", "--scopes", "all", *QUICK]
+    main(["baseline", str(vanilla), "--output", str(tmp_path / "wrapped"), *options])
+    assert measured == [("qwen3", torch.bfloat16)]
+    summary = json.loads((tmp_path / "wrapped" / "probe" / "summary.json").read_text())
+    assert summary["model"]["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("options", [["--scopes", "all"], ["--first-order-only"]])
