@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from tqdm import tqdm
-from transformers import Qwen3ForCausalLM
+from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 from attnres import AttnResForCausalLM, wrap_qwen3
 from attnres.tasks import TextRecall, task_from_dict
@@ -25,11 +25,13 @@ from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, 
 from probe.flip import recall_accuracy
 from probe.parts import IDENTITY
 from probe.prompts import TextPrompts
-from probe.runner import PARTS, Probe, ProbeSettings, probe_model, sweep_share
+from probe.runner import PARTS, Probe, ProbeSettings, check_probe, probe_model, sweep_share
 from probe.tasks import ProbeTask, probe_inputs
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 WRITERS = {
     ".json": lambda rows, path: rows.to_json(path, orient="records", indent=2),
@@ -70,8 +72,8 @@ def baseline(args: argparse.Namespace) -> None:
     how |= {"num_blocks": args.num_blocks, "recency_bias": args.recency_bias}
     lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in how.items())
     (args.output / "config.yaml").write_text(lines, encoding="utf-8")
-    # How well the model that it wraps does, on the same examples.
-    vanilla = load_checkpoint(args.checkpoint).model
+    # How well the model that it wraps does, on the same examples, device and dtype.
+    vanilla = _placed(load_checkpoint(args.checkpoint).model, args, args.device)
     accuracy = recall_accuracy(vanilla, probe_inputs(subject.task, settings.num_sequences), settings.batch_size)
     summary = read_json(subject.results / "summary.json")
     storage.write_summary(subject.results, summary | {"wraps": {"source": args.checkpoint, "accuracy": accuracy}})
@@ -189,8 +191,8 @@ def _task(args: argparse.Namespace, checkpoint: Checkpoint) -> ProbeTask:
 def _probe(args: argparse.Namespace, settings: ProbeSettings, load: Callable[[argparse.Namespace], Subject]) -> Subject:
     """Load, check and probe, in one process or in `--devices` of them."""
     subject = load(args)
-    settings.grid(subject.model)  # what does not exist in this model is refused before anything is written
     if args.devices > 1:
+        check_probe(subject.model, subject.task, settings)  # an error in a spawned process would be a traceback
         from lightning.fabric import Fabric  # takes a second to import
 
         accelerator = "cuda" if args.device.startswith("cuda") else "cpu"
@@ -231,7 +233,8 @@ def _sweep_share(
     )
 
 
-def _placed(model: AttnResForCausalLM, args: argparse.Namespace, device: torch.device | str) -> AttnResForCausalLM:
+def _placed(model: Model, args: argparse.Namespace, device: torch.device | str) -> Model:
+    """The model itself, on `device` and in the dtype that `--dtype` names."""
     torch.nn.Module.to(model, device, getattr(torch, args.dtype) if args.dtype else model.dtype)
     return model
 

@@ -26,7 +26,7 @@ from probe.motifs import Reader
 from probe.parts import Parts
 from probe.prompts import TextPrompts
 from probe.results import RunInfo
-from probe.tasks import ProbeTask, flip_result, num_flips, probe_inputs
+from probe.tasks import ProbeTask, flip_inputs, flip_result, num_flips, probe_inputs
 
 PARTS = "parts"
 """Folder of an unfinished sweep, in the folder of its results."""
@@ -141,11 +141,11 @@ def probe_model(
 
     Raises:
         ValueError: the model's vocabulary or positions are too few for the task, a scope or kind does not exist in
-            this model, a tokenizer does not keep answers apart, or `directory` holds a part of another probe.
+            this model, a tokenizer does not keep answers apart, a sequence has no partner that a kind needs, or
+            `directory` holds a part of another probe.
     """
     started = time.perf_counter()
-    inputs = probe_inputs(task, settings.num_sequences)
-    engine = _engine(model, task, inputs, settings, on_progress)
+    inputs, engine = _prepare(model, task, settings, on_progress)
     store = _store(engine, inputs, settings, directory, run, step) if resumable else None
     result = engine.run(inputs, store)
     info = RunInfo(run, condition, seed, step, inputs.data_id(), task.num_pairs, mean_bias(model))
@@ -178,10 +178,15 @@ def probe_model(
     return Probe(tables["effects"], summary, summary["clean"]["accuracy"], seconds)
 
 
+def check_probe(model: AttnResForCausalLM, task: ProbeTask, settings: ProbeSettings) -> None:
+    """Raise a ValueError where `probe_model` would for this model and task, without running the model."""
+    _prepare(model, task, settings)
+
+
 def plan_probe(model: AttnResForCausalLM, task: ProbeTask, settings: ProbeSettings) -> Plan:
     """What `probe_model` will cost, the flip test included. Raises as `probe_model`; the model is not run."""
-    inputs = probe_inputs(task, settings.num_sequences)
-    plan = _engine(model, task, inputs, settings, None).plan(inputs)
+    inputs, engine = _prepare(model, task, settings)
+    plan = engine.plan(inputs)
     return Plan(plan.forward_passes + num_flips(task), plan.readouts + num_flips(task))
 
 
@@ -201,28 +206,33 @@ def sweep_share(
 
     All `world_size` processes must see one file system. Raises as `probe_model` does.
     """
-    inputs = probe_inputs(task, settings.num_sequences)
-    engine = _engine(model, task, inputs, settings, on_progress)
+    inputs, engine = _prepare(model, task, settings, on_progress)
     store = _store(engine, inputs, settings, directory, run, step)
     engine.run_batches(inputs, range(engine.num_batches(inputs))[rank::world_size], store)
 
 
-def _engine(
+def _prepare(
     model: AttnResForCausalLM,
     task: ProbeTask,
-    inputs: ProbeInputs,
     settings: ProbeSettings,
-    on_progress: Callable[[int, int], None] | None,
-) -> Engine:
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[ProbeInputs, Engine]:
+    """All that can go wrong with the sweep or the flip test does so here, before the model is run."""
     check_task(task, model.config.vocab_size)
-    longest, most = inputs.input_ids.shape[1], model.config.max_position_embeddings
+    inputs = probe_inputs(task, settings.num_sequences)
+    flipped = flip_inputs(task, settings.num_sequences, settings.seed)
+    longest = max(part.input_ids.shape[1] for part in (inputs, *flipped))
+    most = model.config.max_position_embeddings
     if longest > most:
         raise ValueError(
             f"the task's longest sequence has {longest} tokens, the model is made for {most} "
             "(max_position_embeddings): make num_pairs or distance smaller"
         )
     sizes = (settings.batch_size, settings.tokens_per_pass, settings.seed)
-    return Engine(model, settings.grid(model), settings.positions, *sizes, on_progress)
+    engine = Engine(model, settings.grid(model), settings.positions, *sizes, on_progress)
+    if any(Ablation.known[kind].needs == "partner" for kind in settings.kinds):
+        inputs.partners(settings.seed)
+    return inputs, engine
 
 
 def _store(engine: Engine, inputs: ProbeInputs, settings: ProbeSettings, directory: Path, run: str, step: int) -> Parts:

@@ -27,6 +27,15 @@ def num_flips(task: ProbeTask) -> int:
     return min(4, task.num_pairs) if task.num_values > task.num_pairs else 0
 
 
+def flip_inputs(task: ProbeTask, num_sequences: int, seed: int) -> tuple[ProbeInputs, ...]:
+    """What the flip test of a task in words runs on, to be checked before work starts; nothing for other tasks.
+
+    Raises:
+        ValueError: as `probe_inputs`: a code that is new to the context can be one that the tokenizer cannot write.
+    """
+    return tuple(task.flipped(num_sequences, seed)) if isinstance(task, TextPrompts) and num_flips(task) else ()
+
+
 def flip_result(
     task: ProbeTask, model: PreTrainedModel, num_sequences: int, seed: int, batch_size: int
 ) -> FlipResult | None:
@@ -38,4 +47,4 @@ def flip_result(
     return flip_test(model, task, task.batch("probe", range(num_sequences)), num_flips(task), seed, batch_size)
 
 
-__all__ = ["ProbeTask", "flip_result", "num_flips", "probe_inputs"]
+__all__ = ["ProbeTask", "flip_inputs", "flip_result", "num_flips", "probe_inputs"]

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 import attnres
 from attnres.tasks import MQAR
-from probe import storage
+from probe import commands, storage
 from probe.cli import main
+from probe.flip import recall_accuracy
 
 TASK = MQAR(num_pairs=4, vocab_size=40, seed=3)
 QUICK = ["--num-sequences", "8", "--num-resamples", "50"]
@@ -89,6 +90,21 @@ def test_baseline_measures_the_analytic_schedule(vanilla, tmp_path):
     assert json.loads((wrapped / "probe" / "summary.json").read_text())["wraps"]["accuracy"] <= 1
 
 
+def test_the_wrapped_model_and_the_vanilla_one_run_in_the_same_dtype(vanilla, tmp_path, monkeypatch):
+    measured = []
+
+    def accuracy(model, inputs, batch_size):
+        measured.append((model.config.model_type, model.dtype))
+        return recall_accuracy(model, inputs, batch_size)
+
+    monkeypatch.setattr(commands, "recall_accuracy", accuracy)
+    options = ["--num-blocks", "2", "--dtype", "bfloat16", "--scopes", "all", *QUICK]
+    main(["baseline", str(vanilla), "--output", str(tmp_path / "wrapped"), *options])
+    assert measured == [("qwen3", torch.bfloat16)]
+    summary = json.loads((tmp_path / "wrapped" / "probe" / "summary.json").read_text())
+    assert summary["model"]["dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize("options", [["--scopes", "all"], ["--first-order-only"]])
 def test_report_on_a_probe_without_what_the_figures_show(trained, capsys, options):
     main(["run", str(trained), "--output", str(trained / "probe" / "final"), *QUICK, *options])
@@ -152,6 +168,10 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
         "foreign model": (["run", str(foreign), *out], "is a 'gpt2' model; supported are qwen3_attnres and qwen3"),
         "family": (["run", str(trained), *out, "--families", "embeding"], "family 'embeding' does not exist; choose"),
         "scope": (["run", str(trained), *out, "--scopes", "layer:77"], "scope 'layer:77' does not exist; choose"),
+        "scope, 2 devices": (
+            ["run", str(trained), *out, "--scopes", "layer:77", "--device", "cpu", "--devices", "2"],
+            "scope 'layer:77' does not exist; choose",
+        ),
         "option": (["run", str(trained), *out, "--num-sequence", "8"], "did you mean --num-sequences?"),
         "number": (["run", str(trained), *out, "--num-sequences", "0"], "num_sequences must be at least 1, got 0"),
         "no output": (["run", str(trained)], "--output"),

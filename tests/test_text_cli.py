@@ -112,6 +112,16 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(make_model, make_
     text = ["--task", task_file(tmp_path)]
     (tmp_path / "poem.json").write_text(json.dumps({"task": "text_recall", "template": "poem"}))
     (tmp_path / "copy.json").write_text(json.dumps({"task": "copy"}))
+    unfit = [
+        (
+            ["run", str(small), "--tokenizer", str(export), *text, *out],
+            "vocabulary (40) is smaller than that of the tok",
+        ),
+        (["run", str(short), "--tokenizer", str(export), *text, *out], "tokens, the model is made for 32"),
+        (["run", str(export), "--tokenizer", str(greedy), *text, *out], "joins the end of the prompt"),
+        (["run", str(export), *text, *out, "--kinds", "resample"], "has no partner"),
+        (["baseline", str(vanilla), "--num-blocks", "2", "--tokenizer", str(greedy), *text, *out], "joins the end of"),
+    ]
     cases = [
         (["run", str(bare), *text, *out], f"{bare} holds no tokenizer"),
         (["baseline", str(vanilla), "--num-blocks", "2", *text, *out], f"{vanilla} holds no tokenizer files: give"),
@@ -120,12 +130,8 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(make_model, make_
             "config.json holds no tokenizer:",
         ),
         (["run", str(export), "--tokenizer", "nobody/nothing", *text, *out], "nobody/nothing holds no tokenizer"),
-        (
-            ["run", str(small), "--tokenizer", str(export), *text, *out],
-            "vocabulary (40) is smaller than that of the tok",
-        ),
-        (["run", str(short), "--tokenizer", str(export), *text, *out], "tokens, the model is made for 32"),
-        (["run", str(export), "--tokenizer", str(greedy), *text, *out], "joins the end of the prompt"),
+        *unfit,
+        *[([*argv, "--devices", "2"], message) for argv, message in unfit],
         (["run", str(export), "--tokenizer", str(export), "--task", str(mqar), *out], "--tokenizer is for text_recall"),
         (["run", str(export), "--task", str(tmp_path / "poem.json"), *out], "template 'poem' does not exist; choose"),
         (["run", str(export), "--task", str(tmp_path / "copy.json"), *out], "choose from mqar, text_recall"),

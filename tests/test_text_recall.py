@@ -23,7 +23,7 @@ from probe.engine import Engine
 from probe.families import build_grid
 from probe.flip import flip_test_text, recall_accuracy
 from probe.prompts import TextPrompts
-from probe.runner import check_task
+from probe.runner import ProbeSettings, check_task, plan_probe, probe_model
 from probe.tasks import flip_result
 from tests.tokenizers import KINDS, make
 
@@ -104,11 +104,14 @@ def test_all_codes_of_an_alphabet_can_be_in_one_context():
 
 
 def test_data_files_keep_apart_what_must_be():
-    names, words, fillers = read_data("names"), read_data("codes")["words"]["parts"], read_data("fillers")
-    for pool in (names, words, fillers):
+    names, fillers = read_data("names"), read_data("fillers")
+    alphabets = [codes["parts"] for codes in read_data("codes").values()]
+    for pool in (names, fillers, *alphabets):
         assert not [(a, b) for a in pool for b in pool if a is not b and b.startswith(a)]
-    prose = " ".join([*fillers, *map(str, read_data("templates").values())])
-    assert not set(re.findall(r"\w+", prose)) & {*names, *words}  # no name or code but those of the facts
+    wordings = [text for template in read_data("templates").values() for text in template.values()]
+    prose = set(re.findall(r"\w+", " ".join([*fillers, *wordings]).lower()))  # some tokenizers write lower case
+    # No name or part of a code but those of the facts.
+    assert not prose & {entry.lower() for pool in (names, *alphabets) for entry in pool}
     for template in read_data("templates").values():
         assert template.keys() == {"header", "fact", "filler", "question"}
         assert " {code}" in template["fact"]
@@ -249,6 +252,24 @@ def test_a_tokenizer_that_cannot_be_used_is_told_why(tokenizer, message):
     with pytest.raises(ValueError, match=f"^the tokenizer of here {message} \\(template 'list', answer") as error:
         TextPrompts(TextRecall(), tokenizer, "here").inputs(8)
     assert "\n" not in str(error.value)
+
+
+def test_what_the_flip_test_cannot_write_is_told_before_the_model_is_run(make_model, tmp_path):
+    """Nine of ten digits are in the context; the tokenizer lacks the tenth, which only the flip test writes."""
+    task = TextRecall(num_pairs=9, code_length=1)
+    spare = task.example(0).spare
+    assert spare is not None
+    prompts, settings, runs = TextPrompts(task, without(spare), "here"), ProbeSettings(num_sequences=1), []
+    prompts.inputs(1)
+    model = make_model(vocab_size=600, max_position_embeddings=256)
+    model.register_forward_hook(lambda *_: runs.append(1))
+    about = {"run": "run", "condition": "cumulative", "seed": 0, "step": 0}
+    with pytest.raises(ValueError, match=r"^the tokenizer of here has no token for a part of the text"):
+        probe_model(model, prompts, settings, tmp_path / "out", **about)
+    with pytest.raises(ValueError, match=r"^the tokenizer of here has no token for a part of the text"):
+        plan_probe(model, prompts, settings)
+    assert not runs
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_tokenizer_must_fit_the_model():

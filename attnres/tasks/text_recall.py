@@ -84,7 +84,8 @@ class TextRecall:
         alphabet: what codes are made of, a name in `data/codes.json`.
         code_length: parts of a code: digits, letters or words.
         distractor_similarity: how many leading parts all codes of a context share; what is left tells them apart.
-        distance: sentences between the last fact and the question.
+        distance: sentences between the last fact and the question, whichever fact is asked for: an earlier one is
+            further away by the facts after it.
         seed: another seed is another, independent stream of examples.
 
     Raises:
