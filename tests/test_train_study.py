@@ -400,6 +400,31 @@ def test_bad_arguments_are_refused(tmp_path, capsys):
     assert "cannot be read" in refused(capsys, "--config", str(tmp_path / "nothing.yaml"), *directory)
 
 
+def test_a_study_of_another_shape_is_refused(tmp_path, capsys):
+    directory = tmp_path / "runs"
+    directory.mkdir()
+    (directory / "study.json").write_text("{}")
+    config = ["--config", str(write_study(tmp_path)), "--dir", str(directory)]
+    for options in ([], ["--table"]):
+        assert "study.json' is not a study's: it lacks seeds" in refused(capsys, *config, *options)
+
+
+def test_runs_that_were_copied_together_have_a_table(whole, tmp_path, capsys):
+    file, directory, printed = whole
+    together = tmp_path / "together"
+    arguments = ["--config", str(file), "--dir", str(together), "--table"]
+    assert "is no folder" in refused(capsys, *arguments)
+    assert not together.exists()
+    for run in directory.glob("*-seed*"):
+        shutil.copytree(run, together / run.name)
+    assert study_cli.main(arguments) == 0
+    assert tables_of(capsys.readouterr().out) == tables_of(printed)
+    assert not (together / "study.json").exists()
+    shutil.copy(directory / "study.json", together)
+    other = str(write_study(tmp_path / "other", seeds=[1]))
+    assert "the seed 0, which is gone" in refused(capsys, "--config", other, *arguments[2:])
+
+
 def hold(file: Path, directory: Path, fifo: Path) -> None:
     """A study whose only command reads from a pipe."""
     run = next(load_study(file).runs(directory))
