@@ -244,12 +244,21 @@ def test_work_and_hours_are_in_proportion():
 
 
 def test_small_steps_take_the_time_to_issue_their_operations():
-    hours = estimated(*TINY, "--hardware=h100", "--trainer.max_steps=1000")["hours"][0]
+    options = [*TINY, "--hardware=h100", "--trainer.max_steps=1000", "--probe.enabled=true"]
+    found = estimated(*options)
+    (hours,) = found["hours"]
     module = module_of({"num_hidden_layers": 2, "attnres_num_blocks": 2}, "meta")
     operations = simulate_step(module, Workload(8, 4), foreach=True).operations
     assert 300 < operations < 3000
     seconds = 1000 * operations * train.estimate.ISSUE_SECONDS
     assert hours["training"] * 3600 == pytest.approx(seconds)
+    for part in ("validation", "probing"):  # as slow as training is
+        assert hours[part] / hours["training"] == pytest.approx(found["flops"][part] / found["flops"]["training"])
+    assert hours["total"] == pytest.approx(hours["training"] + hours["validation"] + hours["probing"])
+    with_large_steps = [*options, "--peak_tflops=1e-3"]
+    with_large_steps.remove("--hardware=h100")
+    found = estimated(*with_large_steps)
+    assert found["hours"][0]["probing"] == pytest.approx(found["flops"]["probing"] / (1e9 * 0.3 * 3600))
 
 
 def test_what_fits_is_said():

@@ -290,7 +290,8 @@ def hours_of(
     """Hours on each device of `target`, work being shared evenly among the run's devices.
 
     Args:
-        operations: of a step; the time to issue them is the least that it takes, unless they are compiled.
+        operations: of a step; the time to issue them is the least that it takes, unless they are compiled. Passes of
+            validation and probes are slowed down as much as a step's.
     """
     if target.hardware == HERE:
         return [measured_hours(run, probing, memory, build)]
@@ -301,10 +302,11 @@ def hours_of(
             rate * 1e12 * target.mfu * 3600 * run.num_devices for rate in (device.tflops_32, device.tflops_16)
         )
         trained, validated = (flops[part] / (half if in_half else full) for part in ("training", "validation"))
-        if not is_compiled(run.module):
-            trained = max(trained, run.trainer["max_steps"] * operations * ISSUE_SECONDS / 3600)
         # Probes run outside of autocast: in the precision of the parameters.
         probed = flops["probing"] / (half if run.workload.dtype.itemsize == 2 else full)
+        if not is_compiled(run.module):
+            slower = max(1, run.trainer["max_steps"] * operations * ISSUE_SECONDS / 3600 / trained)
+            trained, validated, probed = slower * trained, slower * validated, slower * probed
         fits = None if device.memory_gb is None else memory <= device.memory_gb * 1e9
         found.append(Hours(device.name, fits, trained, validated, probed, trained + validated + probed))
     return found
