@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import train.estimate
+import train.measure
 from attnres.tasks import MQAR
 from probe.callback import ProbeCallback
 from probe.engine import Engine
@@ -268,6 +269,28 @@ def test_what_fits_is_said():
     assert estimated(*TINY, "--peak_tflops=1")["hours"][0]["fits"] is None
 
 
+def test_what_fits_only_when_divided_is_not_known():
+    options = [*TINY, "--peak_tflops=1", "--trainer.devices=4"]
+    whole = sum(estimated(*options, "--trainer.strategy=fsdp2")["memory"].values())
+    for share, fits in ((1.01, True), (0.99, None), (0.2, False)):
+        found = estimated(*options, "--trainer.strategy=fsdp2", f"--memory_gb={share * whole / 1e9}")
+        assert found["hours"][0]["fits"] is fits
+    assert estimated(*options, f"--memory_gb={0.99 * whole / 1e9}")["hours"][0]["fits"] is False
+
+
+def test_doubles_have_the_rate_that_is_stated():
+    found = estimated(*TINY, "--trainer.precision=64-true", "--peak_tflops=1e-3")
+    assert found["hours"][0]["training"] == pytest.approx(found["flops"]["training"] / (1e9 * 0.3 * 3600))
+
+
+def test_a_device_that_is_not_here_is_not_measured(monkeypatch, capsys):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for name in ("gpu", "cuda"):
+        options = [*TINY, "--hardware=here", f"--trainer.accelerator={name}"]
+        assert f"trainer.accelerator {name} is not on this machine" in refused(capsys, "estimate", *options)
+    assert train.measure.local_device("auto") == torch.device("cpu")
+
+
 def test_hours_here_are_measured_and_nothing_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["fit", "--run_dir=run", *TINY, "--trainer.max_steps=1"])
@@ -289,7 +312,15 @@ def test_the_table_says_it_all(capsys):
     main(["estimate", *TINY, "--trainer.devices=2", "--trainer.strategy=ddp", "--probe.enabled=true"])
     captured = capsys.readouterr()
     assert captured.err == ""
-    for text in ("parameters", "FLOPs per token", "memory at the peak", "gradient buckets", "scheduled probes", "h200"):
+    for text in (
+        "parameters",
+        "FLOPs per token",
+        "memory at the peak",
+        "gradient buckets",
+        "scheduled probes",
+        "h200",
+        "step: yes",
+    ):
         assert text in captured.out
     assert "on 2 devices" in captured.out
 
@@ -315,6 +346,7 @@ BAD_INPUT = {
     "unknown option": (["--hardwar=h100"], ["hardwar", "did you mean hardware?"]),
     "unknown option of training": (["--model.hiden_size=3"], ["model.hidden_size"]),
     "precision": (["--trainer.precision=transformer-engine"], ["trainer.precision", "bf16-mixed"]),
+    "rates of doubles": (["--trainer.precision=64-true"], ["trainer.precision 64-true", "peak_tflops", "'here'"]),
     "accelerator": (["--trainer.accelerator=foo"], ["trainer.accelerator foo", "cpu"]),
     "devices": (["--trainer.devices=many"], ["trainer.devices", "many"]),
     "no devices": (["--trainer.devices=0"], ["trainer.devices", "at least 1"]),
