@@ -216,15 +216,24 @@ def across_seeds(runs: list[ProbedRun]) -> str:
 
 
 def training_curves(directory: Path) -> pd.DataFrame | None:
-    """Validation accuracy and pairs by step, from a run's `metrics.csv`; None where there is none."""
+    """Validation accuracy and pairs by step, from a run's `metrics.csv`; None where there is none.
+
+    NaN is what was never logged: a run may end before its first validation.
+
+    Raises:
+        ValueError: it is not a table with a column "step".
+    """
     path = directory / "metrics.csv"
     if not path.exists():
         return None
-    metrics = pd.read_csv(path)
+    try:
+        metrics = pd.read_csv(path)
+    except ValueError as error:  # an empty file, among others
+        raise ValueError(f"{path} is not a readable table ({error})") from None
+    if "step" not in metrics.columns:
+        raise ValueError(f"{path} lacks the column step; was it written by attnres-train?")
     wanted = {"val/accuracy": "accuracy", "train/pairs": "pairs"}
-    if missing := [column for column in wanted if column not in metrics.columns]:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; was it written by attnres-train?")
-    metrics = metrics.rename(columns=wanted)
+    metrics = metrics.reindex(columns=["step", *wanted]).rename(columns=wanted)
     # Lightning numbers a row by its last batch, from 0: a validation sees the model of the step after.
     accuracy = metrics.assign(step=metrics["step"] + 1).groupby("step")["accuracy"].max().dropna()
     return pd.concat([accuracy, metrics.groupby("step")["pairs"].max().dropna()], axis=1).sort_index()

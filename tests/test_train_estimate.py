@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import train.estimate
+import train.measure
 from attnres.tasks import MQAR
 from probe.callback import ProbeCallback
 from probe.engine import Engine
@@ -244,12 +245,21 @@ def test_work_and_hours_are_in_proportion():
 
 
 def test_small_steps_take_the_time_to_issue_their_operations():
-    hours = estimated(*TINY, "--hardware=h100", "--trainer.max_steps=1000")["hours"][0]
+    options = [*TINY, "--hardware=h100", "--trainer.max_steps=1000", "--probe.enabled=true"]
+    found = estimated(*options)
+    (hours,) = found["hours"]
     module = module_of({"num_hidden_layers": 2, "attnres_num_blocks": 2}, "meta")
     operations = simulate_step(module, Workload(8, 4), foreach=True).operations
     assert 300 < operations < 3000
     seconds = 1000 * operations * train.estimate.ISSUE_SECONDS
     assert hours["training"] * 3600 == pytest.approx(seconds)
+    for part in ("validation", "probing"):  # as slow as training is
+        assert hours[part] / hours["training"] == pytest.approx(found["flops"][part] / found["flops"]["training"])
+    assert hours["total"] == pytest.approx(hours["training"] + hours["validation"] + hours["probing"])
+    with_large_steps = [*options, "--peak_tflops=1e-3"]
+    with_large_steps.remove("--hardware=h100")
+    found = estimated(*with_large_steps)
+    assert found["hours"][0]["probing"] == pytest.approx(found["flops"]["probing"] / (1e9 * 0.3 * 3600))
 
 
 def test_what_fits_is_said():
@@ -257,6 +267,28 @@ def test_what_fits_is_said():
         found = estimated(*TINY, "--peak_tflops=1", f"--memory_gb={memory_gb}")
         assert [each["fits"] for each in found["hours"]] == [fits]
     assert estimated(*TINY, "--peak_tflops=1")["hours"][0]["fits"] is None
+
+
+def test_what_fits_only_when_divided_is_not_known():
+    options = [*TINY, "--peak_tflops=1", "--trainer.devices=4"]
+    whole = sum(estimated(*options, "--trainer.strategy=fsdp2")["memory"].values())
+    for share, fits in ((1.01, True), (0.99, None), (0.2, False)):
+        found = estimated(*options, "--trainer.strategy=fsdp2", f"--memory_gb={share * whole / 1e9}")
+        assert found["hours"][0]["fits"] is fits
+    assert estimated(*options, f"--memory_gb={0.99 * whole / 1e9}")["hours"][0]["fits"] is False
+
+
+def test_doubles_have_the_rate_that_is_stated():
+    found = estimated(*TINY, "--trainer.precision=64-true", "--peak_tflops=1e-3")
+    assert found["hours"][0]["training"] == pytest.approx(found["flops"]["training"] / (1e9 * 0.3 * 3600))
+
+
+def test_a_device_that_is_not_here_is_not_measured(monkeypatch, capsys):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for name in ("gpu", "cuda"):
+        options = [*TINY, "--hardware=here", f"--trainer.accelerator={name}"]
+        assert f"trainer.accelerator {name} is not on this machine" in refused(capsys, "estimate", *options)
+    assert train.measure.local_device("auto") == torch.device("cpu")
 
 
 def test_hours_here_are_measured_and_nothing_is_written(tmp_path, monkeypatch, capsys):
@@ -280,7 +312,15 @@ def test_the_table_says_it_all(capsys):
     main(["estimate", *TINY, "--trainer.devices=2", "--trainer.strategy=ddp", "--probe.enabled=true"])
     captured = capsys.readouterr()
     assert captured.err == ""
-    for text in ("parameters", "FLOPs per token", "memory at the peak", "gradient buckets", "scheduled probes", "h200"):
+    for text in (
+        "parameters",
+        "FLOPs per token",
+        "memory at the peak",
+        "gradient buckets",
+        "scheduled probes",
+        "h200",
+        "step: yes",
+    ):
         assert text in captured.out
     assert "on 2 devices" in captured.out
 
@@ -306,6 +346,7 @@ BAD_INPUT = {
     "unknown option": (["--hardwar=h100"], ["hardwar", "did you mean hardware?"]),
     "unknown option of training": (["--model.hiden_size=3"], ["model.hidden_size"]),
     "precision": (["--trainer.precision=transformer-engine"], ["trainer.precision", "bf16-mixed"]),
+    "rates of doubles": (["--trainer.precision=64-true"], ["trainer.precision 64-true", "peak_tflops", "'here'"]),
     "accelerator": (["--trainer.accelerator=foo"], ["trainer.accelerator foo", "cpu"]),
     "devices": (["--trainer.devices=many"], ["trainer.devices", "many"]),
     "no devices": (["--trainer.devices=0"], ["trainer.devices", "at least 1"]),

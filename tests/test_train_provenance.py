@@ -122,6 +122,30 @@ def test_paths_inside_the_working_directory_are_kept(tmp_path, monkeypatch):
     assert provenance.describe_command(given) == kept
 
 
+OUTSIDE = {
+    "up and away": ("../../home/somebody/secret/a.yaml", ".../a.yaml"),
+    "an option's, up and away": ("--run_dir=../../home/somebody/r", "--run_dir=.../r"),
+    "through the working directory": ("--x=runs/../../somebody/r", "--x=.../r"),
+    "in a mapping": ("--data={x: /home/somebody/q}", "--data={x: .../q}"),
+    "in a list": ("--x=['/home/somebody/q','~somebody/r', 3]", "--x=['.../q','.../r', 3]"),
+    "with blanks": ("--x=/home/some body/of us/q", "--x=.../q"),
+    "two in a row": ("--x=a /home/somebody/q ../somebody/r", "--x=a .../q .../r"),
+    "none": ("--probe.kinds=[a, b]", "--probe.kinds=[a, b]"),
+}
+
+
+@pytest.mark.parametrize(("given", "recorded"), OUTSIDE.values(), ids=OUTSIDE.keys())
+def test_paths_outside_the_working_directory_are_names(given, recorded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert provenance.describe_command(["attnres-train", given]) == ["attnres-train", recorded]
+
+
+def test_a_record_of_another_shape_is_refused(tmp_path):
+    (tmp_path / "provenance.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"provenance\.json must hold a list of segments, got None"):
+        provenance.read_segments(tmp_path / "provenance.json")
+
+
 def test_wandb_holds_the_same_record(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = fit(tmp_path / "run", "--trainer.max_steps=1")

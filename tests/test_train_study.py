@@ -198,6 +198,21 @@ def test_finished_runs_are_left_as_they_are_and_failed_ones_reported(whole, proc
     assert "broken: 0 of 2 runs finished" in log
 
 
+def test_a_file_emptied_by_a_kill_is_written_again(whole, processes, tmp_path):
+    file, whole_directory, printed = whole
+    directory = shutil.copytree(whole_directory, tmp_path / "runs")
+    killed, wrapped = directory / "cumulative-seed0", directory / "vanilla-seed0-wrapped"
+    (killed / "hf/attnres_run.json").write_text("")  # in the export, before its checkpoint
+    (killed / "checkpoints/previous.ckpt").replace(killed / "checkpoints/last.ckpt")
+    (wrapped / "probe/summary.json").write_text("")
+    code, log = study(processes, file, directory)
+    assert code == 0, log
+    commands = [line.partition(": attnres-")[2].split()[0] for line in log.splitlines() if ": attnres-" in line]
+    assert commands == ["train", "probe", "probe"]
+    assert starts(killed) == [0, 4]
+    assert tables_of(log) == tables_of(printed)
+
+
 def test_the_table_is_what_the_runs_say(whole):
     _, directory, _ = whole
     rows = pd.read_parquet(directory / "study.parquet").set_index(["condition", "seed"])
@@ -254,6 +269,39 @@ def test_the_first_solved_step_is_of_the_model_that_was_validated(tmp_path, whol
     row = runs_table([next(load_study(file).runs(tmp_path / "solved"))], {run.name: "unfinished"}).iloc[0]
     assert (row["first_solved_step"], row["validation_accuracy"]) == (4, 0.985)
     assert pd.isna(row["clean_nll"])
+
+
+def test_runs_that_never_validate_have_a_table(processes, tmp_path):
+    options = ["trainer.val_check_interval=100", "trainer.max_steps=2", "probe.enabled=false"]
+    file = write_study(tmp_path, base=[*STUDY["base"], *options], seeds=[0], probe=None)
+    code, log = study(processes, file, tmp_path / "runs")
+    assert code == 0, log
+    rows = pd.read_parquet(tmp_path / "runs/study.parquet")
+    assert rows["status"].tolist() == ["finished"] * 2
+    assert rows["step"].tolist() == [2, 2]
+    assert rows[["validation_accuracy", "first_solved_step", "clean_nll"]].isna().all(axis=None)
+
+
+DAMAGE = {
+    "effects": ("cumulative-seed1", "cumulative-seed1/probe/final/effects.parquet", "size is 0 bytes"),
+    "a wrapped model's summary": ("vanilla-seed0", "vanilla-seed0-wrapped/probe/summary.json", "lacks 'clean'"),
+    "metrics": ("vanilla-seed1", "vanilla-seed1/metrics.csv", "metrics.csv is not a readable table"),
+}
+
+
+def test_a_damaged_run_is_a_row_that_says_so(whole, tmp_path, capsys):
+    file, directory = whole[0], shutil.copytree(whole[1], tmp_path / "runs")
+    for _, path, _ in DAMAGE.values():
+        (directory / path).write_text('{"wraps": {}}' if path.endswith("json") else "")
+    assert study_cli.main(["--config", str(file), "--dir", str(directory), "--table"]) == 0
+    printed = capsys.readouterr().out
+    rows = pd.read_parquet(directory / "study.parquet").set_index("run")
+    for run, _, reason in DAMAGE.values():
+        assert rows.loc[run, "status"].startswith("damaged: ")
+        assert reason in rows.loc[run, "status"]
+        assert rows.loc[run, "status"] in printed
+    assert rows["status"].eq("finished").sum() == 1
+    assert rows.loc["cumulative-seed1", "step"] == 6
 
 
 def test_the_commands_are_those_of_a_person(tmp_path, capsys):
@@ -350,6 +398,31 @@ def test_bad_arguments_are_refused(tmp_path, capsys):
     assert "did you mean --dry_run" in refused(capsys, *config, *directory, "--dry_runs")
     assert "is not empty and holds no study" in refused(capsys, *config, "--dir", str(tmp_path))
     assert "cannot be read" in refused(capsys, "--config", str(tmp_path / "nothing.yaml"), *directory)
+
+
+def test_a_study_of_another_shape_is_refused(tmp_path, capsys):
+    directory = tmp_path / "runs"
+    directory.mkdir()
+    (directory / "study.json").write_text("{}")
+    config = ["--config", str(write_study(tmp_path)), "--dir", str(directory)]
+    for options in ([], ["--table"]):
+        assert "study.json' is not a study's: it lacks seeds" in refused(capsys, *config, *options)
+
+
+def test_runs_that_were_copied_together_have_a_table(whole, tmp_path, capsys):
+    file, directory, printed = whole
+    together = tmp_path / "together"
+    arguments = ["--config", str(file), "--dir", str(together), "--table"]
+    assert "is no folder" in refused(capsys, *arguments)
+    assert not together.exists()
+    for run in directory.glob("*-seed*"):
+        shutil.copytree(run, together / run.name)
+    assert study_cli.main(arguments) == 0
+    assert tables_of(capsys.readouterr().out) == tables_of(printed)
+    assert not (together / "study.json").exists()
+    shutil.copy(directory / "study.json", together)
+    other = str(write_study(tmp_path / "other", seeds=[1]))
+    assert "the seed 0, which is gone" in refused(capsys, "--config", other, *arguments[2:])
 
 
 def hold(file: Path, directory: Path, fifo: Path) -> None:

@@ -212,9 +212,14 @@ def estimate(run: Run, target: Target, build: Callable[[], RetrievalModule]) -> 
         build: the run's module with weights, for `--hardware here`.
 
     Raises:
-        ValueError: the step does not fit into this machine's memory, and it is to be measured here.
+        ValueError: the step is to be measured here and does not fit into this machine's memory, or this machine has
+            no such device; or rates in its precision are not known.
     """
     process, workload, config = process_bytes(), run.workload, run.module.model.config
+    if workload.dtype == torch.float64 and target.hardware != HERE and target.peak_tflops is None:
+        raise ValueError(
+            f"trainer.precision {run.trainer['precision']} has no rates here; set hardware to '{HERE}', or peak_tflops"
+        )
     shape = (workload.seq, workload.num_pairs)
     on_cpu = run.trainer["accelerator"] == "cpu" and target.hardware not in KNOWN
     if target.hardware == HERE:
@@ -237,7 +242,7 @@ def estimate(run: Run, target: Target, build: Callable[[], RetrievalModule]) -> 
         process_bytes=process,
         tokens={"sequence": workload.seq, "step": tokens, "total": tokens * steps},
         probing={**probing, "share_of_training": flops["probing"] / flops["training"]},
-        hours=hours_of(run, target, flops, probing, sum(memory.values()), step.operations, build),
+        hours=hours_of(run, target, flops, probing, memory, step.operations, build),
         notes=notes_of(run, target, on_cpu),
     )
 
@@ -283,17 +288,18 @@ def hours_of(
     target: Target,
     flops: Mapping[str, float],
     probing: Mapping[str, float],
-    memory: int,
+    memory: Mapping[str, int],
     operations: int,
     build: Callable[[], RetrievalModule],
 ) -> list[Hours]:
     """Hours on each device of `target`, work being shared evenly among the run's devices.
 
     Args:
-        operations: of a step; the time to issue them is the least that it takes, unless they are compiled.
+        operations: of a step; the time to issue them is the least that it takes, unless they are compiled. Passes of
+            validation and probes are slowed down as much as a step's.
     """
     if target.hardware == HERE:
-        return [measured_hours(run, probing, memory, build)]
+        return [measured_hours(run, probing, sum(memory.values()), build)]
     found = []
     for device in target.devices():
         in_half = (run.workload.autocast or run.workload.dtype) in (torch.bfloat16, torch.float16)
@@ -301,13 +307,22 @@ def hours_of(
             rate * 1e12 * target.mfu * 3600 * run.num_devices for rate in (device.tflops_32, device.tflops_16)
         )
         trained, validated = (flops[part] / (half if in_half else full) for part in ("training", "validation"))
-        if not is_compiled(run.module):
-            trained = max(trained, run.trainer["max_steps"] * operations * ISSUE_SECONDS / 3600)
         # Probes run outside of autocast: in the precision of the parameters.
         probed = flops["probing"] / (half if run.workload.dtype.itemsize == 2 else full)
-        fits = None if device.memory_gb is None else memory <= device.memory_gb * 1e9
+        if not is_compiled(run.module):
+            slower = max(1, run.trainer["max_steps"] * operations * ISSUE_SECONDS / 3600 / trained)
+            trained, validated, probed = slower * trained, slower * validated, slower * probed
+        fits = None if device.memory_gb is None else step_fits(run, memory, device.memory_gb * 1e9)
         found.append(Hours(device.name, fits, trained, validated, probed, trained + validated + probed))
     return found
+
+
+def step_fits(run: Run, memory: Mapping[str, int], available: float) -> bool | None:
+    """Whether a step fits into `available` bytes; `None` where that depends on how it is divided over devices."""
+    whole = sum(memory.values())
+    kept = memory["activations"] + memory["logits"]  # FSDP2 divides the rest, and gathers some of it for a while
+    least = kept + (whole - kept) / run.num_devices if run.is_divided else whole
+    return True if whole <= available else None if least <= available else False
 
 
 def measured_hours(run: Run, probing: Mapping[str, float], memory: int, build: Callable[[], RetrievalModule]) -> Hours:
@@ -342,9 +357,8 @@ def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
         f"hours assume {share}, and devices that do not wait for each other": True,
         "a GPU's context (about 0.5 GB) and fragmentation come on top of the memory": not on_cpu,
         "glibc's malloc can hold far more, in fragments, unless MALLOC_MMAP_THRESHOLD_=65536 is set": on_cpu,
-        "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all": (
-            run.is_divided
-        ),
+        "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all, and "
+        "where only a share of them fits is '?'": (run.is_divided),
         "torch.compile is left out of memory": is_compiled(run.module),
         "probes at accuracy jumps come on top; so do the statistics of each probe, and a probe's own memory": bool(
             run.probe_steps

@@ -129,7 +129,7 @@ def _hours(hours: list[Hours]) -> list[str]:
     head = ("fits", "training", "validation", "probing", "total")
     lines = [f"{'time on':<{width}}" + "".join(f"{name:>12}" for name in head)]
     for each in hours:
-        fits = "?" if each.fits is None else "yes" if each.fits else "NO"
+        fits = "?" if each.fits is None else "step: yes" if each.fits else "step: NO"  # a probe's memory is not in it
         times = (each.training, each.validation, each.probing, each.total)
         lines.append(f"{each.hardware:<{width}}{fits:>12}" + "".join(f"{duration(value):>12}" for value in times))
     return lines

@@ -35,9 +35,13 @@ class Timing:
 
 
 def local_device(accelerator: str) -> torch.device:
-    """The device of this machine that `trainer.accelerator` means."""
+    """The device of this machine that `trainer.accelerator` means. Raises ValueError if it has none."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if accelerator == "cpu" or found is None else found
+    if accelerator == "cpu" or (accelerator == "auto" and found is None):
+        return torch.device("cpu")
+    if found is None or accelerator not in ("auto", "gpu", found.type):
+        raise ValueError(f"trainer.accelerator {accelerator} is not on this machine; set it to cpu to measure that")
+    return found
 
 
 def memory_of(device: torch.device) -> int | None:

@@ -28,6 +28,8 @@ from probe.checkpoints import read_json
 FILE = "provenance.json"
 # Of config.yaml, what says where a run is and how it was begun, not what it does.
 NOT_OF_THE_RUN = ("run_dir", "ckpt_path")
+# A path, or what else may stand between quotes, brackets and separators; with blanks, unless a path follows them.
+WORD = re.compile(r"""[^\s=,:;'"\[\]{}()](?:[^\s=,:;'"\[\]{}()]|\s+(?![\s/~.]))*""")
 
 
 def record_provenance(trainer: Trainer, config_file: Path, seed: int) -> None:
@@ -37,7 +39,7 @@ def record_provenance(trainer: Trainer, config_file: Path, seed: int) -> None:
         ValueError: the file of the earlier starts is not as it was written.
     """
     path = config_file.with_name(FILE)
-    segments = read_json(path)["segments"] if path.exists() else []
+    segments = read_segments(path) if path.exists() else []
     record = {"segments": [*segments, describe_start(trainer, config_file, seed)]}
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -45,6 +47,14 @@ def record_provenance(trainer: Trainer, config_file: Path, seed: int) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.config.update({"provenance": record}, allow_val_change=True)
+
+
+def read_segments(path: Path) -> list[dict[str, Any]]:
+    """The starts that `path` records. Raises ValueError, naming the file, if it is not as it was written."""
+    segments = read_json(path).get("segments")
+    if not isinstance(segments, list):
+        raise ValueError(f"{path} must hold a list of segments, got {segments}; remove it to go on without its record")
+    return segments
 
 
 def describe_start(trainer: Trainer, config_file: Path, seed: int) -> dict[str, Any]:
@@ -78,12 +88,16 @@ def describe_command(arguments: Sequence[str]) -> list[str]:
 
 
 def _describe_argument(argument: str) -> str:
-    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
-    if not value.startswith(("/", "~")):
-        return argument
-    path = Path(os.path.normpath(value))
-    inside = path.is_relative_to(Path.cwd())  # never for ~
-    return option + equals + (str(path.relative_to(Path.cwd())) if inside else f".../{path.name}")
+    """An argument with every path in it described: there are several in a list, and in a mapping after its keys."""
+    return WORD.sub(lambda word: _describe_path(word.group()), argument)
+
+
+def _describe_path(word: str) -> str:
+    if "/" not in word and not word.startswith("~"):
+        return word
+    path = Path(os.path.normpath(Path.cwd() / word))
+    inside = path.is_relative_to(Path.cwd()) and not word.startswith("~")
+    return str(path.relative_to(Path.cwd())) if inside else f".../{path.name}"
 
 
 def describe_hardware() -> dict[str, Any]:
@@ -113,4 +127,12 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-__all__ = ["FILE", "config_hash", "describe_command", "describe_hardware", "describe_start", "record_provenance"]
+__all__ = [
+    "FILE",
+    "config_hash",
+    "describe_command",
+    "describe_hardware",
+    "describe_start",
+    "read_segments",
+    "record_provenance",
+]

@@ -203,11 +203,9 @@ def claim_directory(study: Study, directory: Path) -> None:
     Raises:
         ValueError: it holds something else, or the same study with other settings.
     """
-    path = directory / FILE
-    now = {"probe": study.probe, "baseline": study.baseline, "seeds": study.seeds, "conditions": study.configs}
-    now = json.loads(json.dumps(now))
+    path, now = directory / FILE, _identity(study)
     if path.exists():
-        _check_same(read_json(path), now, directory)
+        _check_same(_read_identity(path), now, directory)
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"--dir '{directory}' is not empty and holds no study ({FILE}); give another folder")
     try:
@@ -217,6 +215,32 @@ def claim_directory(study: Study, directory: Path) -> None:
         os.replace(part, path)
     except OSError as error:
         raise ValueError(f"--dir '{directory}' cannot be used: {error.strerror}; give another folder") from None
+
+
+def check_directory(study: Study, directory: Path) -> None:
+    """What `claim_directory` refuses, but for a folder of runs without a `study.json`; nothing is written.
+
+    Raises:
+        ValueError: no such folder, or it holds another study.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"--dir '{directory}' is no folder; give the one that holds the runs of the study")
+    if (directory / FILE).exists():
+        _check_same(_read_identity(directory / FILE), _identity(study), directory)
+
+
+def _identity(study: Study) -> dict[str, Any]:
+    """What a study is, as JSON has it."""
+    now = {"probe": study.probe, "baseline": study.baseline, "seeds": study.seeds, "conditions": study.configs}
+    return json.loads(json.dumps(now))
+
+
+def _read_identity(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    kinds = {"seeds": list, "conditions": dict}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]:
+        raise ValueError(f"'{path}' is not a study's: it lacks {wrong[0]}; remove it, or give another --dir")
+    return content
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
@@ -256,4 +280,4 @@ def sweep(study: Study) -> dict[str, Any]:
     }
 
 
-__all__ = ["Run", "Study", "claim_directory", "load_study", "sweep"]
+__all__ = ["Run", "Study", "check_directory", "claim_directory", "load_study", "sweep"]

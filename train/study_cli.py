@@ -18,7 +18,7 @@ import yaml
 
 from probe.cli import OneLineParser
 from train import study_runs, study_table
-from train.study import Run, Study, claim_directory, load_study, sweep
+from train.study import Run, Study, check_directory, claim_directory, load_study, sweep
 
 STOPPED = 128  # and the signal's number: the exit status of what a signal has stopped
 
@@ -58,9 +58,12 @@ def main(args: Sequence[str]) -> int:
             for command in [command for run in chosen for command in study_runs.all_commands(run)]:
                 print(shlex.join(command))
             return 0
-        for name in ("attnres-train", "attnres-probe"):
-            study_runs.program(name)
-        claim_directory(study, arguments.dir)
+        if arguments.table:
+            check_directory(study, arguments.dir)
+        else:
+            for name in ("attnres-train", "attnres-probe"):
+                study_runs.program(name)
+            claim_directory(study, arguments.dir)
     except ValueError as error:
         parser.error(str(error))
     failed = {} if arguments.table else _run_until_stopped(chosen)

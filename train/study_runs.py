@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from probe.checkpoints import RUN_FILE, read_json
 from probe.parts import IDENTITY
@@ -29,13 +29,13 @@ FINISHED, BUSY, UNFINISHED, NOT_BEGUN = "finished", "busy elsewhere", "unfinishe
 
 def is_trained(run: Run) -> bool:
     """Whether the last thing that training writes is there: the checkpoint of the step of the exported model."""
-    about = run.directory / "hf" / RUN_FILE
-    if not about.exists():
+    about = _read_written(run.directory / "hf" / RUN_FILE)
+    if about is None:
         return False
     path, checkpoint, torn = newest_checkpoint(run.directory)
     if path is None:  # of a run without checkpoints
         return not torn
-    return checkpoint["global_step"] == read_json(about)["step"]
+    return checkpoint["global_step"] == about.get("step")
 
 
 def is_probed(run: Run) -> bool:
@@ -43,10 +43,10 @@ def is_probed(run: Run) -> bool:
     if run.study.probe is None:
         return True
     results = _results(run)
-    summary = results / "summary.json"
-    if not summary.exists() or _can_go_on(results):
+    summary = _read_written(results / "summary.json")
+    if summary is None or _can_go_on(results):
         return False
-    return not run.is_vanilla or "wraps" in read_json(summary)
+    return not run.is_vanilla or "wraps" in summary
 
 
 def status(run: Run) -> str:
@@ -118,6 +118,14 @@ def _lock(run: Run) -> Iterator[IO[str] | None]:
             yield None
         else:
             yield file
+
+
+def _read_written(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`; `None` where there is none, as when what writes it was killed."""
+    try:
+        return read_json(path)
+    except ValueError:
+        return None
 
 
 def _results(run: Run) -> Path:

@@ -38,16 +38,20 @@ def runs_table(runs: Sequence[Run], statuses: Mapping[str, str]) -> pd.DataFrame
     """A row per run, in their order; what a run has not come to is missing.
 
     Args:
-        statuses: of the runs by name.
+        statuses: of the runs by name. Where a run's files cannot be read, the table says so in place of it.
     """
     rows = []
     for run in runs:
         row: dict[str, Any] = {"condition": run.condition, "seed": run.seed, "run": run.name}
         row["status"] = statuses[run.name]
-        if is_trained(run):
-            row |= _training_numbers(run)
-            if is_probed(run):
-                row |= _probe_numbers(run)
+        try:
+            if is_trained(run):
+                row |= _training_numbers(run)
+                if is_probed(run):
+                    row |= _probe_numbers(run)
+        except (ValueError, KeyError) as error:
+            reason = f"a JSON file lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            row["status"] = f"damaged: {reason}"
         rows.append(row)
     return pd.DataFrame(rows, columns=[*ABOUT, *TRAINING, *PROBE, *CELLS])
 
@@ -58,7 +62,8 @@ def _training_numbers(run: Run) -> dict[str, Any]:
     if curves is not None:
         accuracy = curves["accuracy"].dropna()
         solved = accuracy.index[accuracy >= SOLVED]
-        row |= {"validation_accuracy": accuracy.iloc[-1], "first_solved_step": solved[0] if len(solved) else None}
+        row |= {"validation_accuracy": accuracy.iloc[-1]} if len(accuracy) else {}
+        row |= {"first_solved_step": solved[0]} if len(solved) else {}
     folder = run.directory / "probe"
     if (folder / "effects.parquet").exists():
         effects = storage.read_effects(folder)
@@ -69,10 +74,9 @@ def _training_numbers(run: Run) -> dict[str, Any]:
 
 def _probe_numbers(run: Run) -> dict[str, Any]:
     """Of the final probe, or where the study has none, of the last one in training."""
-    try:
-        probed = report.load_run(run.probed)
-    except ValueError:
+    if run.study.probe is None and not any((run.probed / "probe").rglob("effects.parquet")):
         return {}
+    probed = report.load_run(run.probed)
     clean = probed.summary["clean"]
     row = {"model": probed.summary["condition"], "probe_accuracy": clean["accuracy"], "clean_nll": clean["nll"]}
     row["task_learned"] = clean["task_learned"]
