@@ -111,7 +111,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class RunExport(Callback):
-    """When training ends, saves the Hugging Face model and task, the last checkpoint, and last of all what run it was."""
+    """When training ends, saves the Hugging Face model and task, the last checkpoint, and last what run it was."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model: torch.nn.Module = pl_module.model  # type: ignore[assignment]

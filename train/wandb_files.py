@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ FILES = "wandb/*run-*/run-*.wandb"
 STEP = "trainer/global_step"
 IDENTITY, BLOCK, CHUNK_HEADER = b":W&B", 2**15, struct.Struct("<IHB")
 WHOLE, LAST_CHUNK = 1, 4
+QUIET_SECONDS = 1.0
+"""A file that has not changed for so long has nobody who writes it."""
 
 
 def run_id(run_dir: Path) -> str | None:
@@ -42,8 +45,10 @@ def history(run_dir: Path, of_run: str) -> list[dict[str, Any]]:
 def mend_files(run_dir: Path) -> None:
     """Cut off records that were not written whole because W&B was killed: `wandb sync` goes no further than these.
 
-    A file of which nothing is left is removed with its folder.
+    A file of which nothing is left is removed with its folder. W&B's process outlives a killed training for a moment and
+    may still be writing: it is waited for.
     """
+    _wait_until_quiet(_files(run_dir))
     for path in _files(run_dir):
         end = max((end for _, end in _records(path)), default=0)
         if end == 0:
@@ -55,6 +60,13 @@ def mend_files(run_dir: Path) -> None:
 def records(path: Path) -> list[Record]:
     """The whole records of a `.wandb` file."""
     return [record for record, _ in _records(path)]
+
+
+def _wait_until_quiet(files: list[Path]) -> None:
+    last = max((path.stat().st_mtime for path in files), default=0.0)
+    while 0 <= time.time() - last < QUIET_SECONDS:
+        time.sleep(0.05)
+        last = max(path.stat().st_mtime for path in files)
 
 
 def _files(run_dir: Path) -> list[Path]:
