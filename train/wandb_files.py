@@ -45,8 +45,8 @@ def history(run_dir: Path, of_run: str) -> list[dict[str, Any]]:
 def mend_files(run_dir: Path) -> None:
     """Cut off records that were not written whole because W&B was killed: `wandb sync` goes no further than these.
 
-    A file of which nothing is left is removed with its folder. W&B's process outlives a killed training for a moment and
-    may still be writing: it is waited for.
+    A file of which nothing is left is removed with its folder. W&B's process outlives a killed training for a moment
+    and may still be writing: it is waited for.
     """
     _wait_until_quiet(_files(run_dir))
     for path in _files(run_dir):
