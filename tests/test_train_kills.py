@@ -53,6 +53,7 @@ def train(run_dir: Path, save: int | None = None, batch: int | None = None, seco
     """In a process of its own, which dies in the middle of checkpoint `save`, counted from now, or `seconds` after the
     end of batch `batch`."""
     os.environ["WANDB_MODE"] = "offline"
+    os.environ.pop("WANDB_SERVICE", None)  # of the tests' process, which outlives this one: as from a shell, its own
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # loader workers start as they do from a shell
     run_dir.parent.mkdir(exist_ok=True)
