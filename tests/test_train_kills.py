@@ -136,7 +136,7 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "MQARDataModule"):
         assert same(a[key], b[key]), key
     tables = [pd.read_csv(path / "metrics.csv", dtype=str) for path in (whole, killed)]
-    assert all("throughput/tokens_per_second" in table for table in tables)
+    assert "throughput/tokens_per_second" in tables[0]  # the other may never have trained long enough at a stretch
     tables = [table.drop(columns=list(table.filter(like="throughput/"))) for table in tables]
     pd.testing.assert_frame_equal(*tables)
     assert (whole / "hf/model.safetensors").read_bytes() == (killed / "hf/model.safetensors").read_bytes()
