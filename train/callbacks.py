@@ -45,8 +45,7 @@ class StepNumbers(Callback):
             counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step != trainer.fit_loop.epoch_loop._batches_that_stepped:
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 class ProgressLines(ProgressBar):

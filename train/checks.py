@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from probe.checkpoints import RUN_FILE
 from train.checkpoints import FOLDER, newest_checkpoint, read_checkpoint
 from train.provenance import FILE as PROVENANCE
-from train.sharding import FSDP2, FSDP2Strategy
+from train.sharding import FSDP2, divides
 
 POSITIVE_TRAINER_OPTIONS = (
     "max_steps",
@@ -97,7 +97,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     clip = options["gradient_clip_val"]
     if clip is not None and not clip >= 0:
         raise ValueError(f"trainer.gradient_clip_val must not be negative, got {clip}")
-    if options["gradient_clip_algorithm"] == "value" and is_divided(options["strategy"]):
+    if options["gradient_clip_algorithm"] == "value" and divides(options["strategy"]):
         raise ValueError(f"trainer.gradient_clip_algorithm must be norm with trainer.strategy {FSDP2}, got value")
     for key in ("limit_train_batches", "overfit_batches"):
         if options[key]:
@@ -111,19 +111,14 @@ def check_trainer(options: Mapping[str, Any]) -> None:
 def check_strategy(strategy: Any) -> None:
     """Raises ValueError for a strategy under which models would not train, or not resume."""
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    known = isinstance(strategy, DDPStrategy | SingleDeviceStrategy | FSDP2Strategy)
-    if not known and not re.match(rf"auto$|ddp|{FSDP2}$", str(name)):
+    known = isinstance(strategy, DDPStrategy | SingleDeviceStrategy) or divides(strategy)
+    if not known and not re.match(r"auto$|ddp", str(name)):
         raise ValueError(f"trainer.strategy must be auto, ddp or {FSDP2} (parameters divided over devices), got {name}")
-
-
-def is_divided(strategy: Any) -> bool:
-    """Whether `trainer.strategy` divides parameters over devices."""
-    return strategy == FSDP2 or isinstance(strategy, FSDP2Strategy)
 
 
 def check_search(options: Mapping[str, Any]) -> None:
     """Raises ValueError for options of the trainer with which a learning rate cannot be searched."""
-    if is_divided(options["strategy"]):
+    if divides(options["strategy"]):
         raise ValueError(f"find_lr runs on one device: trainer.strategy must not be {FSDP2}")
     if options["fast_dev_run"]:
         raise ValueError("find_lr takes --num_steps steps: trainer.fast_dev_run must be false")

@@ -23,7 +23,7 @@ from train.hardware import HERE, KNOWN, Hardware
 from train.measure import local_device, memory_of, time_steps
 from train.module import RetrievalModule
 from train.optim import kind_of
-from train.sharding import FSDP2, FSDP2Strategy
+from train.sharding import divides
 from train.simulate import Workload, simulate_step
 
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
@@ -141,7 +141,7 @@ class Run:
     @property
     def is_divided(self) -> bool:
         """Whether devices hold parts of the model."""
-        return self.trainer["strategy"] == FSDP2 or isinstance(self.trainer["strategy"], FSDP2Strategy)
+        return divides(self.trainer["strategy"])
 
     @property
     def workload(self) -> Workload:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_sch
 
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
 from attnres.sharded import is_divided
-from attnres.tasks import RecallBatch
+from attnres.tasks import RecallBatch, sequence_length
 from train.flops import forward_flops
 from train.metrics import PositionAccuracy, RoutingEntropy
 from train.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
@@ -254,7 +254,7 @@ def mean_over_queries(values: Tensor, batch: RecallBatch) -> Tensor:
 
 def _build_model(options: Mapping[str, Any]) -> PreTrainedModel:
     """The model that the options of `RetrievalModule` describe."""
-    length = 3 * options["num_pairs"] + options["noise_tokens"]
+    length = sequence_length(options["num_pairs"], options["noise_tokens"])
     shape = {**{key: options[key] for key in SHAPE}, "max_position_embeddings": length}
     _check_shape(shape)
     common = {

@@ -85,6 +85,11 @@ def _names(model: nn.Module, optimizer: Optimizer) -> list[str]:
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def divides(strategy: Any) -> bool:
+    """Whether `trainer.strategy`, a name or an object, divides parameters over devices."""
+    return strategy == FSDP2 or isinstance(strategy, FSDP2Strategy)
+
+
 if FSDP2 not in StrategyRegistry:
     StrategyRegistry.register(FSDP2, FSDP2Strategy, description="parameters divided over all devices")
 
@@ -120,4 +125,4 @@ def clip_gradient_norm(parameters: Iterable[nn.Parameter], largest: float) -> No
         nn.utils.clip_grads_with_norm_(kind, largest, total)
 
 
-__all__ = ["FSDP2Strategy", "clip_gradient_norm", "shard"]
+__all__ = ["FSDP2", "FSDP2Strategy", "clip_gradient_norm", "divides", "shard"]

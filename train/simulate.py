@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from attnres.tasks import RecallBatch
+from attnres.tasks import RecallBatch, sequence_length
 from train.module import RetrievalModule
 
 PARTS = ("parameters", "gradients", "moments", "activations", "weight_casts", "logits", "temporary")
@@ -53,7 +53,7 @@ class Workload:
     @property
     def seq(self) -> int:
         """Tokens of a sequence."""
-        return 3 * self.num_pairs + self.noise_tokens
+        return sequence_length(self.num_pairs, self.noise_tokens)
 
     def precision(self, device_type: str) -> AbstractContextManager:
         """What forward passes run under."""

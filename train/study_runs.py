@@ -28,7 +28,7 @@ FINISHED, BUSY, UNFINISHED, NOT_BEGUN = "finished", "busy elsewhere", "unfinishe
 
 
 def is_trained(run: Run) -> bool:
-    """Whether the last thing that training writes is there: the checkpoint of the step of the exported model."""
+    """Whether the last thing that training writes is there, what run it was, and the checkpoint is of that step."""
     about = _read_written(run.directory / "hf" / RUN_FILE)
     if about is None:
         return False

@@ -1,6 +1,6 @@
 """Synthetic tasks. A leaf: nothing here knows of models, training or probes."""
 
-from attnres.tasks.mqar import IGNORE_INDEX, MQAR, SPLITS, RecallBatch
+from attnres.tasks.mqar import IGNORE_INDEX, MQAR, SPLITS, RecallBatch, sequence_length
 from attnres.tasks.text_recall import TextExample, TextRecall
 
 TASKS = {"mqar": MQAR, "text_recall": TextRecall}
@@ -21,5 +21,6 @@ __all__ = [
     "RecallBatch",
     "TextExample",
     "TextRecall",
+    "sequence_length",
     "task_from_dict",
 ]

@@ -31,6 +31,11 @@ IGNORE_INDEX = -100
 SPLITS = ("train", "validation", "probe")
 
 
+def sequence_length(num_pairs: int, noise_tokens: int = 0) -> int:
+    """Tokens of an example: pairs, queries and noise."""
+    return 3 * num_pairs + noise_tokens
+
+
 @dataclass(frozen=True)
 class RecallBatch:
     """A batch of recall examples, of p pairs each or at most.
@@ -91,7 +96,7 @@ class RecallBatch:
 
     @property
     def _length(self) -> int:
-        return 3 * self.keys.shape[1] + (0 if self.noise is None else self.noise.shape[1])
+        return sequence_length(self.keys.shape[1], 0 if self.noise is None else self.noise.shape[1])
 
     @property
     def _has_pair(self) -> Tensor:
@@ -176,11 +181,6 @@ class MQAR:
     def num_values(self) -> int:
         """Token ids that are values."""
         return self.first_noise - self.first_value
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of an example with all K pairs."""
-        return 3 * self.num_pairs + self.noise_tokens
 
     @property
     def chance_accuracy(self) -> float:
