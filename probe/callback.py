@@ -10,24 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from attnres import REGIONS, AttnResForCausalLM
+from attnres import AttnResForCausalLM
 from attnres.sharded import whole_model
 from attnres.tasks import MQAR
-from probe import storage
-from probe.families import FIRST_ORDER
-from probe.interventions import MaskRenormalise
-from probe.motifs import primary_rows
+from probe import publish, storage
 from probe.runner import PARTS, Probe, ProbeSettings, check_task, probe_model, sweep_share
 
-MASK = MaskRenormalise.kind
 MODES = ("exact", "first_order", "both")
 MIN_SEQUENCES, MIN_QUERIES = 64, 1024
 
@@ -143,7 +137,7 @@ class ProbeCallback(Callback):
             storage.drop_steps_after(_directory(trainer), trainer.global_step)
             shutil.rmtree(_directory(trainer) / PARTS, ignore_errors=True)  # of a probe that was killed
             if trainer.global_step > 0:
-                self._log_rows_of_disk(trainer)
+                publish.log_rows_of_disk(trainer.loggers, _directory(trainer))
         trainer.strategy.barrier("before probes")
         if trainer.global_step == 0:
             self._probe_once(trainer, pl_module)
@@ -216,21 +210,7 @@ class ProbeCallback(Callback):
         rank_zero_info(
             f"probe at step {step}: accuracy {probe.accuracy:.3f}{learned} on the probe split, {probe.seconds:.1f} s"
         )
-        scalars = {"probe/accuracy": probe.accuracy, **_scalars(probe.effects)}
-        for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger):  # the table on disk holds more
-                logger.log_metrics(scalars, step=step)
-
-    @staticmethod
-    def _log_rows_of_disk(trainer: Trainer) -> None:
-        """To loggers that lack some of the steps before a resumed run's first, and know which."""
-        loggers = [logger for logger in trainer.loggers if getattr(logger, "logs_once", False)]
-        if loggers and (_directory(trainer) / "effects.parquet").exists():
-            for step, effects in storage.read_effects(_directory(trainer)).groupby("step"):
-                accuracy = effects.loc[effects["metric"] == "accuracy", "clean"]
-                scalars = {"probe/accuracy": float(accuracy.iloc[0])} if len(accuracy) else {}
-                for logger in loggers:
-                    logger.log_metrics({**scalars, **_scalars(effects)}, step=int(step))  # type: ignore[arg-type]
+        publish.log_probe(trainer.loggers, probe, step)
 
 
 def _min_sequences(task: MQAR) -> int:
@@ -239,18 +219,6 @@ def _min_sequences(task: MQAR) -> int:
 
 def _directory(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "probe"
-
-
-def _scalars(effects: pd.DataFrame) -> dict[str, float]:
-    scalars = {}
-    for kind, effect in ((MASK, "nll_effect"), (MASK + FIRST_ORDER, "nll_effect_first_order")):
-        rows = primary_rows(effects, kind=kind)
-        for row in rows[rows["scope"].isin([*REGIONS, "all", "final"])].to_dict("records"):
-            name = f"probe/{row['sublayer']}/{row['scope']}/{row['family']}"
-            scalars[f"{name}/mass"] = row["mass"]
-            if row["applicable"]:
-                scalars[f"{name}/{effect}"] = row["effect"]
-    return scalars
 
 
 @contextmanager

@@ -22,10 +22,12 @@ from probe import compare as comparison
 from probe import report as reporting
 from probe import storage
 from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, load_tokenizer, read_json
+from probe.figures import write_figures
 from probe.flip import recall_accuracy
 from probe.parts import IDENTITY
 from probe.prompts import TextPrompts
 from probe.runner import PARTS, Probe, ProbeSettings, check_probe, probe_model, sweep_share
+from probe.runs import load_run
 from probe.tasks import ProbeTask, probe_inputs
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    runs = [reporting.load_run(directory) for directory in args.runs]
+    runs = [load_run(directory) for directory in args.runs]
     for line in [line for run in runs for line in reporting.warnings(run)]:
         print(line)
     print("Mass and causal effect of each source family, all layers (mask and renormalise, all positions;")
@@ -110,7 +112,7 @@ def report(args: argparse.Namespace) -> None:
     print("\nwritten:")
     for probed in runs:
         nothing = f"nothing for {probed.directory}: it holds no exact effects of mask_renormalise in single layers"
-        for line in reporting.write_figures(probed) or [nothing]:
+        for line in write_figures(probed) or [nothing]:
             print(f"  {line}")
 
 

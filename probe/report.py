@@ -1,57 +1,18 @@
-"""From run directories to what a person reads: the table of mass against effect, and the figures."""
+"""What probed runs say, as text: the table of mass against effect, and what it rests on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from attnres import FAMILIES
-from probe import plots, stats, storage
-from probe.checkpoints import read_json
+from probe import stats
 from probe.interventions import MatchedMass
 from probe.motifs import primary_rows
 from probe.observer import GEOMETRY
 from probe.results import ENOUGH_SEQUENCES
-
-
-@dataclass(frozen=True)
-class ProbedRun:
-    """A probed model: `effects` and `geometry` of one (run, step), the summary, the coalitions if any."""
-
-    directory: Path
-    effects: pd.DataFrame
-    geometry: pd.DataFrame
-    summary: dict[str, Any]
-    coalitions: pd.DataFrame | None = None
-
-    @property
-    def label(self) -> str:
-        return f"{self.summary['condition']} (seed {self.summary['seed']}, step {self.summary['step']})"
-
-
-def load_run(directory: Path) -> ProbedRun:
-    """The last probed step of a folder with results; a run directory's `probe/final/` is preferred to its `probe/`.
-
-    Raises:
-        ValueError: no results there, or an incomplete set.
-    """
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is not a directory: expected a run directory or a folder with effects.parquet")
-    folder = storage.find_results(directory)
-    effects = storage.read_effects(folder)
-    if not (folder / "summary.json").exists():
-        raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
-    last = effects["step"].max()
-    geometry, coalitions = (
-        rows[rows["step"] == last] if rows is not None else None
-        for rows in (storage.read_geometry(folder), storage.read_coalitions(folder))
-    )
-    assert geometry is not None
-    summary = read_json(folder / "summary.json")
-    return ProbedRun(directory, effects[effects["step"] == last], geometry, summary, coalitions)
+from probe.runs import ProbedRun
 
 
 def mass_effect_table(runs: list[ProbedRun]) -> str:
@@ -213,65 +174,3 @@ def across_seeds(runs: list[ProbedRun]) -> str:
             for (sublayer, family), m, lo, hi, p in zip(table.columns, mean, low, high, p_value, strict=True)
         ]
     return "\n".join(lines)
-
-
-def training_curves(directory: Path) -> pd.DataFrame | None:
-    """Validation accuracy and pairs by step, from a run's `metrics.csv`; None where there is none.
-
-    NaN is what was never logged: a run may end before its first validation.
-
-    Raises:
-        ValueError: it is not a table with a column "step".
-    """
-    path = directory / "metrics.csv"
-    if not path.exists():
-        return None
-    try:
-        metrics = pd.read_csv(path)
-    except ValueError as error:  # an empty file, among others
-        raise ValueError(f"{path} is not a readable table ({error})") from None
-    if "step" not in metrics.columns:
-        raise ValueError(f"{path} lacks the column step; was it written by attnres-train?")
-    wanted = {"val/accuracy": "accuracy", "train/pairs": "pairs"}
-    metrics = metrics.reindex(columns=["step", *wanted]).rename(columns=wanted)
-    # Lightning numbers a row by its last batch, from 0: a validation sees the model of the step after.
-    accuracy = metrics.assign(step=metrics["step"] + 1).groupby("step")["accuracy"].max().dropna()
-    return pd.concat([accuracy, metrics.groupby("step")["pairs"].max().dropna()], axis=1).sort_index()
-
-
-def write_figures(run: ProbedRun) -> list[Path]:
-    """Figures of a run, into its `figures/`.
-
-    Heat maps; and where it was probed while it trained, emergence and the heat maps of the step of the largest effect.
-    All are of exact effects, of each layer: a probe to first order alone, or of other scopes, has none.
-    """
-    if not _has_layers(run.effects):
-        return []
-    folder = run.directory / "figures"
-    num_pairs = run.summary["num_pairs"]
-    written = plots.save(plots.plot_heat_maps(run.effects, num_pairs, run.label), folder / "heat_maps")
-    curves = training_curves(run.directory)
-    if curves is None or not (run.directory / "probe" / "effects.parquet").exists():
-        return written
-    through_training = storage.read_effects(run.directory / "probe")
-    if not _has_layers(through_training) or "all" not in set(primary_rows(through_training)["scope"]):
-        return written
-    title = f"{run.summary['condition']}, seed {run.summary['seed']}"
-    figure = plots.plot_emergence(through_training, curves, num_pairs, title)
-    written += plots.save(figure, folder / "emergence")
-    peak = largest_effect_step(through_training)
-    figure = plots.plot_heat_maps(
-        through_training[through_training["step"] == peak], num_pairs, f"{title}: step {peak}, of the largest effect"
-    )
-    return written + plots.save(figure, folder / "heat_maps_peak")
-
-
-def _has_layers(effects: pd.DataFrame) -> bool:
-    return bool(primary_rows(effects)["scope"].str.startswith("layer:").any())
-
-
-def largest_effect_step(effects: pd.DataFrame) -> int:
-    """The probed step at which masking one family in all layers does the most harm."""
-    rows = primary_rows(effects)
-    rows = rows[(rows["scope"] == "all") & rows["applicable"]]
-    return int(rows["step"].to_numpy()[rows["effect"].to_numpy().argmax()])

@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 
 from attnres import FAMILIES
-from probe import report, stats, storage
+from probe import stats, storage
 from probe.checkpoints import RUN_FILE, read_json
+from probe.figures import largest_effect_step
 from probe.motifs import primary_rows
+from probe.runs import load_run, training_curves
 from train.study import Run
 from train.study_runs import FINISHED, is_probed, is_trained
 
@@ -58,7 +60,7 @@ def runs_table(runs: Sequence[Run], statuses: Mapping[str, str]) -> pd.DataFrame
 
 def _training_numbers(run: Run) -> dict[str, Any]:
     row: dict[str, Any] = {"step": read_json(run.directory / "hf" / RUN_FILE)["step"]}
-    curves = report.training_curves(run.directory)
+    curves = training_curves(run.directory)
     if curves is not None:
         accuracy = curves["accuracy"].dropna()
         solved = accuracy.index[accuracy >= SOLVED]
@@ -68,7 +70,7 @@ def _training_numbers(run: Run) -> dict[str, Any]:
     if (folder / "effects.parquet").exists():
         effects = storage.read_effects(folder)
         if (primary_rows(effects)["scope"] == "all").any():
-            row["largest_effect_step"] = report.largest_effect_step(effects)
+            row["largest_effect_step"] = largest_effect_step(effects)
     return row
 
 
@@ -76,7 +78,7 @@ def _probe_numbers(run: Run) -> dict[str, Any]:
     """Of the final probe, or where the study has none, of the last one in training."""
     if run.study.probe is None and not any((run.probed / "probe").rglob("effects.parquet")):
         return {}
-    probed = report.load_run(run.probed)
+    probed = load_run(run.probed)
     clean = probed.summary["clean"]
     row = {"model": probed.summary["condition"], "probe_accuracy": clean["accuracy"], "clean_nll": clean["nll"]}
     row["task_learned"] = clean["task_learned"]

@@ -1,0 +1,73 @@
+"""Run directories and folders of results, read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from probe import storage
+from probe.checkpoints import read_json
+
+
+@dataclass(frozen=True)
+class ProbedRun:
+    """A probed model: `effects` and `geometry` of one (run, step), the summary, the coalitions if any."""
+
+    directory: Path
+    effects: pd.DataFrame
+    geometry: pd.DataFrame
+    summary: dict[str, Any]
+    coalitions: pd.DataFrame | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.summary['condition']} (seed {self.summary['seed']}, step {self.summary['step']})"
+
+
+def load_run(directory: Path) -> ProbedRun:
+    """The last probed step of a folder with results; a run directory's `probe/final/` is preferred to its `probe/`.
+
+    Raises:
+        ValueError: no results there, or an incomplete set.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not a directory: expected a run directory or a folder with effects.parquet")
+    folder = storage.find_results(directory)
+    effects = storage.read_effects(folder)
+    if not (folder / "summary.json").exists():
+        raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
+    last = effects["step"].max()
+    geometry, coalitions = (
+        rows[rows["step"] == last] if rows is not None else None
+        for rows in (storage.read_geometry(folder), storage.read_coalitions(folder))
+    )
+    assert geometry is not None
+    summary = read_json(folder / "summary.json")
+    return ProbedRun(directory, effects[effects["step"] == last], geometry, summary, coalitions)
+
+
+def training_curves(directory: Path) -> pd.DataFrame | None:
+    """Validation accuracy and pairs by step, from a run's `metrics.csv`; None where there is none.
+
+    NaN is what was never logged: a run may end before its first validation.
+
+    Raises:
+        ValueError: it is not a table with a column "step".
+    """
+    path = directory / "metrics.csv"
+    if not path.exists():
+        return None
+    try:
+        metrics = pd.read_csv(path)
+    except ValueError as error:  # an empty file, among others
+        raise ValueError(f"{path} is not a readable table ({error})") from None
+    if "step" not in metrics.columns:
+        raise ValueError(f"{path} lacks the column step; was it written by attnres-train?")
+    wanted = {"val/accuracy": "accuracy", "train/pairs": "pairs"}
+    metrics = metrics.reindex(columns=["step", *wanted]).rename(columns=wanted)
+    # Lightning numbers a row by its last batch, from 0: a validation sees the model of the step after.
+    accuracy = metrics.assign(step=metrics["step"] + 1).groupby("step")["accuracy"].max().dropna()
+    return pd.concat([accuracy, metrics.groupby("step")["pairs"].max().dropna()], axis=1).sort_index()
