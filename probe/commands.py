@@ -22,6 +22,7 @@ from probe import compare as comparison
 from probe import report as reporting
 from probe import storage
 from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, load_tokenizer, read_json
+from probe.emergence import load_emergence
 from probe.figures import write_figures
 from probe.flip import recall_accuracy
 from probe.parts import IDENTITY
@@ -109,6 +110,10 @@ def report(args: argparse.Namespace) -> None:
         print(reporting.describe(probed))
     if over_seeds := reporting.across_seeds(runs):
         print("\n" + over_seeds)
+    emergences = [found for probed in runs if (found := load_emergence(probed.directory)) is not None]
+    for text in [*map(reporting.describe_emergence, emergences), reporting.emergence_over_seeds(emergences)]:
+        if text:
+            print("\n" + text)
     print("\nwritten:")
     for probed in runs:
         nothing = f"nothing for {probed.directory}: it holds no exact effects of mask_renormalise in single layers"

@@ -6,6 +6,7 @@ Both rest on the primary intervention (`mask_renormalise` at all positions, no a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,14 @@ LEVEL = 0.05
 """Of every test."""
 APPRECIABLE_MASS = 0.05
 CELL = ["sublayer", "scope", "family"]
+
+
+Cell = tuple[str, str, str]
+"""(sublayer, family, region)."""
+
+
+def motif_name(sublayer: str, family: str, region: str) -> str:
+    return f"{family} -> {region} {'attention' if sublayer == 'self_attn' else sublayer}"
 
 
 def primary_rows(table: pd.DataFrame, metric: str = PRIMARY, kind: str = MaskRenormalise.kind) -> pd.DataFrame:
@@ -145,3 +154,50 @@ class Reader:
         gaps = np.stack([here - sums[name, family].to_numpy() / n_reads[name] for name in others], axis=1)
         bootstrap = stats.bootstrap_t(gaps, counts[region, family].to_numpy(), self.num_resamples, self.seed)
         return float(bootstrap.p_above(0.0).max())
+
+
+def resampled_criterion(
+    sums: np.ndarray,
+    counts: np.ndarray,
+    cells: Sequence[Cell],
+    n_reads: np.ndarray,
+    num_pairs: int,
+    num_resamples: int,
+    seed: int,
+) -> np.ndarray:
+    """(resamples, cells) whether each of `cells` is a motif in each resample of one probe's sequences.
+
+    The criterion of `Reader.motifs`, applied to the resampled effects with the sample's critical values
+    (of studentised statistics, which hardly depend on the effects).
+
+    Args:
+        sums: (sequences, cells) summed effects; NaN where the family could not be ablated.
+        counts: (sequences,) queries.
+        cells: (sublayer, family, region) of each.
+        n_reads: (cells,) reads that each rests on.
+    """
+    how = (num_resamples, seed)
+    bootstrap = stats.bootstrap_t(sums, counts, *how)
+    means, errors = stats.resampled_means(sums, counts, *how)
+    weights = stats.resample_weights(len(sums), *how)
+    harms = MATTERS * math.log(num_pairs) * n_reads
+    with np.errstate(divide="ignore", invalid="ignore"):
+        flips = np.abs(weights @ sums) / np.sqrt(len(sums) * (weights @ np.square(sums)))
+        significant = means / errors > bootstrap.critical(LEVEL)
+    holds = significant & (flips > stats.sign_flip_critical(sums, LEVEL, *how)) & (means >= harms)
+    known: np.ndarray = ~np.isnan(sums).any(0)
+    pairs = [
+        (i, j)
+        for i, cell in enumerate(cells)
+        for j, other in enumerate(cells)
+        if i != j and cell[:2] == other[:2] and known[i] and known[j]
+    ]
+    if pairs:
+        gaps = np.stack([sums[:, i] / n_reads[i] - sums[:, j] / n_reads[j] for i, j in pairs], axis=1)
+        critical = stats.bootstrap_t(gaps, counts, *how).critical(LEVEL, grid=False)
+        means, errors = stats.resampled_means(gaps, counts, *how)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            larger = means / errors > critical
+        for (i, _), is_larger in zip(pairs, larger.T, strict=True):
+            holds[:, i] &= is_larger
+    return holds

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from attnres import FAMILIES
 from probe import stats
+from probe.emergence import SPREAD, Emergence, over_seeds
 from probe.interventions import MatchedMass
-from probe.motifs import primary_rows
+from probe.motifs import motif_name, primary_rows
 from probe.observer import GEOMETRY
 from probe.results import ENOUGH_SEQUENCES
 from probe.runs import ProbedRun
@@ -125,7 +128,8 @@ def _describe_geometry(run: ProbedRun) -> list[str]:
 def _describe_motif(motif: dict[str, Any]) -> str:
     only = "; the only region it exists in" if motif["only_region"] else ""
     return (
-        f"motif: {motif['family']} -> {motif['region']} {motif['sublayer']}, {motif['per_read']:+.3f} nats per read "
+        f"motif: {motif_name(motif['sublayer'], motif['family'], motif['region'])}, "
+        f"{motif['per_read']:+.3f} nats per read "
         f"({motif['n_reads']} reads, {motif['n_unaliased_reads']} unaliased; p adj. = {motif['p_adjusted']:.4f}{only})"
     )
 
@@ -150,6 +154,67 @@ def _describe_coalitions(run: ProbedRun) -> list[str]:
             f"(p adj. = {largest['p_adjusted']:.4f})"
         )
     return lines
+
+
+def describe_emergence(emergence: Emergence) -> str:
+    """The motif table: when each motif holds, and when effect, mass and accuracy made half their change."""
+    table, steps = emergence.shown, emergence.accuracy["step"]
+    first = emergence.table.iloc[0].to_dict()
+    lines = [
+        f"When motifs emerge: {first['condition']} (seed {first['seed']}), {len(steps)} exact probes at steps "
+        f"{steps.iloc[0]} to {steps.iloc[-1]}; accuracy rose by half at step {_time(first, 'accuracy_half')}",
+        f"{'motif (* of the study)':<30} {'status':<10} {'holds from [95 % CI]':>20} {'held':>7} {'pairs':>5} "
+        f"{'after accuracy':>14}  {'half-rise of effect':>20} {'of mass':>20} {'mass after effect':>17}",
+    ]
+    for row in table.to_dict("records"):
+        name = motif_name(row["sublayer"], row["family"], row["region"]) + (" *" if row["motif"] else "")
+        begin = "onset" if row["status"] == "emerged" else "first_held"
+        pairs = "—" if np.isnan(row["pairs"]) else f"{row['pairs']:.0f}"
+        held = f"{row['n_held']}/{row['n_probes']}"
+        lines.append(
+            f"{name:<30} {row['status']:<10} {_time(row, begin):>20} {held:>7} {pairs:>5} "
+            f"{_lag(row, f'{begin}_accuracy'):>14}  {_time(row, 'effect_half'):>20} {_time(row, 'mass_half'):>20} "
+            f"{_lag(row, 'mass_effect'):>17}"
+        )
+    if emergence.left_out:
+        steps = ", ".join(map(str, emergence.left_out))
+        lines.append(f"left out, as they were probed on other sequences than the last: steps {steps}")
+    return "\n".join(lines)
+
+
+def _time(row: Mapping[Any, Any], name: str) -> str:
+    if np.isnan(row[name]):
+        return "—"
+    return f"{row[name]:.0f} [{row[f'{name}_low']:.0f}, {row[f'{name}_high']:.0f}]"
+
+
+def _lag(row: Mapping[Any, Any], name: str) -> str:
+    """Steps; the interval is also as wide as the distance between probes."""
+    low, high = row[f"lag_{name}_low"], row[f"lag_{name}_high"]
+    return "—" if np.isnan(low) else f"[{low:+.0f}, {high:+.0f}]"
+
+
+def emergence_over_seeds(emergences: Sequence[Emergence]) -> str:
+    """Onsets and half-rises over the seeds of each condition that has several, or an empty string."""
+    if not emergences:
+        return ""
+    rows = over_seeds([emergence.table for emergence in emergences])
+    lines: list[str] = []
+    for condition, table in rows[rows["n_seeds"] > 1].groupby("condition", sort=False):
+        lines.append(f"When motifs emerge, {condition} over {table['n_seeds'].max()} seeds: median [smallest, largest]")
+        for row in table.to_dict("records"):
+            spreads = [
+                "—"
+                if np.isnan(row[f"{name}_median"])
+                else "{:.0f} [{:.0f}, {:.0f}]".format(*(row[f"{name}_{what}"] for what in SPREAD))
+                for name in ("onset", "effect_half", "mass_half", "accuracy_half")
+            ]
+            name = motif_name(row["sublayer"], row["family"], row["region"])
+            lines.append(
+                f"  {name:<28} emerged in {row['n_emerged']}, transient in {row['n_transient']}; onset {spreads[0]}, "
+                f"half-rise of effect {spreads[1]}, of mass {spreads[2]}, of accuracy {spreads[3]}"
+            )
+    return "\n".join(lines)
 
 
 def across_seeds(runs: list[ProbedRun]) -> str:

@@ -8,6 +8,7 @@ never has a p-value, and takes no part in the adjustment of others.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -15,11 +16,17 @@ from scipy import stats
 CONFIDENCE = 0.95
 
 
+@lru_cache(maxsize=4)
 def resample_weights(num_clusters: int, num_resamples: int, seed: int = 0) -> np.ndarray:
-    """(resamples, clusters) how often each cluster is drawn, with replacement: what a joint resampling shares."""
+    """(resamples, clusters) how often each cluster is drawn, with replacement: what a joint resampling shares.
+
+    Read-only, as calls share it.
+    """
     rng = np.random.default_rng(seed)
     even = np.full(num_clusters, 1 / num_clusters)
-    return rng.multinomial(num_clusters, even, size=num_resamples).astype(np.float64)
+    weights = rng.multinomial(num_clusters, even, size=num_resamples).astype(np.float64)
+    weights.flags.writeable = False
+    return weights
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,21 @@ class BootstrapT:
         p_adjusted[known] = np.minimum(2 * np.maximum(tails, alone), 1.0)
         return p_adjusted
 
+    def critical(self, level: float, grid: bool = True) -> np.ndarray:
+        """(cells,) what mean / error must exceed to be harm at `level`, by `p_adjusted` (`grid`) or by `p_above`.
+
+        NaN for cells without an error.
+        """
+        critical, known = np.full(len(self.error), np.nan), ~np.isnan(self.error)
+        observed, t = self._studentised(0.0)[known], self.t[:, known]
+        if grid:
+            alone = _critical_alone(t, level / 2)
+            t = np.where(np.isinf(t), 0.0, t)
+            critical[known] = np.maximum(_step_down_critical(observed, t, level / 2), alone)
+        else:
+            critical[known] = _critical_alone(t, level)
+        return critical
+
     def _studentised(self, threshold: float) -> np.ndarray:
         distance = self.mean - threshold
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -102,26 +124,55 @@ def bootstrap_t(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000,
         ValueError: a cluster without queries, which a resample could be made of.
     """
     num_clusters, num_cells = sums.shape
-    if counts.shape != (num_clusters,) or not (counts > 0).all():
-        raise ValueError(f"counts must be one positive number for each of the {num_clusters} sequences: {counts}")
+    _check_counts(counts, num_clusters)
     mean = sums.sum(0) / counts.sum()
     if num_clusters < 2:
         nothing = np.full(num_cells, np.nan)
         return BootstrapT(mean, nothing, np.full((num_resamples, num_cells), np.nan))
-    scale = num_clusters / (num_clusters - 1)
-    centred = sums - mean * counts[:, None]  # (clusters, cells): sums to zero
+    centred = _centred(sums, counts)
+    error = np.sqrt(num_clusters / (num_clusters - 1) * np.square(centred).sum(0)) / counts.sum()
+    shift, errors = _resampled(centred, counts, resample_weights(num_clusters, num_resamples, seed))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = shift / errors  # infinite without spread
+    return BootstrapT(mean, error, np.where(np.abs(shift) <= 1e-7 * error, 0.0, t))
+
+
+def resampled_means(
+    sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean effect per query and its error in each resample of `bootstrap_t`: (resamples, cells) each.
+
+    Raises:
+        ValueError: as `bootstrap_t`.
+    """
+    _check_counts(counts, len(sums))
+    weights = resample_weights(len(sums), num_resamples, seed)
+    shift, errors = _resampled(_centred(sums, counts), counts, weights)
+    return sums.sum(0) / counts.sum() + shift, errors
+
+
+def _check_counts(counts: np.ndarray, num_clusters: int) -> None:
+    if counts.shape != (num_clusters,) or not (counts > 0).all():
+        raise ValueError(f"counts must be one positive number for each of the {num_clusters} sequences: {counts}")
+
+
+def _centred(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(clusters, cells) sums less their share of the mean: they sum to zero."""
+    centred = sums - sums.sum(0) / counts.sum() * counts[:, None]
     # Rounding of the centring is no spread: cells whose clusters agree have no error.
     centred[np.abs(centred) < 1e-12 * np.abs(sums).max(0, initial=0.0)] = 0.0
-    error = np.sqrt(scale * np.square(centred).sum(0)) / counts.sum()
-    weights = resample_weights(num_clusters, num_resamples, seed)
+    return centred
+
+
+def _resampled(centred: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean less the sample's, and its linearised error, of each resample: (resamples, cells) each."""
+    num_clusters = len(counts)
     queries = (weights @ counts)[:, None]  # (resamples, 1)
-    shift = (weights @ centred) / queries  # resampled mean - mean
+    shift = (weights @ centred) / queries
     whole = weights @ np.square(centred) + np.square(shift) * (weights @ np.square(counts))[:, None]
     squares = whole - 2 * shift * (weights @ (centred * counts[:, None]))
     squares[squares <= 1e-12 * whole] = 0.0  # what rounding leaves of a difference is no spread
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = shift * queries / np.sqrt(scale * squares)  # infinite without spread
-    return BootstrapT(mean, error, np.where(np.abs(shift) <= 1e-7 * error, 0.0, t))
+    return shift, np.sqrt(num_clusters / (num_clusters - 1) * squares) / queries
 
 
 def sign_flip_test(sums: np.ndarray, num_flips: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -140,13 +191,7 @@ def sign_flip_test(sums: np.ndarray, num_flips: int = 2000, seed: int = 0) -> tu
     known = np.flatnonzero(~np.isnan(sums).any(0))
     if num_clusters < 2 or not len(known):
         return p_values[0], p_values[1]
-    # Flips leave the squares alone, and t^2 = (n - 1) r / (1 - r) with r = (sum of x)^2 / (n * sum of x^2), for every
-    # cell: r orders like |t|, within and across cells, and loses no digits where clusters agree.
-    norms = np.sqrt(num_clusters * np.square(sums[:, known]).sum(0))
-    units = sums[:, known] / np.where(norms > 0, norms, 1.0)
-    flips = np.random.default_rng(seed).choice((-1.0, 1.0), size=(num_flips, num_clusters))
-    observed = np.abs(units.sum(0)) - 1e-12  # ties count
-    flipped = np.abs(flips @ units)
+    observed, flipped = _sign_flips(sums[:, known], num_flips, seed)
     p_values[:, known] = (1 + (flipped >= observed).sum(0)) / (1 + num_flips), _step_down(observed, flipped)
     return p_values[0], p_values[1]
 
@@ -160,6 +205,51 @@ def _step_down(observed: np.ndarray, simulated: np.ndarray) -> np.ndarray:
     p_adjusted = np.empty(len(observed))
     p_adjusted[order] = np.maximum.accumulate(stepwise)
     return p_adjusted
+
+
+def _sign_flips(sums: np.ndarray, num_flips: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """|sum| / sqrt(n * sum of squares) of each cell, (cells,), and with flipped signs, (flips, cells).
+
+    Flips leave the squares alone, and t^2 = (n - 1) r / (1 - r) with r the square of this, for every cell: it orders
+    like |t|, within and across cells, and loses no digits where clusters agree.
+    """
+    num_clusters = len(sums)
+    norms = np.sqrt(num_clusters * np.square(sums).sum(0))
+    units = sums / np.where(norms > 0, norms, 1.0)
+    flips = np.random.default_rng(seed).choice((-1.0, 1.0), size=(num_flips, num_clusters))
+    return np.abs(units.sum(0)) - 1e-12, np.abs(flips @ units)  # ties count
+
+
+def sign_flip_critical(sums: np.ndarray, level: float, num_flips: int = 2000, seed: int = 0) -> np.ndarray:
+    """(cells,) what |sum of effects| / sqrt(n * sum of squares) must exceed for `sign_flip_test` to adjust to `level`.
+
+    NaN in cells without numbers.
+    """
+    critical, known = np.full(sums.shape[1], np.nan), np.flatnonzero(~np.isnan(sums).any(0))
+    if len(sums) > 1 and len(known):
+        observed, flipped = _sign_flips(sums[:, known], num_flips, seed)
+        critical[known] = _step_down_critical(observed, flipped, level)
+    return critical
+
+
+def _step_down_critical(observed: np.ndarray, simulated: np.ndarray, level: float) -> np.ndarray:
+    """(cells,) what `observed` must exceed for `_step_down` to reject it; infinite after a cell that does not."""
+    order = np.argsort(-observed, kind="stable")
+    largest = np.maximum.accumulate(simulated[:, order[::-1]], axis=1)[:, ::-1]
+    stepwise = _critical_alone(largest, level)
+    stopped = np.logical_or.accumulate(observed[order] <= stepwise)
+    stepwise[1:][stopped[:-1]] = np.inf
+    critical = np.empty(len(observed))
+    critical[order] = stepwise
+    return critical
+
+
+def _critical_alone(simulated: np.ndarray, level: float) -> np.ndarray:
+    """(cells,) what must be exceeded for (1 + simulations that reach it) / (1 + simulations) to be at most `level`."""
+    allowed = int(level * (1 + len(simulated)) + 1e-9) - 1  # simulations that may reach it
+    if allowed < 0:
+        return np.full(simulated.shape[1], np.inf)
+    return -np.partition(-simulated, allowed, axis=0)[allowed]
 
 
 def false_discovery(p_values: np.ndarray) -> np.ndarray:

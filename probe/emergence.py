@@ -1,0 +1,307 @@
+"""When motifs emerge: onset and half-rise of every (family, sublayer, region), from the tables of a run's probes.
+
+All of it rests on exact effects (`probe.motifs.primary_rows`): first-order points are a curve of their own. Intervals
+come from one cluster bootstrap, whose resamples of sequences are the same at every step and for every curve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attnres import REGIONS, SUBLAYERS
+from probe import onsets, stats, storage
+from probe.checkpoints import read_json
+from probe.motifs import Cell, Reader, motif_name, primary_rows, resampled_criterion
+from probe.runs import training_curves
+
+STUDY_MOTIFS = {
+    "embedding -> early mlp": ("mlp", "embedding", "early"),
+    "current -> early attention": ("self_attn", "current", "early"),
+    "current -> early mlp": ("mlp", "current", "early"),
+    "older -> late attention": ("self_attn", "older", "late"),
+}
+"""The study's three motifs (arXiv:2606.13168; `current` has one in each sublayer): (sublayer, family, region)."""
+SCOPES = (*REGIONS, "all", "final")
+LAGS = {"mass_effect": ("mass_half", "effect_half"), "effect_accuracy": ("effect_half", "accuracy_half")}
+LAGS |= {f"{name}_accuracy": (name, "accuracy_half") for name in ("onset", "first_held")}
+"""Name -> how much later the first of the two times is than the second."""
+
+
+@dataclass(frozen=True)
+class Emergence:
+    """When the motifs of one run emerged.
+
+    Attributes:
+        table: a row per (sublayer, family, region) that could be ablated, see `find_emergence`.
+        curves: a row per step, sublayer, scope and family: `effect` with `ci_low` and `ci_high` (nats), `mass` with
+            `mass_low` and `mass_high`, `applicable`, and whether the motif's criterion `holds` at that step.
+        accuracy: a row per step: `accuracy` on the probe split with `low` and `high`, `pairs` in training.
+        left_out: steps that were probed on other sequences than the last one, and take no part.
+    """
+
+    table: pd.DataFrame
+    curves: pd.DataFrame
+    accuracy: pd.DataFrame
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The rows of `table` to speak of: the study's motifs, and any other that held at some probe."""
+        return self.table[(self.table["motif"] != "") | (self.table["status"] != "never")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `summary.json`."""
+        half = [f"accuracy_half{end}" for end in ("", "_low", "_high")]
+        motifs = self.shown.drop(columns=["run", "condition", "seed", *half]).to_dict("records")
+        return {
+            "steps": [int(step) for step in self.accuracy["step"]],
+            "left_out": list(self.left_out),
+            **{name: float(self.table[name].iloc[0]) for name in half},
+            "motifs": motifs,
+        }
+
+
+def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) -> Emergence | None:
+    """Emergence in a run directory that was probed while it trained; None with fewer than two probes of regions.
+
+    Raises:
+        ValueError: tables that cannot be read.
+    """
+    folder = directory / "probe"
+    if not (folder / "effects.parquet").exists():
+        return None
+    effects, clusters = storage.read_effects(folder), storage.read_clusters(folder)
+    if primary_rows(effects)["step"].nunique() < 2:
+        return None
+    curves = training_curves(directory)
+    num_pairs = int(read_json(folder / "summary.json")["num_pairs"])
+    pairs = None if curves is None else curves["pairs"].dropna()
+    return find_emergence(effects, clusters, num_pairs, pairs, num_resamples, seed)
+
+
+def find_emergence(
+    effects: pd.DataFrame,
+    clusters: pd.DataFrame,
+    num_pairs: int,
+    pairs: pd.Series | None = None,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Emergence:
+    """Find when motifs emerge in the tables of one run, probed at several steps.
+
+    The rows of `table`, all times being probed steps and NaN "never":
+
+    - `motif`: the study's name, or ""; `status`: "emerged" (it has an onset), "transient" (it held at some probe, not
+      to the end), "never".
+    - `onset`: the first probe from which the motif holds (`probe.motifs.Reader.motifs`) at every later one, at least
+      two of them. `onset_low`, `onset_high`: 95 % percentile interval over the resamples that have one, in each of
+      which the same criterion is applied to the resampled effects, with the critical values of the sample;
+      `p_onset`: the share of resamples that do.
+    - `first_held` (with `_low` and `_high`, as the onset's), `last_held`, `n_held` of `n_probes`: where it holds.
+    - `pairs`, `accuracy`: at the onset, or at `first_held`.
+    - `effect_half`, `mass_half`, `accuracy_half` (each with `_low` and `_high`): the half-rise (`onsets.half_rise`);
+      NaN where the 95 % interval of the whole change, `effect_change` or `mass_change`, includes zero.
+    - `lag_mass_effect`, `lag_effect_accuracy`, `lag_onset_accuracy`, `lag_first_held_accuracy` (each `_low`, `_high`):
+      how much later the first is than the second (`onsets.lag`).
+
+    Args:
+        effects, clusters: the tables of the probes.
+        num_pairs: K.
+        pairs: pairs in training by step, where logged.
+    """
+    rows = primary_rows(effects)
+    rows = rows[rows["run"] == rows["run"].iloc[-1]]
+    is_same = rows["data_id"] == rows.loc[rows["step"].idxmax(), "data_id"]
+    left_out = tuple(sorted({int(step) for step in rows.loc[~is_same, "step"]}))
+    rows = rows[is_same & rows["scope"].isin(SCOPES)]
+    clusters = clusters[(clusters["run"] == rows["run"].iloc[0]) & ~clusters["step"].isin(left_out)]
+    return _Finder(rows, clusters, num_pairs, pairs, num_resamples, seed).find(left_out)
+
+
+@dataclass
+class _Finder:
+    """`find_emergence`, in steps. S probes, C cells (sublayer, family, region), R resamples, n sequences."""
+
+    effects: pd.DataFrame
+    clusters: pd.DataFrame
+    num_pairs: int
+    pairs: pd.Series | None
+    num_resamples: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.steps = np.sort(self.effects["step"].unique())
+        self.by_step = dict(list(self.effects.groupby("step")))
+        of_cells = primary_rows(self.clusters)
+        self.clusters_by_step = dict(list(of_cells.groupby("step")))
+        cells = self.effects[self.effects["scope"].isin(REGIONS) & self.effects["sublayer"].isin(SUBLAYERS)]
+        cells = cells[cells["applicable"]]
+        found = set(cells[["sublayer", "family", "scope"]].itertuples(index=False, name=None))
+        order = self.effects[["sublayer", "family", "scope"]].drop_duplicates().itertuples(index=False, name=None)
+        self.cells: list[Cell] = [(str(a), str(b), str(c)) for a, b, c in order if (a, b, c) in found]
+        self.counts = of_cells.groupby("sequence")["n_queries"].first().to_numpy()
+        places = ["step", "sublayer", "family", "scope"]
+        self.wide = of_cells.pivot(index="sequence", columns=places, values=["summed_effect", "mass"])
+
+    def by_sequence(self, column: str, cell: Cell) -> np.ndarray:
+        """(n, S) `column` of a cell's clusters."""
+        return np.stack([self.wide[(column, step, *cell)].to_numpy(float) for step in self.steps], axis=1)
+
+    @cached_property
+    def answered(self) -> np.ndarray | None:
+        """(n, S) right answers of each sequence; None where accuracy was not probed."""
+        rows = primary_rows(self.clusters, metric="accuracy").drop_duplicates(["step", "sequence"])
+        if rows.empty:
+            return None
+        return rows.pivot(index="sequence", columns="step", values="summed_clean")[self.steps].to_numpy(float)
+
+    def find(self, left_out: tuple[int, ...]) -> Emergence:
+        holds, resampled = self._holds(), self._resampled_holds()
+        accuracy_half = (math.nan, np.full(self.num_resamples, np.nan))
+        if self.answered is not None:
+            accuracy_half = self._half(self.answered, self.counts)
+        rows = []
+        for i, cell in enumerate(self.cells):
+            effects, masses = self.by_sequence("summed_effect", cell), self.by_sequence("mass", cell)
+            times = {
+                "onset": tuple(onsets.first_lasting(each[..., i]) for each in (holds, resampled)),
+                "first_held": tuple(onsets.first(each[..., i]) for each in (holds, resampled)),
+                "effect_half": self._half(effects, self.counts),
+                "mass_half": self._half(masses, np.ones(len(self.counts))),
+                "accuracy_half": accuracy_half,
+            }
+            changes = {
+                "effect_change": float(onsets.change(effects.sum(0) / self.counts.sum())),
+                "mass_change": float(onsets.change(masses.mean(0))),
+            }
+            rows.append({**self._about(cell), **self._held(holds[:, i], times), **self._times(times), **changes})
+        return Emergence(pd.DataFrame(rows), self._curves(holds), self._accuracy(), left_out)
+
+    def _holds(self) -> np.ndarray:
+        """(S, C) whether the causal probe finds the motif at a step."""
+        found = np.zeros((len(self.steps), len(self.cells)), dtype=bool)
+        for number, step in enumerate(self.steps):
+            tables = (self.by_step[step], self.clusters_by_step[step])
+            for motif in Reader(*tables, self.num_pairs, self.num_resamples, self.seed).motifs():
+                found[number, self.cells.index((motif["sublayer"], motif["family"], motif["region"]))] = True
+        return found
+
+    def _resampled_holds(self) -> np.ndarray:
+        """(R, S, C) the same criterion on resampled effects, with the critical values of the sample."""
+        sums = np.stack([self.by_sequence("summed_effect", cell) for cell in self.cells], axis=-1)  # (n, S, C)
+        found = np.zeros((self.num_resamples, len(self.steps), len(self.cells)), dtype=bool)
+        for number, step in enumerate(self.steps):
+            rows = self.by_step[step].set_index(["sublayer", "family", "scope"])["n_reads"]
+            n_reads = np.array([rows[cell] for cell in self.cells], dtype=float)
+            found[:, number] = resampled_criterion(
+                sums[:, number], self.counts, self.cells, n_reads, self.num_pairs, self.num_resamples, self.seed
+            )
+        return found
+
+    def _half(self, sums: np.ndarray, counts: np.ndarray) -> tuple[float, np.ndarray]:
+        """Half-rise of the mean of `sums` (n, S), and of each resample: float and (R,); NaN if there is no change."""
+        means = self._resample(sums, counts)
+        low, high = onsets.percentiles(onsets.change(means), onsets.change(means))
+        if not (low > 0 or high < 0):
+            return math.nan, np.full(self.num_resamples, np.nan)
+        return float(onsets.half_rise(sums.sum(0) / counts.sum())), onsets.half_rise(means)
+
+    def _resample(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """(R, S) resampled means of `sums` (n, S)."""
+        weights = stats.resample_weights(len(sums), self.num_resamples, self.seed)
+        return (weights @ sums) / (weights @ counts)[:, None]
+
+    def _about(self, cell: Cell) -> dict[str, Any]:
+        name = motif_name(*cell)
+        first = self.effects.iloc[0]
+        about = {"run": first["run"], "condition": first["condition"], "seed": int(first["seed"])}
+        return {
+            **about,
+            **dict(zip(("sublayer", "family", "region"), cell, strict=True)),
+            "motif": name if name in STUDY_MOTIFS else "",
+        }
+
+    def _held(self, holds: np.ndarray, times: Mapping[str, tuple[Any, np.ndarray]]) -> dict[str, Any]:
+        onset, resampled = times["onset"]
+        start = onset if not math.isnan(onset) else times["first_held"][0]
+        accuracy = math.nan
+        if self.answered is not None and holds.any():
+            accuracy = float(self.answered[:, int(start)].sum() / self.counts.sum())
+        return {
+            "status": "never" if not holds.any() else "transient" if math.isnan(onset) else "emerged",
+            "p_onset": float((~np.isnan(resampled)).mean()),
+            "last_held": float(self.steps[holds][-1]) if holds.any() else math.nan,
+            "n_held": int(holds.sum()),
+            "n_probes": len(self.steps),
+            "pairs": self._pairs_at(onsets.at_step(start, self.steps)),
+            "accuracy": accuracy,
+        }
+
+    def _pairs_at(self, step: float) -> float:
+        """Pairs in training at a step: the last that were logged by then."""
+        if self.pairs is None or math.isnan(step):
+            return math.nan
+        until = self.pairs[self.pairs.index <= step]
+        return float(until.iloc[-1]) if len(until) else math.nan
+
+    def _times(self, times: Mapping[str, tuple[Any, np.ndarray]]) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for name, (time, resampled) in times.items():
+            low, high = onsets.interval(resampled, self.steps) if not math.isnan(time) else (math.nan, math.nan)
+            numbers |= {name: onsets.at_step(time, self.steps), f"{name}_low": low, f"{name}_high": high}
+        for name, (later, earlier) in LAGS.items():
+            known = not (math.isnan(times[later][0]) or math.isnan(times[earlier][0]))
+            lag = onsets.lag(times[later][1], times[earlier][1], self.steps) if known else (math.nan, math.nan)
+            numbers |= dict(zip((f"lag_{name}_low", f"lag_{name}_high"), lag, strict=True))
+        return numbers
+
+    def _curves(self, holds: np.ndarray) -> pd.DataFrame:
+        columns = ["step", "sublayer", "family", "scope", "effect", "ci_low", "ci_high", "mass", "applicable"]
+        curves = self.effects[columns].reset_index(drop=True)
+        keys = ["step", "sublayer", "family", "scope"]
+        found = {(step, *cell) for s, step in enumerate(self.steps) for c, cell in enumerate(self.cells) if holds[s, c]}
+        places = list(curves[keys].itertuples(index=False, name=None))
+        masses = self._resample(self.wide["mass"][places].to_numpy(float), np.ones(len(self.counts)))
+        low, high = onsets.percentiles(masses, masses)
+        return curves.assign(mass_low=low, mass_high=high, holds=[place in found for place in places])
+
+    def _accuracy(self) -> pd.DataFrame:
+        mean = low = high = np.full(len(self.steps), np.nan)
+        if self.answered is not None:
+            mean, resampled = self.answered.sum(0) / self.counts.sum(), self._resample(self.answered, self.counts)
+            low, high = onsets.percentiles(resampled, resampled)
+        numbers = {"step": self.steps, "accuracy": mean, "low": low, "high": high}
+        return pd.DataFrame(numbers).assign(pairs=[self._pairs_at(float(step)) for step in self.steps])
+
+
+SPREAD = ("median", "smallest", "largest")
+
+
+def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The `table`s of several runs, over the seeds of each condition: median, smallest and largest of each time.
+
+    A row per condition, sublayer, family and region that held at some probe of some seed or is the study's: `n_seeds`,
+    `n_emerged`, `n_transient`, and `{onset, effect_half, mass_half, accuracy_half}_{median, smallest, largest}` over
+    the seeds that have one.
+    """
+    rows = []
+    keys = ["condition", "sublayer", "family", "region", "motif"]
+    for place, runs in pd.concat(tables).drop_duplicates([*keys, "seed"]).groupby(keys, sort=False):
+        if not runs["motif"].iloc[0] and (runs["status"] == "never").all():
+            continue
+        row: dict[str, Any] = dict(zip(keys, place, strict=True))  # type: ignore[call-overload]
+        row |= {"n_seeds": len(runs)}
+        row |= {f"n_{status}": int((runs["status"] == status).sum()) for status in ("emerged", "transient")}
+        for name in ("onset", "effect_half", "mass_half", "accuracy_half"):
+            times = runs[name].dropna()
+            row |= {f"{name}_median": times.median(), f"{name}_smallest": times.min(), f"{name}_largest": times.max()}
+        rows.append(row)
+    return pd.DataFrame(rows)
