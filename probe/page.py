@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from probe.page_cells import comparison_panel, comparison_table, heat_maps_panel, largest_effect, scatter_panel
 from probe.page_curves import accuracy_panel, accuracy_table, all_steps, curves_panel
-from probe.page_data import KEPT, PageRun
+from probe.page_data import KEPT, NEEDED, PageRun
 from probe.page_layout import Panel, templates
 from probe.page_tables import Texts, legend, methods, motif_rows, motif_table, runs_table, seeds_table, warnings_of
 
@@ -41,20 +41,26 @@ def write_page(runs: Sequence[PageRun], path: Path) -> Path:
 
 
 def build_page(runs: Sequence[PageRun]) -> str:
-    """The HTML of the page: plotly, data, style and script are in it, and nothing is fetched."""
+    """The HTML of the page: plotly, data, style and script are in it, and nothing is fetched.
+
+    Runs without effects of the primary intervention are named and not shown; at least one must have some.
+    """
+    left_out = [run for run in runs if not run.has_cells]
+    runs = [run for run in runs if run.has_cells]
     texts, steps = Texts(), all_steps(runs)
     accuracies, compared, motifs = accuracy_table(runs), comparison_table(runs), motif_rows(runs)
     tables = {f"cells-{number}": _cells(run) for number, run in enumerate(runs)}
     tables |= {"accuracy": accuracies, "comparison": compared[["run", "probe", *KEPT]]}
     if motifs is not None:
         tables["motifs"] = motifs
-    shared = [accuracy_panel(runs, accuracies), comparison_panel(runs, compared)]
+    shared = [accuracy_panel(runs, accuracies)] + ([] if compared.empty else [comparison_panel(runs, compared)])
     limit = largest_effect(runs)
     of_runs = [_panels(run, number, limit) for number, run in enumerate(runs)]
     body = [
-        _section("Runs", runs_table(runs, texts)),
+        _section("Runs", runs_table(runs, texts), *(_left_out(run) for run in left_out)),
         _section("Accuracy and comparison", *(_panel_html(panel, texts) for panel in shared)),
-        _section("Motifs", motif_table(runs, texts), _csv_button("motifs") if motifs is not None else "", seeds_table(runs)),
+        _section("Motifs", motif_table(runs, texts), *(_csv_button(name) for name in tables if name == "motifs")),
+        *(_section("Motifs over seeds", seeds) for seeds in [seeds_table(runs)] if seeds),
         *(_run_section(run, panels, texts) for run, panels in zip(runs, of_runs, strict=True)),
         _section("How these numbers were made", methods(runs)),
     ]
@@ -68,7 +74,7 @@ def build_page(runs: Sequence[PageRun]) -> str:
     }
     last = len(steps) - 1
     return Template((ASSETS / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape("Routing probes: " + ", ".join(run.name for run in runs)),
+        title=escape(f"Routing probe of {runs[0].name}" if len(runs) == 1 else f"Routing probes of {len(runs)} runs"),
         intro=_intro(runs),
         style=(ASSETS / "page.css").read_text(encoding="utf-8"),
         last=last,
@@ -84,7 +90,8 @@ def build_page(runs: Sequence[PageRun]) -> str:
 
 def _panels(run: PageRun, number: int, limit: float) -> list[Panel]:
     curves = [curves_panel(run, number, value) for value in ("effect", "mass")] if run.has_course else []
-    return [*curves, heat_maps_panel(run, number, limit), scatter_panel(run, number)]
+    scatter = [scatter_panel(run, number)] if run.has_regions else []
+    return [*curves, heat_maps_panel(run, number, limit), *scatter]
 
 
 def _intro(runs: Sequence[PageRun]) -> str:
@@ -100,12 +107,16 @@ def _section(heading: str, *content: str) -> str:
     return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(filter(None, content)) + "\n</section>"
 
 
+def _left_out(run: PageRun) -> str:
+    return f'<p class="warning">{escape(run.name)} is not shown: it holds no {escape(NEEDED)}.</p>'
+
+
 def _run_section(run: PageRun, panels: Sequence[Panel], texts: Texts) -> str:
     lines = [f'<p class="warning">{escape(line)}</p>' for line in warnings_of(run)]
     if not run.has_course:
         lines.append(
-            '<p class="status">It was not probed at several steps while it trained: it has no curves over training, and '
-            "one probe at every step of the slider.</p>"
+            '<p class="status">It was not probed at several steps while it trained: it has no curves over training, '
+            "and one probe at every step of the slider.</p>"
         )
     return _section(run.name, *lines, *(_panel_html(panel, texts) for panel in panels))
 
@@ -118,7 +129,8 @@ def _panel_html(panel: Panel, texts: Texts) -> str:
 <button type="button" {file} aria-label="Download the data of {escape(panel.heading)} as CSV">CSV</button></header>
 <div class="plot" id="{panel.name}-plot" role="img" aria-label="{escape(panel.label)}"></div>
 <p class="note">{panel.note}</p>
-<details data-panel="{panel.name}"><summary>Numbers at this step</summary><div class="scroll" tabindex="0"></div></details>
+<details data-panel="{panel.name}"><summary>Numbers at this step</summary>
+<div class="scroll" tabindex="0"></div></details>
 </section>"""
 
 

@@ -21,8 +21,10 @@ from probe.page_curves import (
 )
 from probe.page_data import ESTIMATE, WIDE_SCOPES, PageRun, Shown
 from probe.page_layout import (
+    COLORS,
     GREY,
     MARGIN,
+    NAMES,
     SHORT_FAMILIES,
     SYMBOLS,
     Panel,
@@ -31,10 +33,10 @@ from probe.page_layout import (
     arrange,
     axis,
     axis_name,
+    color_scale,
     span,
     threshold_lines,
 )
-from probe.plots import FAMILY_COLORS, FAMILY_LABELS
 
 CELL_HOVER = "mass %{customdata[2]:.4f}, %{customdata[3]:.4f} of it aliased"
 MAPS = ("mass", "effect")
@@ -123,26 +125,32 @@ def _map_layout(maps: list[Map], scopes: dict[str, list[str]], screen: str, limi
         x = {"type": "category", "range": [-0.5, len(FAMILIES) - 0.5], "showgrid": False, "tickangle": 0}
         y = {"type": "category", "showgrid": False, "range": [-0.5, len(scopes[block]) - 0.5]}
         places.append(Place(row, column, title, {**x, "tickfont": {"size": 10}}, y))
-    margin = {**MARGIN, "l": 66, "b": 96}
+    margin = {**MARGIN, "l": 66, "b": 76}
     layout = arrange(places, heights, gap=0.02 if screen == "wide" else 0.03, margin=margin)
     bar = {"orientation": "h", "thickness": 9, "len": 0.46, "yanchor": "top", "outlinewidth": 0}
-    bar |= {"y": -44 / max(layout["height"] - margin["t"] - margin["b"], 1), "ticklen": 3, "nticks": 5}
-    mass, effect = ({**bar, "x": x, "title": {"text": t, "side": "bottom"}} for x, t in ((0.23, "mass"), (0.77, "ΔNLL (nats)")))
-    layout["coloraxis"] = {"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": mass}
-    layout["coloraxis2"] = {"colorscale": "RdBu", "reversescale": True, "cmin": -limit, "cmax": limit, "colorbar": effect}
+    bar |= {"y": -30 / max(layout["height"] - margin["t"] - margin["b"], 1), "ticklen": 3, "nticks": 4, "tickangle": 0}
+    mass, effect = (
+        {**bar, "x": x, "title": {"text": t, "side": "bottom"}} for x, t in ((0.23, "mass"), (0.77, "ΔNLL (nats)"))
+    )
+    layout["coloraxis"] = {"colorscale": color_scale("cividis"), "cmin": 0, "cmax": 1, "colorbar": mass}
+    layout["coloraxis2"] = {"colorscale": color_scale("RdBu_r"), "cmin": -limit, "cmax": limit, "colorbar": effect}
     layout["plot_bgcolor"] = "rgba(128,128,128,0.16)"
     return layout
 
 
 def _map_state(shown: Shown, maps: list[Map], scopes: dict[str, list[str]]) -> State:
-    cells = {(r["sublayer"], r["scope"], r["family"]): r for r in shown.rows.to_dict("records")}
+    cells: dict[Any, dict[Any, Any]] = {
+        (r["sublayer"], r["scope"], r["family"]): r for r in shown.rows.to_dict("records")
+    }
     traces: dict[int, dict[str, Any]] = {}
     for index, (block, sublayer, value) in enumerate(maps):
         grid = [[cells.get((sublayer, scope, family)) for family in FAMILIES] for scope in scopes[block]]
         traces[2 * index] = {
             "z": [[_number(cell, value) for cell in row] for row in grid],
             "text": [[_text(cell, value) for cell in row] for row in grid],
-            "customdata": [[_custom(cell, scope) for cell in row] for row, scope in zip(grid, scopes[block], strict=True)],
+            "customdata": [
+                [_custom(cell, scope) for cell in row] for row, scope in zip(grid, scopes[block], strict=True)
+            ],
         }
         absent = [
             (SHORT_FAMILIES[family], _tick(scope), "n/a" if cell is not None else "—")
@@ -156,21 +164,21 @@ def _map_state(shown: Shown, maps: list[Map], scopes: dict[str, list[str]]) -> S
     return State(describe(shown) + missing, traces, {}, list(shown.rows.index))
 
 
-def _number(cell: dict[str, Any] | None, value: str) -> float | None:
+def _number(cell: dict[Any, Any] | None, value: str) -> float | None:
     return None if cell is None or not cell["applicable"] else cell[value]
 
 
-def _text(cell: dict[str, Any] | None, value: str) -> str:
+def _text(cell: dict[Any, Any] | None, value: str) -> str:
     number = _number(cell, value)
     if cell is None or number is None:
         return ""
     return f"{number:.2f}".replace("-0.00", "0.00") + ("†" if cell["n_unaliased_reads"] == 0 else "")
 
 
-def _custom(cell: dict[str, Any] | None, scope: str) -> list[Any]:
+def _custom(cell: dict[Any, Any] | None, scope: str) -> list[Any]:
     if cell is None:
         return [None] * (len(HOVER_COLUMNS) + 2)
-    return [*(cell[c] for c in HOVER_COLUMNS), FAMILY_LABELS[cell["family"]], _tick(scope)]
+    return [*(cell[c] for c in HOVER_COLUMNS), NAMES[cell["family"]], _tick(scope)]
 
 
 def scatter_panel(run: PageRun, number: int) -> Panel:
@@ -179,13 +187,13 @@ def scatter_panel(run: PageRun, number: int) -> Panel:
     figure = go.Figure()
     for index in range(len(sublayers)):
         for family in FAMILIES:
-            color = FAMILY_COLORS[family]
+            color = COLORS[family]
             figure.add_scatter(
                 **{"x": [], "y": [], "mode": "markers+text", "name": family, "textposition": "top center"},
                 **{"textfont": {"size": 10}, "cliponaxis": False, **axis(index)},
                 marker={"color": color, "symbol": SYMBOLS[family], "opacity": 0.9},
                 error_y={"type": "data", "symmetric": False, "color": color, "thickness": 1.4, "width": 3},
-                hovertemplate=f"<b>{FAMILY_LABELS[family]}</b>, %{{customdata[7]}}<br>{EFFECT_HOVER}<extra></extra>",
+                hovertemplate=f"<b>{NAMES[family]}</b>, %{{customdata[7]}}<br>{EFFECT_HOVER}<extra></extra>",
             )
     masses = run.cells.loc[run.cells["scope"].isin(WIDE_SCOPES) & run.cells["applicable"], "mass"]
     x = {"range": [-0.02, max(1.02, masses.max()) + 0.02], "title": {"text": "routing mass"}}
@@ -205,7 +213,7 @@ def scatter_panel(run: PageRun, number: int) -> Panel:
         "Mass against effect",
         f"{run.name}: routing mass against the effect of masking with its interval, a plot for each sublayer",
         "Small marks: early, middle and late layers; large: all layers at once. Bars: 95 % intervals. Dotted: 5 % of "
-        "ln K, from where an effect matters; cells that reach it are named. The vertical scale follows the step.",
+        "ln K, from where an effect matters; regions that reach it are named. The vertical scale follows the step.",
         f"cells-{number}",
         figure,
         layouts,
@@ -221,7 +229,11 @@ def _scatter_state(shown: Shown, sublayers: list[str], matters: float) -> State:
         for position, family in enumerate(FAMILIES):
             rows = regions[(regions["sublayer"] == sublayer) & (regions["family"] == family)]
             names = [SCOPE_NAMES[scope] or "final read" for scope in rows["scope"]]
-            named = [n if abs(e) >= matters else "" for n, e in zip(names, rows["effect"], strict=True)]
+            # A blank, not nothing: plotly takes the element of an empty text away, and does not bring it back.
+            named = [
+                name if abs(effect) >= matters and scope != "all" else " "
+                for name, effect, scope in zip(names, rows["effect"], rows["scope"], strict=True)
+            ]
             custom = [[*c, n] for c, n in zip(rows[HOVER_COLUMNS].to_numpy().tolist(), names, strict=True)]
             traces[len(FAMILIES) * index + position] = {
                 **{"x": list(rows["mass"]), "y": list(rows["effect"]), "text": named, "customdata": custom},
@@ -259,7 +271,7 @@ def comparison_panel(runs: Sequence[PageRun], table: pd.DataFrame) -> Panel:
                 + (EFFECT_HOVER.replace("%{y:", "%{x:") if value == "effect" else CELL_HOVER)
                 + "<extra></extra>",
             )
-    ticks = {"tickvals": list(range(len(FAMILIES))), "ticktext": [FAMILY_LABELS[f] for f in FAMILIES]}
+    ticks = {"tickvals": list(range(len(FAMILIES))), "ticktext": [NAMES[f] for f in FAMILIES]}
     y = {**ticks, "range": [len(FAMILIES) - 0.5, -0.5], "showgrid": False}
     height = len(FAMILIES) * max(34, 16 + 13 * len(runs))
     layouts = {}
@@ -267,11 +279,11 @@ def comparison_panel(runs: Sequence[PageRun], table: pd.DataFrame) -> Panel:
         places = []
         for i, (sublayer, value) in enumerate(plots):
             row, column = (0, i) if screen == "wide" else (sublayers.index(sublayer), MAPS.index(value))
-            title = f"{SUBLAYER_NAMES[sublayer]}: {'mass' if value == 'mass' else 'ΔNLL (nats)'}"
+            title = f"{SUBLAYER_NAMES[sublayer]}: {'mass' if value == 'mass' else 'ΔNLL'}"
             x = {"range": [-0.03, 1.03]} if value == "mass" else {}
             places.append(Place(row, column, title, {**x, "nticks": 5}, y))
         rows = 1 + max(place.row for place in places)
-        layout = arrange(places, [height] * rows, gap=0.03, margin={**MARGIN, "l": 98, "b": 30})
+        layout = arrange(places, [height] * rows, gap=0.035, margin={**MARGIN, "l": 108, "b": 30})
         layouts[screen] = {**layout, "shapes": _limits(runs, plots)}
     states = {step: _comparison_state(runs, table, plots, step) for step in all_steps(runs)}
     return Panel(
@@ -279,7 +291,8 @@ def comparison_panel(runs: Sequence[PageRun], table: pd.DataFrame) -> Panel:
         "Runs side by side, all layers",
         "Routing mass and effect of each source family over all layers, with intervals, for every run",
         "In each family's row the runs stand from top to bottom as in the table of runs, whose colours they have. "
-        "Bars: 95 % intervals. Dotted: 5 % of ln K, from where an effect matters; rows without a mark: not applicable.",
+        "ΔNLL is in nats; bars: 95 % intervals. Dotted: 5 % of ln K, from where an effect matters. Where a run has no "
+        "mark, masking is not applicable.",
         "comparison",
         figure,
         layouts,
@@ -291,7 +304,14 @@ def _limits(runs: Sequence[PageRun], plots: list[tuple[str, str]]) -> list[dict[
     shapes = []
     for index in (i for i, (_, value) in enumerate(plots) if value == "effect"):
         ends = axis(index)
-        line = {"type": "line", "xref": ends["xaxis"], "yref": f"{ends['yaxis']} domain", "y0": 0, "y1": 1, "layer": "below"}
+        line = {
+            "type": "line",
+            "xref": ends["xaxis"],
+            "yref": f"{ends['yaxis']} domain",
+            "y0": 0,
+            "y1": 1,
+            "layer": "below",
+        }
         dots = {"color": GREY, "width": 1.2, "dash": "dot"}
         shapes.append({**line, "x0": 0, "x1": 0, "line": {"color": GREY, "width": 1}})
         shapes += [{**line, "x0": x, "x1": x, "line": dots} for x in sorted({run.matters_from for run in runs})]
@@ -308,7 +328,7 @@ def _comparison_state(runs: Sequence[PageRun], table: pd.DataFrame, plots: list[
         for number, run in enumerate(runs):
             rows = some[(some["run"] == run.name) & (some["sublayer"] == sublayer)]
             offset = (number - (len(runs) - 1) / 2) * 0.7 / len(runs)
-            labels = [FAMILY_LABELS[f] for f in rows["family"]]
+            labels = [NAMES[f] for f in rows["family"]]
             trace: dict[str, Any] = {
                 **{"x": list(rows[value]), "y": [FAMILIES.index(f) + offset for f in rows["family"]]},
                 "marker.symbol": [SYMBOLS[f] for f in rows["family"]],

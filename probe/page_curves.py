@@ -13,18 +13,20 @@ import plotly.graph_objects as go
 from attnres import FAMILIES
 from probe.page_data import ESTIMATE, FINAL, TRAINING, WIDE_SCOPES, PageRun
 from probe.page_layout import (
+    COLORS,
     GREY,
+    NAMES,
     SYMBOLS,
     Panel,
     Place,
     State,
     arrange,
     axis,
+    num_traces,
     rgba,
     span,
     threshold_lines,
 )
-from probe.plots import FAMILY_COLORS, FAMILY_LABELS
 
 SUBLAYER_NAMES = {"self_attn": "attention", "mlp": "MLP", "final": "final read"}
 SCOPE_NAMES = {"early": "early", "middle": "middle", "late": "late", "all": "all layers", "final": ""}
@@ -52,7 +54,7 @@ def accuracy_table(runs: Sequence[PageRun]) -> pd.DataFrame:
     rows = []
     for run in runs:
         pairs = pd.Series(dtype=float) if run.curves is None else run.curves["pairs"].dropna()
-        for (probe, step), accuracy in run.accuracies.items():
+        for (probe, step), accuracy in zip(run.accuracies.index.tolist(), run.accuracies, strict=True):
             row = {"run": run.name, "step": step, "split": "probe", "probe": probe, "accuracy": accuracy}
             known = pairs[pairs.index <= step]
             rows.append({**row, "pairs": known.iloc[-1] if probe == TRAINING and len(known) else math.nan})
@@ -90,7 +92,7 @@ def accuracy_panel(runs: Sequence[PageRun], table: pd.DataFrame) -> Panel:
                 **{"name": run.name, "hovertemplate": f"{run.name}<br>step %{{x}}: %{{y}} pairs<extra></extra>"},
                 **axis(1),
             )
-    cursors = [len(figure.data) + i for i in range(len(places))]
+    cursors = [num_traces(figure) + i for i in range(len(places))]
     for number in range(len(places)):
         top = 1.05 if number == 0 else max(run.num_pairs for run in runs) * 1.05
         figure.add_scatter(**_cursor([-0.03 if number == 0 else 0, top]), **axis(number))
@@ -126,7 +128,10 @@ def _add_accuracy(figure: go.Figure, name: str, rows: pd.DataFrame, style: dict[
         **{"x": list(validation["step"]), "y": list(validation["accuracy"]), "mode": "lines", "line": style},
         **{"name": name, "hovertemplate": f"{name}<br>step %{{x}}: %{{y:.4f}} on validation<extra></extra>"},
     )
-    for probe, marker in ((TRAINING, {"size": 6}), (FINAL, {"size": 9, "symbol": "circle-dot"})):
+    for probe, marker in (
+        (TRAINING, {"size": 6}),
+        (FINAL, {"size": 10, "symbol": "circle-open", "line": {"width": 2}}),
+    ):
         found = rows[rows["probe"] == probe]
         low, high = found["low"].fillna(found["accuracy"]), found["high"].fillna(found["accuracy"])
         interval = found[["low", "high"]].apply(
@@ -162,7 +167,9 @@ def curves_panel(run: PageRun, number: int, value: str) -> Panel:
     """Effect (`value` "effect") or mass of every family at each sublayer and region, over the steps of training."""
     cells = run.through_training
     present = cells[["sublayer", "scope"]].drop_duplicates().itertuples(index=False, name=None)
-    plots = sorted(map(tuple, present), key=lambda plot: (list(SUBLAYER_NAMES).index(plot[0]), WIDE_SCOPES.index(plot[1])))
+    plots = sorted(
+        map(tuple, present), key=lambda plot: (list(SUBLAYER_NAMES).index(plot[0]), WIDE_SCOPES.index(plot[1]))
+    )
     ends = cells[["ci_low", "ci_high", "effect"]]
     threshold = run.matters_from
     shown = span(*(ends[c] for c in ends), around=1.6 * threshold) if value == "effect" else [0.0, 1.02]
@@ -172,7 +179,7 @@ def curves_panel(run: PageRun, number: int, value: str) -> Panel:
         _add_families(figure, index, rows, value)
         if value == "effect":
             _add_onsets(figure, index, run, plot, threshold)
-    first_moving = len(figure.data)
+    first_moving = num_traces(figure)
     for index in range(len(plots)):
         figure.add_scatter(**_cursor(shown), **axis(index))
         figure.add_scatter(mode="markers", hoverinfo="skip", name="shown", x=[], y=[], **axis(index))
@@ -180,12 +187,10 @@ def curves_panel(run: PageRun, number: int, value: str) -> Panel:
     last = max(steps[-1], 1)
     x = {"range": [-0.03 * last, 1.03 * last], "title": {"text": "training step"}, "nticks": 5}
     y = {"range": shown}
-    layouts = {
-        screen: {**arrange(*_grid(plots, screen, x, y, _absent(cells, plots)), gap=0.02)} for screen in ("wide", "narrow")
-    }
-    for layout in layouts.values():
-        lines = [line for i in range(len(plots)) for line in threshold_lines(i, threshold)] if value == "effect" else []
-        layout["shapes"] = lines
+    lines = [line for i in range(len(plots)) for line in threshold_lines(i, threshold)] if value == "effect" else []
+    layouts = {}
+    for screen, gap in (("wide", 0.02), ("narrow", 0.08)):
+        layouts[screen] = {**arrange(*_grid(plots, screen, x, y, _absent(cells, plots)), gap=gap), "shapes": lines}
     states = {int(s): _curve_state(cells[cells["step"] == s], plots, int(s), value, first_moving) for s in steps}
     return Panel(
         f"{value}-{number}",
@@ -212,18 +217,17 @@ def _grid(
         else:
             row, column = sublayers.index(sublayer), scopes.index(scope)
             row, column = (row, column) if screen == "wide" else (column, row)
-        title = plot_title(sublayer, scope)
-        places.append(Place(row, column, title + missing, x, y))
+        places.append(Place(row, column, plot_title(sublayer, scope), x, y, missing))
     return places, [150 if screen == "wide" else 120] * (1 + max(place.row for place in places))
 
 
 def _absent(cells: pd.DataFrame, plots: list[tuple[str, ...]]) -> list[str]:
-    """For the titles of plots: families that cannot be ablated there at any step."""
+    """For the corners of plots: families that cannot be ablated there at any step."""
     texts = []
     for sublayer, scope in plots:
         rows = cells[(cells["sublayer"] == sublayer) & (cells["scope"] == scope) & cells["applicable"]]
-        missing = [SHORT for family, SHORT in FAMILY_LABELS.items() if family not in set(rows["family"])]
-        texts.append(f"<br><span style='font-size:10px;color:{GREY}'>n/a: {', '.join(missing)}</span>" if missing else "")
+        missing = [label for family, label in NAMES.items() if family not in set(rows["family"])]
+        texts.append(f"n/a: {', '.join(missing)}" if missing else "")
     return texts
 
 
@@ -232,7 +236,7 @@ def _add_families(figure: go.Figure, index: int, rows: pd.DataFrame, value: str)
         curve = rows[(rows["family"] == family) & rows["applicable"]].sort_values("step")
         if curve.empty:
             continue
-        color, steps = FAMILY_COLORS[family], list(curve["step"])
+        color, steps = COLORS[family], list(curve["step"])
         if value == "effect":
             edge = [*curve["ci_high"], *curve["ci_low"][::-1]]
             figure.add_scatter(
@@ -240,7 +244,7 @@ def _add_families(figure: go.Figure, index: int, rows: pd.DataFrame, value: str)
                 **{"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "name": f"{family} interval"},
                 **axis(index),
             )
-        label = FAMILY_LABELS[family]
+        label = NAMES[family]
         hover = EFFECT_HOVER if value == "effect" else "mass %{y:.4f}, %{customdata[3]:.4f} of it aliased"
         figure.add_scatter(
             **{"x": steps, "y": list(curve[value]), "mode": "lines+markers", "name": family},
@@ -264,9 +268,14 @@ def _add_onsets(figure: go.Figure, index: int, run: PageRun, plot: tuple[str, ..
         ends = f"[{row['onset_low']:.0f}, {row['onset_high']:.0f}]"
         figure.add_scatter(
             **{"x": [row["onset"]], "y": [height], "mode": "markers", "name": f"{row['family']} onset"},
-            error_x={**error, "color": FAMILY_COLORS[row["family"]]},
-            marker={"symbol": "x", "size": 9, "color": FAMILY_COLORS[row["family"]], "line": {"width": 1, "color": "white"}},
-            hovertemplate=f"<b>{FAMILY_LABELS[row['family']]}</b>: motif from step %{{x}} {ends}<extra></extra>",
+            error_x={**error, "color": COLORS[row["family"]]},
+            marker={
+                "symbol": "x",
+                "size": 9,
+                "color": COLORS[row["family"]],
+                "line": {"width": 1, "color": "white"},
+            },
+            hovertemplate=f"<b>{NAMES[row['family']]}</b>: motif from step %{{x}} {ends}<extra></extra>",
             **axis(index),
         )
 
@@ -276,7 +285,7 @@ def _curve_state(rows: pd.DataFrame, plots: list[tuple[str, ...]], step: int, va
     for index, (sublayer, scope) in enumerate(plots):
         here = rows[(rows["sublayer"] == sublayer) & (rows["scope"] == scope) & rows["applicable"]]
         traces[first + 2 * index] = {"x": [step, step]}
-        marker = {"size": 9, "color": [FAMILY_COLORS[f] for f in here["family"]]}
+        marker = {"size": 8, "color": [COLORS[f] for f in here["family"]]}
         marker |= {"symbol": [SYMBOLS[f] for f in here["family"]], "line": {"width": 1.5, "color": GREY}}
         traces[first + 2 * index + 1] = {"x": [step] * len(here), "y": list(here[value]), "marker": marker}
     return State(f"step {step}{unlearned(rows)}", traces, {}, list(rows.index))
@@ -289,7 +298,7 @@ def unlearned(rows: pd.DataFrame) -> str:
 def _curves_note(run: PageRun, cells: pd.DataFrame, value: str) -> str:
     kind = "Estimates to first order, not ablations. " if (cells["kind"] == ESTIMATE).any() else ""
     row = cells.iloc[-1]
-    note = f"{kind}Probes in training: {row['n_sequences']} sequences, {row['n_queries']} queries, the same at every step. "
+    note = f"{kind}Probes in training: {row['n_sequences']} sequences, {row['n_queries']} queries. "
     steps = sorted(cells.loc[cells["task_learned"], "step"].unique())
     every = sorted(cells["step"].unique())
     learned = "not at any step" if not steps else f"at {len(steps)} of {len(every)} probes, first at step {steps[0]}"

@@ -23,6 +23,8 @@ ESTIMATE = EXACT + FIRST_ORDER
 WIDE_SCOPES = (*REGIONS, "all", "final")
 SHOWN_SUBLAYERS = (*SUBLAYERS, "final")
 TRAINING, FINAL = "in training", "final"
+NEEDED = f"effects of {EXACT} on NLL at all positions, in attention or MLP reads"
+"""For a run to be shown."""
 KEPT = [
     *("step", "sublayer", "scope", "family", "kind", "mass", "aliased_mass", "mass_uniform", "dose"),
     *("clean", "effect", "ci_low", "ci_high", "p_adjusted", "applicable", "task_learned"),
@@ -86,6 +88,15 @@ class PageRun:
         return int(self.probed.summary["num_pairs"])
 
     @property
+    def has_cells(self) -> bool:
+        """Whether there is anything to show of it."""
+        return not self.cells.empty
+
+    @property
+    def has_regions(self) -> bool:
+        return bool(self.cells["scope"].isin(WIDE_SCOPES).any())
+
+    @property
     def matters_from(self) -> float:
         """Nats of NLL."""
         return MATTERS * math.log(self.num_pairs)
@@ -94,8 +105,11 @@ class PageRun:
     def shown(self) -> list[Shown]:
         """By step. Where the final probe and one in training are of one step, the final one, which rests on more."""
         probes = {}
-        for (probe, step), rows in sorted(self.cells.groupby(["probe", "step"]), key=lambda item: item[0][0] == FINAL):
-            probes[step] = Shown(int(step), str(probe), _one_kind_each(rows), self._accuracy(str(probe), int(step)))
+        for probe in (TRAINING, FINAL):
+            of_probe = self.cells[self.cells["probe"] == probe]
+            for step in map(int, of_probe["step"].unique()):
+                rows = _one_kind_each(of_probe[of_probe["step"] == step])
+                probes[step] = Shown(step, probe, rows, self._accuracy(probe, step))
         return [probes[step] for step in sorted(probes)]
 
     def at(self, step: int) -> Shown:
@@ -125,17 +139,11 @@ def load_page_runs(directories: list[Path]) -> list[PageRun]:
 
 
 def load_page_run(directory: Path) -> PageRun:
-    """A probed run directory or folder of results.
-
-    Raises:
-        ValueError: no results, an incomplete or torn set, or none of the primary intervention.
-    """
+    """A probed run directory or folder of results. Raises ValueError for no results, or an incomplete or torn set."""
     probed = load_run(directory)
     tables = _tables(directory, probed.effects)
     kept = [_kept(table).assign(probe=probe) for probe, table in tables.items()]
     cells = pd.concat(kept, ignore_index=True)
-    if cells.empty:
-        raise ValueError(f"{directory} holds no effects of {EXACT} on NLL at all positions, which the page shows")
     accuracies = pd.concat([_accuracies(table, probe) for probe, table in tables.items()])
     about = probed.summary
     name = f"{directory.resolve().name} ({about['condition']}, seed {about['seed']})"

@@ -7,17 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 import plotly.graph_objects as go
+from matplotlib.colors import to_hex
 
 from attnres import FAMILIES
-from probe.plots import FAMILY_COLORS
+from probe.plots import FAMILY_COLORS, FAMILY_LABELS
 
-SYMBOLS = dict(zip(FAMILIES, ("circle", "square", "diamond", "triangle-up"), strict=True))
+COLORS: dict[str, str] = {str(family): color for family, color in FAMILY_COLORS.items()}
+NAMES: dict[str, str] = {str(family): label for family, label in FAMILY_LABELS.items()}
+SYMBOLS: dict[str, str] = dict(zip(map(str, FAMILIES), ("circle", "square", "diamond", "triangle-up"), strict=True))
 """Plotly's names of `probe.plots.FAMILY_MARKERS`."""
 GREY = "#808080"
 """Reads on white and on black."""
-SHORT_FAMILIES = {"embedding": "emb.", "current": "current", "prev_completed": "prev.", "older": "older"}
+SHORT_FAMILIES = {"embedding": "emb.", "current": "curr.", "prev_completed": "prev.", "older": "older"}
 MARGIN = {"l": 58, "r": 14, "t": 30, "b": 40}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -41,7 +45,7 @@ class State:
 
 @dataclass
 class Panel:
-    """A figure with a layout for wide screens and one for narrow ones (the traces are the same), and its states by step.
+    """A figure, with a layout for wide screens and one for narrow ones (the traces are the same), and states by step.
 
     Attributes:
         name: unique on the page, an HTML id.
@@ -62,7 +66,7 @@ class Panel:
     def to_dict(self) -> dict[str, Any]:
         states = list(self.states.values())
         return {
-            "traces": [trace.to_plotly_json() for trace in self.figure.data],
+            "traces": self.figure.to_plotly_json()["data"],
             "layouts": self.layouts,
             "steps": list(self.states),
             "table": self.table,
@@ -72,13 +76,15 @@ class Panel:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a plot of a panel goes: row and column of the grid, its title, and the properties of its axes."""
+    """Where a plot of a panel goes: row and column of the grid, its title, the properties of its axes, and what stands
+    in its upper right corner."""
 
     row: int
     column: int
     title: str
     x: dict[str, Any] = field(default_factory=dict)
     y: dict[str, Any] = field(default_factory=dict)
+    inside: str = ""
 
 
 def axis(number: int) -> dict[str, str]:
@@ -117,8 +123,8 @@ def arrange(
         layout[axis_name(number, "x")] = {
             "domain": [left, min(1.0, left + width)],
             "anchor": ends["yaxis"],
-            **({} if place.row == max(below) else {"title": {"text": ""}}),
             **place.x,
+            **({} if place.row == max(below) else {"title": {"text": ""}}),
         }
         layout[axis_name(number, "y")] = {
             "domain": [max(0.0, top - heights[place.row] / total), top],
@@ -132,13 +138,28 @@ def arrange(
                 **{"xanchor": "left", "yanchor": "bottom", "yshift": 4, "showarrow": False, "font": {"size": 12}},
             }
         )
+        if place.inside:
+            corner = {"x": min(1.0, left + width), "y": top, "xanchor": "right", "yanchor": "top", "showarrow": False}
+            style = {"xref": "paper", "yref": "paper", "font": {"size": 10, "color": GREY}}
+            layout["annotations"].append({"text": place.inside, **corner, **style})
     return layout
+
+
+def num_traces(figure: go.Figure) -> int:
+    return len(figure.to_dict()["data"])
 
 
 def threshold_lines(number: int, height: float) -> list[dict[str, Any]]:
     """Shapes of plot `number`: zero, and what matters (`height` nats)."""
     ends = axis(number)
-    line = {"type": "line", "xref": f"{ends['xaxis']} domain", "yref": ends["yaxis"], "x0": 0, "x1": 1, "layer": "below"}
+    line = {
+        "type": "line",
+        "xref": f"{ends['xaxis']} domain",
+        "yref": ends["yaxis"],
+        "x0": 0,
+        "x1": 1,
+        "layer": "below",
+    }
     return [
         {**line, "y0": 0, "y1": 0, "line": {"color": GREY, "width": 1}},
         {**line, "y0": height, "y1": height, "line": {"color": GREY, "width": 1.2, "dash": "dot"}},
@@ -167,13 +188,19 @@ def templates() -> dict[str, Any]:
 
 
 def span(*values: pd.Series | Sequence[float], around: float = 0.0, pad: float = 0.06) -> list[float]:
-    """A range that holds all finite values, zero, and ± `around` (1.6 times what matters, so that noise looks small)."""
+    """A range that holds all finite values, zero, and `around`: what matters and more, so that noise looks small."""
     finite = [float(v) for column in values for v in column if math.isfinite(v)]
     low, high = min([*finite, -around * 0.6, 0.0]), max([*finite, around, 0.0])
     room = pad * ((high - low) or 1.0)
     return [low - room, high + room]
 
 
+def color_scale(name: str) -> list[list[Any]]:
+    """A colour map of matplotlib, as the figures use it."""
+    colors = mpl.colormaps[name]
+    return [[i / 10, to_hex(colors(i / 10))] for i in range(11)]
+
+
 def rgba(family: str, alpha: float) -> str:
-    red, green, blue = (int(FAMILY_COLORS[family][i : i + 2], 16) for i in (1, 3, 5))
+    red, green, blue = (int(COLORS[family][i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"

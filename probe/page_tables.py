@@ -14,7 +14,7 @@ from attnres import FAMILIES
 from probe.emergence import over_seeds
 from probe.page_curves import RUN_COLORS, RUN_DASHES, SUBLAYER_NAMES
 from probe.page_data import FINAL, PageRun, Shown
-from probe.plots import FAMILY_COLORS, FAMILY_LABELS
+from probe.page_layout import COLORS, NAMES
 from probe.results import ENOUGH_SEQUENCES
 
 DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2", "longdash": "9 3", "longdashdot": "9 2 2 2"}
@@ -24,7 +24,12 @@ MARKERS = {
     "prev_completed": '<path d="M6 0.5 11.5 6 6 11.5 0.5 6Z"/>',
     "older": '<path d="M6 1 11 10.5H1Z"/>',
 }
-TIMES = {"onset": "onset", "mass_half": "half of mass", "effect_half": "half of effect", "accuracy_half": "half of accuracy"}
+TIMES = {
+    "onset": "onset",
+    "mass_half": "half of mass",
+    "effect_half": "half of effect",
+    "accuracy_half": "half of accuracy",
+}
 
 
 @dataclass
@@ -44,8 +49,8 @@ class Texts:
 
 def legend() -> str:
     return "\n".join(
-        f'<li><svg width="12" height="12" aria-hidden="true" fill="{FAMILY_COLORS[family]}">{MARKERS[family]}</svg>'
-        f"{FAMILY_LABELS[family]}</li>"
+        f'<li><svg width="12" height="12" aria-hidden="true" fill="{COLORS[family]}">{MARKERS[family]}</svg>'
+        f"{NAMES[family]}</li>"
         for family in FAMILIES
     )
 
@@ -59,7 +64,7 @@ def html_table(caption: str, columns: Sequence[tuple[str, bool]], rows: Sequence
     for row in rows:
         cells = [
             cell if cell.startswith(("<td", "<th")) else f"<td{kind}>{cell}</td>"
-            for cell, kind in zip(row, kinds, strict=True)
+            for cell, kind in zip(row, kinds, strict=False)  # a heading of a group of rows is one cell
         ]
         body.append(f"<tr>{''.join(cells)}</tr>")
     lines = "\n".join(body)
@@ -144,7 +149,7 @@ def motif_rows(runs: Sequence[PageRun]) -> pd.DataFrame | None:
 
 def motif_table(runs: Sequence[PageRun], texts: Texts) -> str:
     """Motifs that held at some probe, and the study's: when each emerged, and whether it holds at the shown step."""
-    columns = [("run", False), ("motif", False), ("status", False), ("holds at the shown step", False)]
+    columns = [("motif", False), ("status", False), ("holds at the shown step", False)]
     columns += [(name, True) for name in TIMES.values()]
     columns += [("pairs at onset", True), ("mass after effect", True), ("held at", True)]
     rows = []
@@ -152,12 +157,12 @@ def motif_table(runs: Sequence[PageRun], texts: Texts) -> str:
         if run.emergence is None:
             continue
         shown = run.emergence.table
+        rows.append([f'<th scope="rowgroup" colspan="{len(columns)}">{_swatch(number)}{escape(run.name)}</th>'])
         for place, row in enumerate(shown[(shown["motif"] != "") | (shown["status"] != "never")].to_dict("records")):
             holds = texts.add(f"holds-{number}-{place}", _holds(run, row))
             rows.append(
                 [
-                    f'<th scope="row">{escape(run.name)}</th>',
-                    escape(_motif_name(row)),
+                    f'<th scope="row">{escape(_motif_name(row))}</th>',
                     row["status"] + (f" (in {row['p_onset']:.0%} of resamples)" if row["status"] == "emerged" else ""),
                     f"<td {holds}></td>",
                     *(_interval(row, name) for name in TIMES),
@@ -171,17 +176,18 @@ def motif_table(runs: Sequence[PageRun], texts: Texts) -> str:
     caption = (
         "When motifs emerged, in training steps with 95 % intervals (bootstrap of sequences, in each resample the same "
         "criterion). Onset: the first probe from which the motif holds to the end. Half: where the curve has done half "
-        "of its rise. Transient: it held at some probe, not to the end. —: has none."
+        "of its rise. Transient: it held at some probe, not to the end; its pairs "
+        "are those of the first. —: has none. *: one of the study's, shown whether it was found or not."
     )
     return html_table(caption, columns, rows)
 
 
-def _motif_name(row: dict[str, Any]) -> str:
+def _motif_name(row: dict[Any, Any]) -> str:
     name = row["motif"] or f"{row['family']} -> {row['region']} {SUBLAYER_NAMES[row['sublayer']]}"
-    return name.replace("->", "→") + (" (the study's)" if row["motif"] else "")
+    return name.replace("->", "→").replace("mlp", "MLP") + (" *" if row["motif"] else "")
 
 
-def _holds(run: PageRun, row: dict[str, Any]) -> dict[int, str]:
+def _holds(run: PageRun, row: dict[Any, Any]) -> dict[int, str]:
     assert run.emergence is not None
     curves = run.emergence.curves
     here = (curves["sublayer"] == row["sublayer"]) & (curves["family"] == row["family"])
@@ -189,14 +195,14 @@ def _holds(run: PageRun, row: dict[str, Any]) -> dict[int, str]:
     return {int(step): "yes" if holds else "no" for step, holds in zip(found["step"], found["holds"], strict=True)}
 
 
-def _interval(row: dict[str, Any], name: str) -> str:
+def _interval(row: dict[Any, Any], name: str) -> str:
     if math.isnan(row[name]):
         return "—"
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return _plain(row[name]) + ("" if math.isnan(low) else f" [{_plain(low)}, {_plain(high)}]")
 
 
-def _lag(row: dict[str, Any]) -> str:
+def _lag(row: dict[Any, Any]) -> str:
     low, high = row["lag_mass_effect_low"], row["lag_mass_effect_high"]
     return "—" if math.isnan(low) else f"{_plain(low)} to {_plain(high)}"
 
@@ -226,11 +232,11 @@ def seeds_table(runs: Sequence[PageRun]) -> str:
         ]
         for row in table.to_dict("records")
     ]
-    caption = "Motifs over seeds: the median of the seeds' times, smallest and largest in brackets. —: in no seed."
+    caption = "Motifs over seeds: the median of the seeds' times, smallest and largest in brackets. *: the study's."
     return html_table(caption, columns, rows)
 
 
-def _spread(row: dict[str, Any], name: str) -> str:
+def _spread(row: dict[Any, Any], name: str) -> str:
     middle, low, high = (row[f"{name}_{part}"] for part in ("median", "smallest", "largest"))
     return "—" if math.isnan(middle) else f"{_plain(middle)} [{_plain(low)}, {_plain(high)}]"
 
@@ -246,7 +252,9 @@ def warnings_of(run: PageRun) -> list[str]:
         )
     if run.emergence is not None and run.emergence.left_out:
         steps = ", ".join(map(str, run.emergence.left_out))
-        lines.append(f"Probed on other sequences than at the end, and so without part in the motif table: steps {steps}.")
+        lines.append(
+            f"Probed on other sequences than at the end, and so without part in the motif table: steps {steps}."
+        )
     return lines
 
 
@@ -278,12 +286,14 @@ def methods(runs: Sequence[PageRun]) -> str:
 def _about(run: PageRun) -> str:
     summary = run.probed.summary
     model, probe = summary["model"], summary["probe"]
-    blocks = f"{model['num_hidden_layers']} layers, {model['attnres_num_blocks']} blocks, {model['attnres_source']} sources"
+    blocks = (
+        f"{model['num_hidden_layers']} layers, {model['attnres_num_blocks']} blocks, {model['attnres_source']} sources"
+    )
     wrapped = ""
     if "wraps" in summary:
         wrapped = f" Wraps a vanilla model whose accuracy is {summary['wraps']['accuracy']:.4f} on the same queries."
     return escape(
-        f"{blocks}, {model['parameters']:,} parameters; seed {summary['seed']}, K = {run.num_pairs}; last probe at step "
-        f"{summary['step']} with {probe['n_sequences']} sequences, {probe['n_queries']} queries, probe seed "
+        f"{blocks}, {model['parameters']:,} parameters; seed {summary['seed']}, K = {run.num_pairs}; last probe "
+        f"at step {summary['step']} with {probe['n_sequences']} sequences, {probe['n_queries']} queries, probe seed "
         f"{probe['seed']}, data {summary['data_id']}; {code_of(run)}.{wrapped}"
     )
