@@ -185,7 +185,7 @@ def resampled_criterion(
         flips = np.abs(weights @ sums) / np.sqrt(len(sums) * (weights @ np.square(sums)))
         significant = means / errors > bootstrap.critical(LEVEL)
     holds = significant & (flips > stats.sign_flip_critical(sums, LEVEL, *how)) & (means >= harms)
-    known: np.ndarray = ~np.isnan(sums).any(0)
+    known = ~np.isnan(sums.sum(0))
     pairs = [
         (i, j)
         for i, cell in enumerate(cells)
