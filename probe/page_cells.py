@@ -90,7 +90,8 @@ def heat_maps_panel(run: PageRun, number: int, limit: float) -> Panel:
         f"maps-{number}",
         "Mass beside effect, layer by family",
         f"{run.name}: heat maps of routing mass and of the effect of masking, for regions and layers by source family",
-        "Each number is one cell; n/a: not applicable, the family cannot be masked there. † aliased: the same tensor "
+        "Each number is one cell; n/a: not applicable, the family cannot be masked there; —: not in the table (not "
+        "probed, or an estimate of what cannot be masked). † aliased: the same tensor "
         "stays readable as another family, so that no effect is true by construction. Colours have one scale for all "
         "runs and steps. Families: embedding, current, previous completed block, older blocks.",
         f"cells-{number}",
