@@ -15,21 +15,20 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from attnres import REGIONS, AttnResForCausalLM
+from attnres import REGIONS, SUBLAYERS, AttnResForCausalLM
 from attnres.sharded import whole_model
 from attnres.tasks import MQAR
 from probe import publish, storage
 from probe.checkpoints import read_json
+from probe.emergence import load_emergence
 from probe.families import all_scopes, region_scopes
+from probe.report import describe_emergence
 from probe.runner import PARTS, Probe, ProbeSettings, check_task, probe_model, sweep_share
-from probe.schedule import Budget, Schedule, Settled
+from probe.schedule import Budget, Schedule, Settled, percent
 
 MODES = ("exact", "first_order", "both")
 MIN_SEQUENCES, MIN_QUERIES = 64, 1024
-STATE = (
-    *("last_step", "last_full_step", "last_accuracy", "validation_accuracy"),
-    *("n_probed", "skipped_steps", "after_training_seconds", "stopped_at"),
-)
+STATE = ("last_step", "last_full_step", "last_accuracy", "validation_accuracy", "stopped_at")
 """Attributes of the callback that a checkpoint keeps."""
 
 
@@ -118,17 +117,17 @@ class ProbeCallback(Callback):
             flip=False,
             num_resamples=num_resamples,
         )
-        if stop_when_settled:
-            _check_finds_motifs(self.settings)
+        if stop_when_settled and not _finds_motifs(self.settings):
+            raise ValueError(
+                "probe.stop_when_settled waits for motifs, which need exact ablations of early, middle and late at all "
+                "positions: see probe.mode, probe.scopes, probe.positions and probe.sublayers"
+            )
         self.stop_when_settled = stop_when_settled
         self.settled = Settled(settled_probes)
         self.budget = Budget(max_probe_fraction)
         self.last_step = self.last_full_step = -1  # probed; probed as after training
         self.last_accuracy = 0.0  # validation accuracy known at the last probe
         self.validation_accuracy = 0.0
-        self.n_probed = 0  # in training
-        self.skipped_steps: list[int] = []
-        self.after_training_seconds = 0.0
         self.stopped_at: int | None = None
         self._dropped: frozenset[int] = frozenset()
         self._decided_step = -1
@@ -201,9 +200,11 @@ class ProbeCallback(Callback):
         if not fitting or accuracy is None or not self.accuracy_jump or not self._applies(pl_module):
             return
         self.validation_accuracy = float(accuracy)
+        if trainer.global_step == self.last_step:
+            self.last_accuracy = self.validation_accuracy
+        # A jump that cannot be afforded waits: accuracy will still have risen at the next validation.
         has_jumped = self.validation_accuracy - self.last_accuracy >= self.accuracy_jump
-        # One that cannot be afforded yet waits: accuracy will still have risen at the next validation.
-        if has_jumped and trainer.global_step != self.last_step and self._can_afford(trainer, jump=True):
+        if has_jumped and self._can_afford(trainer, jump=True):
             self._probe(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -212,7 +213,7 @@ class ProbeCallback(Callback):
         self._probe_fully(trainer, pl_module)
         if trainer.is_global_zero:
             storage.forget_dropped(_directory(trainer))
-            self._conclude(_directory(trainer))
+            self._conclude(Path(trainer.default_root_dir))
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"budget": self.budget.state_dict(), "settled": self.settled.state_dict()}
@@ -235,17 +236,16 @@ class ProbeCallback(Callback):
         """The first process's clock decides for all."""
         if self.budget.max_fraction is None:
             return True
-        return trainer.strategy.broadcast(
-            self.budget.allows(trainer.global_step, trainer.max_steps, self.schedule, jump)
-        )
+        allowed = self.budget.allows(trainer.global_step, trainer.max_steps, self.schedule, jump)
+        return trainer.strategy.broadcast(allowed)
 
     def _skip(self, step: int) -> None:
-        if not self.skipped_steps:
+        if not self.budget.skipped:
             rank_zero_info(
-                f"probes are limited to {self.budget.max_fraction:.4g} of training time (probe.max_probe_fraction): "
-                f"skipping step {step}, and others"
+                f"probes are limited to {percent(self.budget.max_fraction)} of training time "
+                f"(probe.max_probe_fraction): skipping step {step}, and others"
             )
-        self.skipped_steps = [*self.skipped_steps, step]
+        self.budget.skipped = [*self.budget.skipped, step]
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule, obligatory: bool = False) -> None:
         """Probe now, unless this step has been probed (several triggers can name one step)."""
@@ -254,13 +254,11 @@ class ProbeCallback(Callback):
             return
         probe = self._run_probe(trainer, pl_module, full=False)
         self.last_step, self.last_accuracy = step, self.validation_accuracy
-        self.n_probed += 1
-        self.skipped_steps = [skipped for skipped in self.skipped_steps if skipped != step]
         if probe is not None:
             self._report(trainer, probe)
         if self.stop_when_settled:
             self._stop_if_settled(trainer, probe)
-        self.budget.add(self.budget.clock() - started, obligatory)
+        self.budget.add(step, self.budget.clock() - started, obligatory)
         if probe is not None:
             self._write_summary(_directory(trainer), probe.summary)
 
@@ -274,9 +272,7 @@ class ProbeCallback(Callback):
             self._report(trainer, probe)
         self.last_step = self.last_full_step = step
         self.last_accuracy = self.validation_accuracy
-        seconds = self.budget.clock() - started
-        self.budget.leave_out(seconds)
-        self.after_training_seconds += seconds
+        self.budget.add_after_training(self.budget.clock() - started)
         if probe is not None:
             self._write_summary(_directory(trainer), probe.summary)
 
@@ -320,47 +316,28 @@ class ProbeCallback(Callback):
                 f"have been the same at {self.settled.count} probes in a row ({found})"
             )
 
-    def costs(self) -> dict[str, Any]:
-        """What probes have cost so far: a part of `probe` in `summary.json`."""
-        return {
-            "in_training_seconds": self.budget.spent,
-            "obligatory_seconds": self.budget.obligatory,
-            "training_seconds": self.budget.training,
-            "fraction": self.budget.fraction,
-            "max_probe_fraction": self.budget.max_fraction,
-            "n_probed": self.n_probed,
-            "skipped_steps": self.skipped_steps,
-            "after_training_seconds": self.after_training_seconds,
-            "stopped_when_settled": self.stopped_at,
-        }
-
     def _write_summary(self, directory: Path, summary: dict[str, Any]) -> None:
-        storage.write_summary(directory, {**summary, "probe": {**summary["probe"], **self.costs()}})
+        cost = {**self.budget.to_dict(), "stopped_when_settled": self.stopped_at}
+        storage.write_summary(directory, {**summary, "probe": {**summary["probe"], **cost}})
 
-    def _conclude(self, directory: Path) -> None:
-        """Training has ended: its last words on probes, and the summary brought up to date."""
-        self._write_summary(directory, read_json(directory / "summary.json"))
-        limit, fraction, skipped = self.budget.max_fraction, self.budget.fraction or 0.0, len(self.skipped_steps)
-        text = (
-            f"{self.n_probed} probes while training took {self.budget.spent:.1f} s, {fraction:.1%} of training time; "
-            f"the one after it {self.after_training_seconds:.1f} s"
-        )
-        if limit is not None and skipped:
-            text += f"; {skipped} scheduled steps were skipped (probe.max_probe_fraction={limit:g})"
-        rank_zero_info(text)
-        if limit is not None and fraction > limit:
-            always = f", of which those that are made in any case (step 0, at_steps) {self.budget.obligatory:.1f} s"
-            rank_zero_info(f"that is more than probe.max_probe_fraction={limit:g} allows{always}")
+    def _conclude(self, run_dir: Path) -> None:
+        """Training has ended: the summary is brought up to date, with when motifs emerged, and probes are summed up."""
+        summary = read_json(run_dir / "probe" / "summary.json")
+        emergence = None
+        if _finds_motifs(self.settings):
+            emergence = load_emergence(run_dir, self.settings.num_resamples, self.settings.seed)
+        if emergence is not None:
+            summary["emergence"] = emergence.to_dict()
+            rank_zero_info(describe_emergence(emergence))
+        self._write_summary(run_dir / "probe", summary)
+        rank_zero_info(str(self.budget))
 
 
-def _check_finds_motifs(settings: ProbeSettings) -> None:
-    """Raise a ValueError if probes of these `settings` cannot find motifs."""
-    lacking = [] if settings.scopes is None else [region for region in REGIONS if region not in settings.scopes]
-    if not settings.exact or lacking or "all" not in settings.positions:
-        raise ValueError(
-            "probe.stop_when_settled waits for motifs, which need exact ablations of early, middle and late at all "
-            "positions: see probe.mode, probe.scopes and probe.positions"
-        )
+def _finds_motifs(settings: ProbeSettings) -> bool:
+    """Whether probes of these `settings` can find motifs."""
+    has_regions = settings.scopes is None or set(REGIONS) <= set(settings.scopes)
+    has_sublayers = any(sublayer in SUBLAYERS for sublayer in settings.sublayers)
+    return settings.exact and has_regions and has_sublayers and "all" in settings.positions
 
 
 def _min_sequences(task: MQAR) -> int:

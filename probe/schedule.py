@@ -70,14 +70,20 @@ class Budget:
         clock: seconds since anything.
 
     Attributes:
-        spent: seconds of probes, those that are always made among them (`obligatory`).
+        spent: seconds of probes in training, those that are always made among them (`obligatory`).
+        after_training: seconds of the probe after it, which is not limited.
         costs: seconds of each of the last probes.
+        num_probed: probes in training.
+        skipped: scheduled steps that were not probed.
     """
 
     max_fraction: float | None
     clock: Callable[[], float] = time.perf_counter
     spent: float = 0.0
     obligatory: float = 0.0
+    after_training: float = 0.0
+    num_probed: int = 0
+    skipped: list[int] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
     _trained: float = 0.0  # before the start
     _started: float | None = None
@@ -103,17 +109,23 @@ class Budget:
         """To be called once after every step."""
         self._recent.append((step, self.training))
 
-    def leave_out(self, seconds: float) -> None:
-        """The last `seconds` were no training."""
-        assert self._started is not None
-        self._started += seconds
-
-    def add(self, seconds: float, obligatory: bool) -> None:
+    def add(self, step: int, seconds: float, obligatory: bool) -> None:
         """The last `seconds` were a probe's."""
-        self.leave_out(seconds)
+        self._leave_out(seconds)
         self.spent += seconds
         self.obligatory += seconds * obligatory
         self.costs = [*self.costs, seconds][-RECENT_PROBES:]
+        self.num_probed += 1
+        self.skipped = [skipped for skipped in self.skipped if skipped != step]
+
+    def add_after_training(self, seconds: float) -> None:
+        """The last `seconds` were those of the probe after training."""
+        self._leave_out(seconds)
+        self.after_training += seconds
+
+    def _leave_out(self, seconds: float) -> None:
+        assert self._started is not None
+        self._started += seconds
 
     def durations(self, step: int, max_steps: int) -> tuple[float, float]:
         """Seconds that the whole run will have trained, at least and likely, guessed after `step` > 0."""
@@ -136,12 +148,49 @@ class Budget:
         steps = schedule.steps(max_steps)[:-1]
         return jump or self.spent + cost <= likely * bisect_right(steps, step) / len(steps)
 
+    def to_dict(self) -> dict[str, Any]:
+        """For `summary.json`."""
+        return {
+            "in_training_seconds": self.spent,
+            "obligatory_seconds": self.obligatory,
+            "training_seconds": self.training,
+            "fraction": self.fraction,
+            "max_probe_fraction": self.max_fraction,
+            "n_probed": self.num_probed,
+            "skipped_steps": self.skipped,
+            "after_training_seconds": self.after_training,
+        }
+
+    def __str__(self) -> str:
+        """What probes have cost, in a line; that it was too much, if it was."""
+        fraction = self.fraction
+        text = (
+            f"probes: {self.num_probed} while training, {self.spent:.1f} s, {percent(fraction)} of training time; "
+            f"one after it, {self.after_training:.1f} s"
+        )
+        if self.skipped:
+            text += f"; {len(self.skipped)} scheduled steps skipped"
+        if fraction is not None and self.max_fraction is not None and fraction > self.max_fraction:
+            text += (
+                f". This is more than probe.max_probe_fraction, {percent(self.max_fraction)}: step 0 and those of "
+                f"probe.at_steps, probed whatever it costs, took {self.obligatory:.1f} s"
+            )
+        return text
+
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("spent", "obligatory", "costs")} | {"training": self.training}
+        return {name: getattr(self, name) for name in BUDGET_STATE} | {"training": self.training}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.spent, self.obligatory, self.costs = state["spent"], state["obligatory"], list(state["costs"])
-        self._trained = state["training"]
+        for name in BUDGET_STATE:
+            setattr(self, name, state[name])
+        self._trained, self._started = state["training"], None
+
+
+BUDGET_STATE = ("spent", "obligatory", "after_training", "num_probed", "skipped", "costs")
+
+
+def percent(fraction: float | None) -> str:
+    return "?" if fraction is None else f"{100 * fraction:.3g} %"
 
 
 @dataclass
