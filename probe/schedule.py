@@ -169,7 +169,7 @@ class Budget:
             f"one after it, {self.after_training:.1f} s"
         )
         if self.skipped:
-            text += f"; {len(self.skipped)} scheduled steps skipped"
+            text += f"; scheduled steps skipped: {len(self.skipped)}"
         if fraction is not None and self.max_fraction is not None and fraction > self.max_fraction:
             text += (
                 f". This is more than probe.max_probe_fraction, {percent(self.max_fraction)}: step 0 and those of "

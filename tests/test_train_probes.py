@@ -16,6 +16,7 @@ PROBED = [
     "--probe.log_spaced=false",
     "--probe.accuracy_jump=0",
     "--probe.num_resamples=20",
+    "--probe.max_probe_fraction=null",  # which steps are probed is then no matter of time
 ]
 
 

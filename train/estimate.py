@@ -347,6 +347,7 @@ def measured_hours(run: Run, probing: Mapping[str, Any], memory: int, build: Cal
 def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
     """What is left out or assumed."""
     measured = target.hardware == HERE
+    bounded = ", within probe.max_probe_fraction" if run.probe.budget.max_fraction is not None else ""
     share = f"{target.mfu:.0%} of the peak rate" if not measured else "the speed of full steps here"
     found = {
         "the curriculum starts with shorter sequences: tokens, FLOPs and hours are upper bounds": (
@@ -360,7 +361,7 @@ def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
         "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all, and "
         "where only a share of them fits is '?'": (run.is_divided),
         "torch.compile is left out of memory": is_compiled(run.module),
-        "probes at accuracy jumps come on top": run.is_probed and run.probe.budget.max_fraction is None,
+        "probes at accuracy jumps come on top" + bounded: run.is_probed,
         "the statistics of each probe, and a probe's own memory, come on top": run.is_probed,
     }
     return [note for note, applies in found.items() if applies]
