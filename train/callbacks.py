@@ -105,7 +105,7 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         path = Path(trainer.default_root_dir) / self.config_filename
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, overwrite=True)
+        self.parser.save(self.config, path, overwrite=True, skip_none=False)  # a null may not be the default
         record_provenance(trainer, path, pl_module.hparams["seed"])
 
 
