@@ -88,6 +88,11 @@ def all_scopes(sites: Sequence[ReadSite]) -> tuple[str, ...]:
     return (*REGIONS, "all", *layers, *final)
 
 
+def region_scopes(sites: Sequence[ReadSite]) -> tuple[str, ...]:
+    """The scopes of a model that are not single layers: its thirds, all, and the final read if it has one."""
+    return tuple(scope for scope in all_scopes(sites) if not scope.startswith("layer:"))
+
+
 def reads_of(sites: Sequence[ReadSite], sublayer: str, scope: str) -> tuple[int, ...]:
     """Indices of the reads of a sublayer (or "both") in a scope."""
     wanted = SUBLAYERS if sublayer == "both" else (sublayer,)

@@ -45,7 +45,9 @@ class ProbeSettings:
         with_aliases: families alone (False) and / or with the sources that are the same tensor (True).
         exact: run the exact sweep.
         first_order: also estimate the same grid to first order (`probe.first_order`).
+        first_order_scopes: scopes of these estimates, if others than `scopes`: more of them cost nothing.
         coalitions: scopes at which every subset of the families is masked (`probe.coalitions`).
+        flip: run the flip test too.
         batch_size: sequences per clean run.
         tokens_per_pass: most tokens of one ablated forward pass; `None` for a default by device (`Engine`).
         num_resamples: bootstrap resamples and sign flips.
@@ -64,7 +66,9 @@ class ProbeSettings:
     with_aliases: Sequence[bool] = (False,)
     exact: bool = True
     first_order: bool = False
+    first_order_scopes: Sequence[str] | None = None
     coalitions: Sequence[str] = ()
+    flip: bool = True
     batch_size: int = 64
     tokens_per_pass: int | None = None
     num_resamples: int = 2000
@@ -99,13 +103,16 @@ class ProbeSettings:
         """
         sites = model.model.sites
         check_names("scope", self.coalitions, all_scopes(sites))
+        linear = self.scopes if self.first_order_scopes is None else self.first_order_scopes
+        scopes_of = {"": self.scopes} if self.exact else {}
+        scopes_of |= {FIRST_ORDER: linear} if self.first_order else {}
         cells: list[Cell] = []
         for kind in self.kinds:
             cls = Ablation.known[kind]
             cls.check(model.config.attnres_source)
             families = [name for name in cls.labels if name in self.families or name not in FAMILIES]
-            for suffix in ("",) * self.exact + (FIRST_ORDER,) * self.first_order:
-                cells += build_grid(sites, kind + suffix, families, self.sublayers, self.scopes, self.with_aliases)
+            for suffix, scopes in scopes_of.items():
+                cells += build_grid(sites, kind + suffix, families, self.sublayers, scopes, self.with_aliases)
         if self.coalitions:
             cells += coalition_cells(sites, self.sublayers, self.coalitions)
         return tuple(cells)
@@ -161,7 +168,7 @@ def probe_model(
             "plateau_accuracy": task.plateau_accuracy,
             "task_learned": results.task_learned(result, task.num_pairs),
         },
-        "flip": _flip(model, task, settings),
+        "flip": _flip(model, task, settings) if settings.flip else None,
         "motifs": reader.motifs(),
         "dissociation": reader.dissociation(),
         "first_order": first_order_agreement(tables["effects"]),
@@ -184,10 +191,11 @@ def check_probe(model: AttnResForCausalLM, task: ProbeTask, settings: ProbeSetti
 
 
 def plan_probe(model: AttnResForCausalLM, task: ProbeTask, settings: ProbeSettings) -> Plan:
-    """What `probe_model` will cost, the flip test included. Raises as `probe_model`; the model is not run."""
+    """What `probe_model` will cost, a flip test included. Raises as `probe_model`; the model is not run."""
     inputs, engine = _prepare(model, task, settings)
     plan = engine.plan(inputs)
-    return Plan(plan.forward_passes + num_flips(task), plan.readouts + num_flips(task))
+    flips = num_flips(task) if settings.flip else 0
+    return Plan(plan.forward_passes + flips, plan.readouts + flips)
 
 
 def sweep_share(
@@ -220,7 +228,7 @@ def _prepare(
     """All that can go wrong with the sweep or the flip test does so here, before the model is run."""
     check_task(task, model.config.vocab_size)
     inputs = probe_inputs(task, settings.num_sequences)
-    flipped = flip_inputs(task, settings.num_sequences, settings.seed)
+    flipped = flip_inputs(task, settings.num_sequences, settings.seed) if settings.flip else ()
     longest = max(part.input_ids.shape[1] for part in (inputs, *flipped))
     most = model.config.max_position_embeddings
     if longest > most:

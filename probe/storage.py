@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowException, parquet
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from probe import stats
 
@@ -30,24 +32,35 @@ EFFECT_COLUMNS = [
 ]
 CLUSTER_COLUMNS = [*CELL_KEYS, "sequence", "n_queries", "summed_clean", "summed_effect", "mass"]
 TABLES = ("effects", "clusters", "coalitions", "geometry")
+DROPPED = "dropped.json"
+"""Steps whose rows a resumed run has removed, until they are there again."""
 
 
 def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     """Add rows to the tables (by name, see `TABLES`) in `directory`; rows of the same (run, step) are replaced.
 
-    `q_value` of the effects, which looks across steps, is taken anew over all rows.
+    `q_value` of the effects, which looks across steps, is taken anew over all rows. Other tables stay Arrow's: the
+    clusters of many steps take seconds to become DataFrames and go back.
     """
     directory.mkdir(parents=True, exist_ok=True)
     probed = set(tables["effects"][["run", "step"]].itertuples(index=False, name=None))
     for name, rows in tables.items():
         path = directory / f"{name}.parquet"
+        table = pa.Table.from_pandas(rows, preserve_index=False)
         if path.exists():
-            old = pd.read_parquet(path)
-            keep = [key not in probed for key in old[["run", "step"]].itertuples(index=False, name=None)]
-            rows = pd.concat([old[keep], rows], ignore_index=True) if any(keep) else rows
+            table = pa.concat_tables([_without(pq.read_table(path), probed), table], promote_options="permissive")
         if name == "effects":
-            rows = rows.assign(q_value=across_steps(rows))
-        _replace(path, lambda part, rows=rows: rows.to_parquet(part, index=False, compression="zstd"))
+            rows = table.to_pandas()
+            table = pa.Table.from_pandas(rows.assign(q_value=across_steps(rows)), preserve_index=False)
+        _replace(path, lambda part, table=table: pq.write_table(table, part, compression="zstd"))
+
+
+def _without(table: pa.Table, probed: Iterable[tuple[str, int]]) -> pa.Table:
+    """The rows of no (run, step) in `probed`."""
+    for run, step in probed:
+        same = pc.and_(pc.equal(table["run"], run), pc.equal(table["step"], int(step)))  # type: ignore[attr-defined]
+        table = table.filter(pc.invert(same))  # type: ignore[attr-defined]
+    return table
 
 
 def across_steps(effects: pd.DataFrame) -> np.ndarray:
@@ -56,15 +69,33 @@ def across_steps(effects: pd.DataFrame) -> np.ndarray:
     return cells.transform(lambda p: stats.false_discovery(p.to_numpy())).to_numpy()
 
 
-def drop_steps_after(directory: Path, step: int) -> None:
-    """Remove the rows of later steps from the tables in `directory`, if there are any tables."""
-    for name in TABLES:
-        path = directory / f"{name}.parquet"
-        if path.exists():
-            rows = pd.read_parquet(path)
-            if (rows["step"] > step).any():
-                kept = rows[rows["step"] <= step]
-                _replace(path, lambda part, kept=kept: kept.to_parquet(part, index=False, compression="zstd"))
+def drop_steps_after(directory: Path, step: int) -> list[int]:
+    """Remove the rows of later steps from the tables in `directory`, if there are any tables; returns these steps.
+
+    Those that were removed before, and have not been probed again since, are among them: a file remembers them.
+    """
+    record, dropped = directory / DROPPED, set()
+    if record.exists():
+        dropped.update(json.loads(record.read_text(encoding="utf-8")))
+    paths = [path for name in TABLES if (path := directory / f"{name}.parquet").exists()]
+    for path in paths:
+        dropped.update(pq.read_table(path, columns=["step"])["step"].to_pylist())
+    later = sorted(found for found in dropped if found > step)
+    if later:
+        _replace(record, lambda part: Path(part).write_text(json.dumps(later) + "\n", encoding="utf-8"))
+    else:
+        record.unlink(missing_ok=True)
+    for path in paths:
+        rows = pd.read_parquet(path)
+        if (rows["step"] > step).any():
+            kept = rows[rows["step"] <= step]
+            _replace(path, lambda part, kept=kept: kept.to_parquet(part, index=False, compression="zstd"))
+    return later
+
+
+def forget_dropped(directory: Path) -> None:
+    """All dropped steps have been probed again, or will not be: the run has ended."""
+    (directory / DROPPED).unlink(missing_ok=True)
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
@@ -100,7 +131,7 @@ def read_clusters(directory: Path) -> pd.DataFrame:
 def check_clusters(directory: Path) -> None:
     """Raise ValueError, as `read_clusters` does, from the end of the file alone: it is the largest of the tables."""
     path = _existing(directory, "clusters")
-    _check_columns(path, _readable(path, parquet.read_schema).names, CLUSTER_COLUMNS)
+    _check_columns(path, _readable(path, pq.read_schema).names, CLUSTER_COLUMNS)
 
 
 def read_geometry(directory: Path) -> pd.DataFrame:
@@ -136,7 +167,7 @@ def _existing(directory: Path, name: str) -> Path:
 def _readable(path: Path, read: Callable[[Path], Contents]) -> Contents:
     try:
         return read(path)
-    except (OSError, ArrowException) as error:
+    except (OSError, pa.ArrowException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f"{path} is torn or not a parquet file ({reason}): probe again, into a new folder") from error
 

@@ -35,6 +35,7 @@ OPTIONS = [
     "--probe.log_spaced=false",
     "--probe.accuracy_jump=0.001",
     "--probe.num_resamples=50",
+    "--probe.max_probe_fraction=null",
 ]
 
 

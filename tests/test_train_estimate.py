@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+import probe.callback
 import train.estimate
 import train.measure
 from attnres.tasks import MQAR
@@ -197,22 +198,62 @@ def test_a_sweep_takes_the_passes_that_were_planned(source, positions, make_mode
         assert engine.plan(inputs).forward_passes == pytest.approx(engine.run(inputs).forward_passes)
 
 
-def test_probes_are_those_that_a_run_makes(tmp_path):
+def test_probes_are_those_that_a_run_makes(tmp_path, monkeypatch):
     options = [*TINY, "--trainer.max_steps=3", "--probe.enabled=true", "--probe.every_n_steps=3"]
     options += ["--probe.accuracy_jump=0", "--probe.num_resamples=20", "--data.batch_size=16"]
-    found = estimated(*options)["probing"]
+    options += ["--probe.max_probe_fraction=null"]
+    found, summaries, probe_model = estimated(*options)["probing"], [], probe.callback.probe_model
+
+    def note(*args, **kwargs):
+        made = probe_model(*args, **kwargs)
+        summaries.append(made.summary)
+        return made
+
+    monkeypatch.setattr("probe.callback.probe_model", note)
     main(["fit", *options, f"--run_dir={tmp_path / 'run'}"])
-    effects = pd.read_parquet(tmp_path / "run/probe/effects.parquet")
-    summary = json.loads((tmp_path / "run/probe/summary.json").read_text())
-    assert found["probes"] == effects["step"].nunique() == 4  # 0, 1, 2, 3
-    assert found["sequences"] == summary["probe"]["n_sequences"]
-    assert found["forward_passes"] == pytest.approx(summary["probe"]["forward_passes"] + 4)  # and the flip test
+    *in_training, last = summaries
+    assert [summary["step"] for summary in in_training] == [0, 1, 2]
+    assert found["probes"] == found["always"] + 2 == len(in_training)
+    for summary in in_training:
+        assert summary["flip"] is None
+        assert found["sequences"] == summary["probe"]["n_sequences"]
+        assert found["forward_passes"] == pytest.approx(summary["probe"]["forward_passes"])
+    assert found["last_forward_passes"] == pytest.approx(last["probe"]["forward_passes"] + 4)  # and the flip test
+
+
+def test_a_budget_bounds_what_is_scheduled():
+    """At most a fraction of training and validation, but for step 0 and those asked for by name; the last on top."""
+    options = [
+        *TINY,
+        "--probe.enabled=true",
+        "--probe.every_n_steps=1",
+        "--trainer.max_steps=100",
+        "--peak_tflops=1e-3",
+    ]
+    free, tight, named = (
+        estimated(*options, *more)
+        for more in (
+            ["--probe.max_probe_fraction=null"],
+            ["--probe.max_probe_fraction=0.5"],
+            ["--probe.max_probe_fraction=0.01", "--probe.at_steps=[0, 3, 4, 100]"],
+        )
+    )
+    probing = free["probing"]
+    assert probing["probes"] == 100
+    for found, limit in ((free, math.inf), (tight, 0.5), (named, 0.01)):
+        amounts = found["flops"], {part: found["hours"][0][part] for part in ("training", "validation", "probing")}
+        for amount, unit in zip(amounts, (1, 1e9 * 0.3 * 3600), strict=True):
+            each, last = (probing[name] / unit for name in ("flops", "last_flops"))
+            always = each * (3 if found is named else 1)
+            bound = max(always, limit * (amount["training"] + amount["validation"]))
+            assert amount["probing"] == pytest.approx(min(100 * each, bound) + last)
+    assert tight["flops"]["probing"] < free["flops"]["probing"]
 
 
 def test_the_head_is_part_of_a_probes_cost():
     """Every ablation reads out all queries, however short its replay."""
     module = module_of({}, "meta", num_hidden_layers=2, attnres_num_blocks=2)
-    task, settings = MQAR(), ProbeCallback().settings_for(MQAR())
+    task, settings = MQAR(), ProbeCallback().settings_for(MQAR(), module.model, full=True)
     cost = plan_probe(module.model, task, settings)
     cells = [cell for cell in settings.grid(module.model) if Ablation.known[cell.kind].labels]
     assert 4 < cost.readouts <= len(cells) + 1 + 4  # at most one for each cell, the clean run and the flip test
@@ -227,6 +268,7 @@ def test_probing_is_free_where_there_is_none():
 
 def test_work_and_hours_are_in_proportion():
     options = [*TINY, "--probe.enabled=true", "--data.num_pairs=8", "--peak_tflops=1e-3"]
+    options += ["--probe.max_probe_fraction=null"]
     one = estimated(*options, "--trainer.max_steps=100")
     two = estimated(*options, "--trainer.max_steps=200", "--mfu=0.6")
     four = estimated(*options, "--trainer.max_steps=100", "--trainer.devices=4", "--trainer.strategy=ddp")

@@ -1,5 +1,7 @@
 """`attnres-train` with probes: what the run directory and W&B hold, gradient accumulation, resuming."""
 
+import json
+
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +18,7 @@ PROBED = [
     "--probe.log_spaced=false",
     "--probe.accuracy_jump=0",
     "--probe.num_resamples=20",
+    "--probe.max_probe_fraction=null",  # which steps are probed is then no matter of time
 ]
 
 
@@ -65,6 +68,50 @@ def test_resuming_repeats_no_row(tmp_path, monkeypatch):
         assert not table.duplicated(keys).any()
         assert set(table["step"]) == set(range(6))
         pd.testing.assert_frame_equal(table.drop(columns="run"), expected.drop(columns="run"))
+
+
+def test_steps_that_loggers_know_are_probed_again_whatever_it_costs(tmp_path, monkeypatch):
+    """And a resumed run goes on with the budget it had."""
+    options = [*PROBED, "--probe.every_n_steps=1", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
+    with monkeypatch.context() as patch:
+        patch.setattr("train.callbacks.RunExport.on_train_end", lambda *_: None)
+        run = fit(tmp_path / "run", *options, "--trainer.max_steps=3")
+    spent = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["ProbeCallback"]["budget"][
+        "spent"
+    ]
+    tight = ["--trainer.max_steps=6", "--probe.max_probe_fraction=1e-9", "--ckpt_path=last"]
+    main(["fit", f"--config={run / 'config.yaml'}", *tight])
+    assert set(pd.read_parquet(run / "probe/effects.parquet")["step"]) == {0, 1, 2, 3, 6}  # 3 was there before
+    cost = json.loads((run / "probe/summary.json").read_text())["probe"]
+    assert cost["skipped_steps"] == [4, 5]
+    assert cost["n_probed"] == 4
+    assert cost["in_training_seconds"] > spent > 0
+    assert not (run / "probe/dropped.json").exists()
+
+
+def test_a_run_that_was_stopping_when_it_was_killed_stops(tmp_path, monkeypatch):
+    probe_model = probe.callback.probe_model
+
+    def planted(*args, **kwargs):
+        made = probe_model(*args, **kwargs)
+        made.summary["motifs"] = [{"family": "older", "sublayer": "self_attn", "region": "late"}]
+        made.summary["clean"]["task_learned"] = True
+        return made
+
+    monkeypatch.setattr("probe.callback.probe_model", planted)
+    options = [*PROBED, "--probe.every_n_steps=2", "--probe.stop_when_settled=true", "--probe.settled_probes=3"]
+    with monkeypatch.context() as patch:
+        patch.setattr("train.callbacks.RunExport.on_train_end", lambda *_: None)
+        run = fit(tmp_path / "run", *options, "--trainer.max_steps=10")
+    for _ in range(2):  # also when it has been stopped
+        main(["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last"])
+        assert json.loads((run / "hf/attnres_run.json").read_text())["step"] == 4
+        assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+        rows = pd.read_parquet(run / "probe/effects.parquet")
+        assert set(rows["step"]) == {0, 2, 4}
+        assert "layer:0" in set(rows.loc[rows["step"] == 4, "scope"])
+        assert json.loads((run / "probe/summary.json").read_text())["probe"]["stopped_when_settled"] == 4
+        assert not rows.duplicated(CELL_KEYS).any()
 
 
 def test_a_finished_run_that_goes_on_numbers_its_steps_as_one_left_alone(tmp_path, monkeypatch):

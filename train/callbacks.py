@@ -105,7 +105,8 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         path = Path(trainer.default_root_dir) / self.config_filename
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, overwrite=True)
+        skip_null = False  # null may not be the default; by position, as releases of jsonargparse name it differently
+        self.parser.save(self.config, path, "parser_mode", skip_null, overwrite=True)
         record_provenance(trainer, path, pl_module.hparams["seed"])
 
 

@@ -16,13 +16,13 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 
 from attnres import AttnResForCausalLM
 from probe.callback import ProbeCallback
-from probe.runner import plan_probe
 from train.data import MQARDataModule
 from train.flops import forward_flops, training_flops
 from train.hardware import HERE, KNOWN, Hardware
 from train.measure import local_device, memory_of, time_steps
 from train.module import RetrievalModule
 from train.optim import kind_of
+from train.probe_cost import NOTHING, cost_of_probes, plan_probes
 from train.sharding import divides
 from train.simulate import Workload, simulate_step
 
@@ -107,7 +107,7 @@ class Estimate:
         process_bytes: of host memory that Python and its libraries take beside it; `None` where the system does not
             tell.
         tokens: per step and in total, over all devices, with sequences of full length.
-        probing: scheduled probes, and what one costs.
+        probing: scheduled probes and the one after training, and what one costs.
         hours: by device.
         notes: what is left out or assumed.
     """
@@ -119,7 +119,7 @@ class Estimate:
     memory: dict[str, int]
     process_bytes: int | None
     tokens: dict[str, int]
-    probing: dict[str, float]
+    probing: dict[str, Any]
     hours: list[Hours]
     notes: list[str]
 
@@ -175,9 +175,8 @@ class Run:
         return (0 if interval is None else self.trainer["max_steps"] // interval) * count
 
     @property
-    def probe_steps(self) -> list[int]:
-        is_probed = self.probe.enabled and isinstance(self.module.model, AttnResForCausalLM)
-        return self.probe.scheduled_steps(self.trainer["max_steps"]) if is_probed else []
+    def is_probed(self) -> bool:
+        return self.probe.enabled and isinstance(self.module.model, AttnResForCausalLM)
 
 
 def check_devices(options: Mapping[str, Any]) -> None:
@@ -231,7 +230,9 @@ def estimate(run: Run, target: Target, build: Callable[[], RetrievalModule]) -> 
     training, forward = training_flops(run.module.model, *shape), forward_flops(config, *shape)
     steps, probing = run.trainer["max_steps"], plan(run, forward)
     flops = {"step": sum(training.values()) * run.sequences, "training": sum(training.values()) * run.sequences * steps}
-    flops |= {"validation": sum(forward.values()) * run.validated, "probing": probing["flops"] * probing["probes"]}
+    flops |= {"validation": sum(forward.values()) * run.validated}
+    trained = flops["training"] + flops["validation"]
+    flops |= {"probing": cost_of_probes(probing, probing["flops"], probing["last_flops"], trained)}
     tokens = run.sequences * workload.seq
     return Estimate(
         model=describe(run),
@@ -270,24 +271,19 @@ def count_parameters(module: RetrievalModule) -> dict[str, int]:
     return counts
 
 
-def plan(run: Run, forward: Mapping[str, float]) -> dict[str, float]:
-    """The scheduled probes: their number, and sequences, forward passes and operations of each."""
-    steps = run.probe_steps
-    if not steps:
-        return {"probes": 0, "sequences": 0, "forward_passes": 0.0, "flops": 0.0}
-    settings = run.probe.settings_for(run.datamodule.task, run.num_devices)
-    cost = plan_probe(run.module.model, run.datamodule.task, settings)  # type: ignore[arg-type]
-    layers = sum(forward.values()) - forward["head"]
-    flops = settings.num_sequences * (cost.forward_passes * layers + cost.readouts * forward["head"])
-    sizes = {"probes": len(steps), "sequences": settings.num_sequences}
-    return {**sizes, "forward_passes": cost.forward_passes, "flops": flops}
+def plan(run: Run, forward: Mapping[str, float]) -> dict[str, Any]:
+    """The run's probes: `plan_probes`."""
+    if not run.is_probed:
+        return dict(NOTHING)
+    model, steps = run.module.model, run.trainer["max_steps"]
+    return plan_probes(run.probe, model, run.datamodule.task, steps, run.num_devices, forward)  # type: ignore[arg-type]
 
 
 def hours_of(
     run: Run,
     target: Target,
     flops: Mapping[str, float],
-    probing: Mapping[str, float],
+    probing: Mapping[str, Any],
     memory: Mapping[str, int],
     operations: int,
     build: Callable[[], RetrievalModule],
@@ -308,7 +304,10 @@ def hours_of(
         )
         trained, validated = (flops[part] / (half if in_half else full) for part in ("training", "validation"))
         # Probes run outside of autocast: in the precision of the parameters.
-        probed = flops["probing"] / (half if run.workload.dtype.itemsize == 2 else full)
+        each, last = (
+            probing[name] / (half if run.workload.dtype.itemsize == 2 else full) for name in ("flops", "last_flops")
+        )
+        probed = cost_of_probes(probing, each, last, trained + validated)
         if not is_compiled(run.module):
             slower = max(1, run.trainer["max_steps"] * operations * ISSUE_SECONDS / 3600 / trained)
             trained, validated, probed = slower * trained, slower * validated, slower * probed
@@ -325,7 +324,7 @@ def step_fits(run: Run, memory: Mapping[str, int], available: float) -> bool | N
     return True if whole <= available else None if least <= available else False
 
 
-def measured_hours(run: Run, probing: Mapping[str, float], memory: int, build: Callable[[], RetrievalModule]) -> Hours:
+def measured_hours(run: Run, probing: Mapping[str, Any], memory: int, build: Callable[[], RetrievalModule]) -> Hours:
     """Hours at the speed of this machine. Raises ValueError if the step does not fit into it."""
     workload, device = run.workload, local_device(run.trainer["accelerator"])
     available = memory_of(device)
@@ -338,8 +337,9 @@ def measured_hours(run: Run, probing: Mapping[str, float], memory: int, build: C
     sequence = 1 / workload.batch_size / 3600 / run.num_devices
     trained = timing.step * run.trainer["max_steps"] / 3600
     validated = timing.forward * run.validated * sequence
-    passes = probing["probes"] * probing["forward_passes"] * probing["sequences"]
-    probed = timing.probe_forward * passes * sequence
+    passes = (probing[name] * probing["sequences"] for name in ("forward_passes", "last_forward_passes"))
+    each, last = (timing.probe_forward * number * sequence for number in passes)
+    probed = cost_of_probes(probing, each, last, trained + validated)
     fits = None if available is None else True
     return Hours(f"{HERE} ({timing.device})", fits, trained, validated, probed, trained + validated + probed)
 
@@ -347,6 +347,7 @@ def measured_hours(run: Run, probing: Mapping[str, float], memory: int, build: C
 def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
     """What is left out or assumed."""
     measured = target.hardware == HERE
+    bounded = ", within probe.max_probe_fraction" if run.probe.budget.max_fraction is not None else ""
     share = f"{target.mfu:.0%} of the peak rate" if not measured else "the speed of full steps here"
     found = {
         "the curriculum starts with shorter sequences: tokens, FLOPs and hours are upper bounds": (
@@ -360,9 +361,8 @@ def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
         "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all, and "
         "where only a share of them fits is '?'": (run.is_divided),
         "torch.compile is left out of memory": is_compiled(run.module),
-        "probes at accuracy jumps come on top; so do the statistics of each probe, and a probe's own memory": bool(
-            run.probe_steps
-        ),
+        "probes at accuracy jumps come on top" + bounded: run.is_probed,
+        "the statistics of each probe, and a probe's own memory, come on top": run.is_probed,
     }
     return [note for note, applies in found.items() if applies]
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
+from probe.schedule import percent
 from train.estimate import Estimate, Hours
 
 MEMORY = {
@@ -119,7 +120,10 @@ def _probing(estimate: Estimate) -> list[str]:
     lines = []
     if probing["probes"]:
         each = f"each {probing['forward_passes']:.1f} forward passes over {probing['sequences']} sequences"
+        each += f"; the one after training {probing['last_forward_passes']:.1f}"
         lines += [_line("scheduled probes", f"{probing['probes']}"), f"  {each}"]
+    if probing["max_fraction"] is not None:
+        lines.append(f"  and at most {percent(probing['max_fraction'])} of training's time: then fewer")
     lines.append(_line("probing's FLOPs, of training's", f"{probing['share_of_training']:.1%}"))
     return [*lines, _line("validation's FLOPs, of training's", f"{flops['validation'] / flops['training']:.1%}")]
 
