@@ -110,15 +110,14 @@ def report(args: argparse.Namespace) -> None:
         print(reporting.describe(probed))
     if over_seeds := reporting.across_seeds(runs):
         print("\n" + over_seeds)
-    emergences = [found for probed in runs if (found := load_emergence(probed.directory)) is not None]
-    for text in [*map(reporting.describe_emergence, emergences), reporting.emergence_over_seeds(emergences)]:
+    emergences = [load_emergence(probed.directory) for probed in runs]
+    found = [emergence for emergence in emergences if emergence is not None]
+    for text in [*map(reporting.describe_emergence, found), reporting.emergence_over_seeds(found)]:
         if text:
             print("\n" + text)
     print("\nwritten:")
-    for probed in runs:
-        nothing = f"nothing for {probed.directory}: it holds no exact effects of mask_renormalise in single layers"
-        for line in write_figures(probed) or [nothing]:
-            print(f"  {line}")
+    for line in write_figures(runs, emergences) or ["nothing: no run holds effects of mask_renormalise"]:
+        print(f"  {line}")
 
 
 def probe_settings(args: argparse.Namespace) -> ProbeSettings:
