@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,7 @@ from probe.plots.style import (
     present,
 )
 
+SEED: dict[str, Any] = {"marker": "o", "markerfacecolor": "w", "markersize": 2.5, "linestyle": ""}
 ENDS = {"mass": ("mass_low", "mass_high"), "effect": ("ci_low", "ci_high")}
 VALUES = {"mass": "routing mass", "effect": EFFECT_LABEL}
 
@@ -114,7 +116,7 @@ def plot_comparison(runs: Sequence[DepthCells]) -> Figure:
             _line(axes, at, family, estimate(group, sublayer, family, value))
         axes.set_title(f"{SUBLAYER_LABELS[sublayer]}:\n{VALUES[value]}")
     _label_lines(panels[0], families, groups)
-    figure.legend(handles=_legend(groups), loc="outside lower center", ncols=4, columnspacing=1.2)
+    figure.legend(handles=_legend(groups), loc="outside lower center", ncols=2, columnspacing=1.2)
     return figure
 
 
@@ -132,7 +134,7 @@ def _line(axes: Axes, at: float, family: str, found: Estimate | None) -> None:
         return
     color = FAMILY_COLORS[family]
     draw_intervals(axes, [at], [found.low], [found.high], "x", color=color, linewidth=1.3)
-    axes.plot(found.seeds, [at] * len(found.seeds), "o", color=color, markerfacecolor="w", markersize=2.5, zorder=2.1)
+    axes.plot(found.seeds, [at] * len(found.seeds), color=color, zorder=2.3, **SEED)
     axes.plot([found.mean], [at], FAMILY_MARKERS[family], color=color, markersize=4, zorder=2.2)
 
 
@@ -161,10 +163,13 @@ def _effects(axes: Axes, groups: Sequence[Group], sublayers: Sequence[str]) -> N
 
 
 def _legend(groups: Sequence[Group]) -> list[Line2D | Patch]:
-    seeds = any(len(group.runs) > 1 for group in groups)
-    several = "; several seeds: Student t over seeds, a dot each" if seeds else ""
-    return [
-        Line2D([], [], label=f"95 % interval over sequences{several}", color="k", marker="o"),
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], label="one run: 95 % interval over sequences", color="k", marker="o"),
         Line2D([], [], label="5 % of ln K: matters", color=GREY, linestyle=":", linewidth=0.8),
         Patch(label="± 1 % of ln K: equivalent to 0", color=LIGHT, linewidth=0),
     ]
+    if any(len(group.runs) > 1 for group in groups):
+        handles.insert(
+            1, Line2D([], [], label="several seeds: Student t over seeds; dots: each seed", **SEED, color="k")
+        )
+    return handles

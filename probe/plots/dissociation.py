@@ -32,7 +32,7 @@ from probe.plots.style import (
     present,
 )
 
-MOST_COLUMNS = 4
+MOST_COLUMNS = 3
 MOSTLY_ALIASED = 0.5
 
 
@@ -56,7 +56,7 @@ def plot_dissociation(runs: Sequence[DepthCells]) -> Figure:
             if index < len(runs):
                 _panel(axes, runs[index], sublayer)
                 if offset == 0:
-                    axes.set_title(runs[index].label, pad=14)
+                    axes.set_title(runs[index].label.replace(" (", "\n(" if columns > 2 else " ("), pad=14)
             else:
                 axes.set_axis_off()
     _share_limits(panels[0, 0], runs)
@@ -106,10 +106,10 @@ def _name_extremes(axes: Axes, cells: pd.DataFrame, run: DepthCells, sublayer: s
     matters = found["dissociated"] is not None
     names = {heaviest: "most mass"}
     if matters:
-        names[harmful] = "most mass and harm" if harmful == heaviest else "most harm"
+        names[harmful] = "most mass\nand harm" if harmful == heaviest else "most harm"
     else:
-        corner: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "color": GREY}
-        axes.text(1, 1.02, "no harm that matters", **corner)
+        corner: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top", "color": GREY}
+        axes.text(0.99, 0.97, "no harm that matters", **corner)
     for family, name in names.items():
         if family not in cells.index:
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -24,6 +23,7 @@ from probe.plots.style import (
     EFFECT_LABEL,
     FAMILY_COLORS,
     FAMILY_MARKERS,
+    FAR,
     GREY,
     LIGHT,
     PAGE,
@@ -60,9 +60,10 @@ def plot_emergence(
         training: indexed by step, with `accuracy` (validation, at the full K) and `pairs`; None where not logged.
         num_pairs: K.
     """
-    curves = emergence.curves[emergence.curves["scope"].isin(["all", "final"])]
-    linear = first_order_rows(effects)
-    linear = linear[linear["scope"].isin(["all", "final"])]
+    curves, linear = (
+        rows[rows["scope"].isin(["all", "final"]) & rows["sublayer"].isin(ALL_SUBLAYERS)]
+        for rows in (emergence.curves, first_order_rows(effects))
+    )
     sublayers = present(curves["sublayer"], ALL_SUBLAYERS)
     figure = Figure(figsize=(PAGE, 4.9), layout="constrained")
     heights = {"height_ratios": (0.9, 1.1, 1)}
@@ -189,8 +190,8 @@ def _plot_families(axes: Axes, rows: pd.DataFrame, value: str, low: str, high: s
     rows = rows[rows["applicable"]]
     for family in present(rows["family"], FAMILIES):
         curve = rows[rows["family"] == family].sort_values("step")
-        known = curve[np.isfinite(curve[[low, high]]).all(axis=1)]
-        axes.fill_between(known["step"], known[low], known[high], color=FAMILY_COLORS[family], alpha=0.25, linewidth=0)
+        band = {"color": FAMILY_COLORS[family], "alpha": 0.25, "linewidth": 0}
+        axes.fill_between(curve["step"], curve[low].clip(-FAR, FAR), curve[high].clip(-FAR, FAR), **band)
         axes.plot(curve["step"], curve[value], label=family, markersize=2, **family_style(family))
 
 
