@@ -88,9 +88,9 @@ MOTIFS = [
 TRAINING = pd.DataFrame({"accuracy": [0.1, math.nan, 0.9], "pairs": [1.0, 4.0, 16.0]}, index=[5, 15, 35])
 
 
-def depth(seed=0, condition="cumulative", sublayers=SUBLAYERS, num_pairs=K, **numbers) -> plots.DepthCells:
+def depth(seed=0, condition="cumulative", sublayers=SUBLAYERS, num_pairs=K, size=0.2, **numbers) -> plots.DepthCells:
     """A model's families over its depth, with random numbers and the dissociation that follows from them."""
-    cells = effects_table(["all"], sublayers=sublayers, seed=seed)
+    cells = effects_table(["all"], sublayers=sublayers, seed=seed, size=size)
     cells = cells.assign(mass_low=cells["mass"] - 0.01, mass_high=cells["mass"] + 0.02).assign(**numbers)
     dissociation = {}
     for sublayer, rows in cells.groupby("sublayer"):
@@ -127,9 +127,10 @@ DRAWN = {
     "dissociation": lambda: plots.plot_dissociation([depth(0), depth(1, "wrapped")]),
     "dissociation of one": lambda: plots.plot_dissociation([depth(0, sublayers=(*SUBLAYERS, "final"))]),
     "dissociation of five": lambda: plots.plot_dissociation([depth(seed) for seed in range(5)]),
+    "dissociation of twelve": lambda: plots.plot_dissociation([depth(seed) for seed in range(12)]),
     "comparison": lambda: plots.plot_comparison([depth(0), depth(1), depth(0, "wrapped")]),
     "comparison of three sublayers": lambda: plots.plot_comparison(
-        [depth(0), depth(2, "block_sum", (*SUBLAYERS, "final"), num_pairs=64)]
+        [depth(0, size=5), depth(2, "block_sum", (*SUBLAYERS, "final"), num_pairs=64)]
     ),
 }
 
@@ -382,7 +383,7 @@ def test_dissociation_names_the_heaviest_and_the_most_harmful():
     assert names["most harm"].xy == tuple(run.of("self_attn").loc[found["most_harmful"], ["mass", "effect"]])
     harmless = depth(0, effect=0.001, ci_low=0.0, ci_high=0.002)
     names = [text.get_text() for text in plots.plot_dissociation([harmless]).axes[0].texts]
-    assert "no harm that matters" in names
+    assert "attention reads: no harm that matters" in names
     assert "most harm" not in names
 
 

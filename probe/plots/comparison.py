@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from attnres import FAMILIES
+from attnres import FAMILIES, SUBLAYERS
 from probe import stats
 from probe.plots.cells import DepthCells
 from probe.plots.style import (
@@ -159,7 +159,8 @@ def _effects(axes: Axes, groups: Sequence[Group], sublayers: Sequence[str]) -> N
     axes.axvline(0, color=GREY, linewidth=0.5, zorder=0.5)
     found = [estimate(g, s, f, "effect") for g in groups for s in sublayers for f in FAMILIES]
     ends = [np.array([e.low, e.high, e.mean, *e.seeds]) for e in found if e is not None]
-    effect_axis(axes, "x", ends, [run.equivalent_within for run in runs])
+    most_labels = 5 if len(sublayers) <= len(SUBLAYERS) else 3
+    effect_axis(axes, "x", ends, [run.equivalent_within for run in runs], most_labels=most_labels)
 
 
 def _legend(groups: Sequence[Group]) -> list[Line2D | Patch]:

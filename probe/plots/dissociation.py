@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from attnres import FAMILIES
 from probe.plots.cells import DepthCells
@@ -33,6 +34,8 @@ from probe.plots.style import (
 )
 
 MOST_COLUMNS = 3
+MOST_NAMED_LINES = 2
+"""Of runs: panels of more are too low for names beside points."""
 MOSTLY_ALIASED = 0.5
 
 
@@ -47,7 +50,7 @@ def plot_dissociation(runs: Sequence[DepthCells]) -> Figure:
     columns = min(len(runs), MOST_COLUMNS)
     lines = math.ceil(len(runs) / columns) * len(sublayers)
     width = COLUMN if columns == 1 else PAGE
-    figure = Figure(figsize=(width, 0.9 + 1.65 * lines), layout="constrained")
+    figure = Figure(figsize=(width, 0.9 + lines * max(min(1.65, 8 / lines), 0.95)), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for index in range(columns * lines // len(sublayers)):
         top = index // columns * len(sublayers)
@@ -55,15 +58,19 @@ def plot_dissociation(runs: Sequence[DepthCells]) -> Figure:
             axes = panels[top + offset, index % columns]
             if index < len(runs):
                 _panel(axes, runs[index], sublayer)
+                if lines <= MOST_NAMED_LINES * len(sublayers):
+                    _name_extremes(axes, runs[index], sublayer, is_narrow=columns == MOST_COLUMNS)
                 if offset == 0:
                     axes.set_title(runs[index].label.replace(" (", "\n(" if columns > 2 else " ("), pad=14)
             else:
                 axes.set_axis_off()
     _share_limits(panels[0, 0], runs)
     for axes in panels[:, 0]:
-        axes.set_ylabel(f"effect, {EFFECT_LABEL}")
-    for axes in panels[-1]:
-        axes.set_xlabel("routing mass")
+        axes.set_ylabel(EFFECT_LABEL)
+    for column in panels.T:
+        lowest = [axes for axes in column if axes.axison][-1]
+        lowest.set_xlabel("routing mass")
+        lowest.tick_params(labelbottom=True)
     families, marks = family_handles(linestyle="", markersize=4), _legend()
     # Legends fill columns first: families in a column of their own, or in the first row.
     across = [handle for pair in zip_longest(families, marks) for handle in pair if handle is not None]
@@ -77,7 +84,6 @@ def _panel(axes: Axes, run: DepthCells, sublayer: str) -> None:
     axes.axhspan(-band, band, color=LIGHT, linewidth=0, zorder=0)
     axes.axhline(0, color=GREY, linewidth=0.5, zorder=0.5)
     axes.axhline(run.matters_from, color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
-    axes.text(0, 1.02, SUBLAYER_LABELS[sublayer], transform=axes.transAxes, color=GREY, ha="left", va="bottom")
     axes.grid(False)
     cells = run.of(sublayer)
     cells = cells[cells["applicable"]]
@@ -95,34 +101,36 @@ def _panel(axes: Axes, run: DepthCells, sublayer: str) -> None:
             markersize=4,
             label=family,
         )
-    if sublayer in run.dissociation:
-        _name_extremes(axes, cells, run, sublayer)
+    found = run.dissociation.get(sublayer)
+    harmless = ": no harm that matters" if found is not None and found["dissociated"] is None else ""
+    about: dict[str, Any] = {"transform": axes.transAxes, "color": GREY, "ha": "left", "va": "bottom"}
+    axes.text(0, 1.02, f"{SUBLAYER_LABELS[sublayer]}{harmless}", **about)
 
 
-def _name_extremes(axes: Axes, cells: pd.DataFrame, run: DepthCells, sublayer: str) -> None:
-    """Say which family has the most mass, and which does the most harm, if any harm matters."""
-    found = run.dissociation[sublayer]
+def _name_extremes(axes: Axes, run: DepthCells, sublayer: str, is_narrow: bool) -> None:
+    """Say at its point which family has the most mass, and which does the most harm, if any harm matters."""
+    found = run.dissociation.get(sublayer)
+    if found is None:
+        return
+    cells, (left, right) = run.of(sublayer), (0.35, 0.65) if is_narrow else (0.5, 0.5)
     heaviest, harmful = found["heaviest"], found["most_harmful"]
-    matters = found["dissociated"] is not None
     names = {heaviest: "most mass"}
-    if matters:
-        names[harmful] = "most mass\nand harm" if harmful == heaviest else "most harm"
-    else:
-        corner: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top", "color": GREY}
-        axes.text(0.99, 0.97, "no harm that matters", **corner)
+    if found["dissociated"] is not None:
+        names[harmful] = "most mass and harm" if harmful == heaviest else "most harm"
     for family, name in names.items():
-        if family not in cells.index:
-            continue
-        row = cells.loc[family]
-        to_the_left = row["mass"] > 0.5
+        mass, effect = (float(cells.loc[family, column]) for column in ("mass", "effect"))
+        # Under its point where the most harmful one, which is higher, has its name above.
+        below = len(names) == 2 and name == "most mass" and effect > -run.equivalent_within
+        side = "left" if mass < left else "right" if mass > right else "center"
         axes.annotate(
             name,
-            (row["mass"], row["effect"]),
-            xytext=(-6 if to_the_left else 6, 5),
+            (mass, effect),
+            xytext=({"left": 5, "center": 0, "right": -5}[side], -5 if below else 5),
             textcoords="offset points",
-            ha="right" if to_the_left else "left",
-            va="bottom",
+            ha=side,
+            va="top" if below else "bottom",
             color=FAMILY_COLORS[family],
+            path_effects=[withStroke(linewidth=1.5, foreground="w")],
         )
 
 
@@ -130,7 +138,7 @@ def _share_limits(axes: Axes, runs: Sequence[DepthCells]) -> None:
     """Mass from 0 to 1; effects that hold every estimate and interval."""
     applicable = [run.cells[run.cells["applicable"]] for run in runs]
     ends = [cells[name].to_numpy() for cells in applicable for name in ("effect", "ci_low", "ci_high")]
-    effect_axis(axes, "y", ends, [run.equivalent_within for run in runs])
+    effect_axis(axes, "y", ends, [run.equivalent_within for run in runs], headroom=5)  # for what is said of a point
     axes.set_xlim(-0.03, 1.03)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
 

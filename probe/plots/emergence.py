@@ -87,7 +87,9 @@ def plot_emergence(
         empty.set_axis_off()
     handles = _legend(training, num_pairs, emergence, len(linear) > 0)
     if len(sublayers) > 1:
-        panels[0, 1].legend(handles=handles, loc="center left", ncols=2, columnspacing=1.2)
+        panels[0, 1].legend(
+            handles=handles, loc="center left", ncols=2, columnspacing=0.8, handletextpad=0.5, borderpad=0
+        )
     else:
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     figure.align_ylabels(panels[:, 0])
@@ -254,7 +256,7 @@ def _legend(training: pd.DataFrame | None, num_pairs: int, emergence: Emergence,
     if training is not None:
         lines = [Line2D([], [], color="k", label="validation accuracy"), probed]
         lines.append(Patch(color=PAIRS_COLOR, linewidth=0, label="pairs in training"))
-    thresholds = f"plateau, 1/{num_pairs}; 5 % of ln K"
+    thresholds = f"plateau 1/{num_pairs}; 5 % of ln K"
     lines.append(Line2D([], [], color=GREY, linestyle=":", linewidth=0.9, label=thresholds))
     lines += _half_rise_legend(emergence)
     families: list[Artist] = [*family_handles(), *_linear_legend(has_linear)]

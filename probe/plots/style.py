@@ -101,22 +101,31 @@ def draw_intervals(
     axes.autoscale_view()
 
 
-def effect_axis(axes: Axes, along: str, values: Iterable[np.ndarray], bands: Iterable[float]) -> None:
+def effect_axis(
+    axes: Axes,
+    along: str,
+    values: Iterable[np.ndarray],
+    bands: Iterable[float],
+    headroom: float = 1.8,
+    most_labels: int = 7,
+) -> None:
     """An axis of effects: linear within ± the narrowest of `bands`, logarithmic outside.
 
-    It holds `values` and both ends of what is equivalent to zero, and has ticks at zero and at powers of ten.
+    It holds `values` (`headroom` times the largest) and both ends of what is equivalent to zero, and has ticks at zero
+    and at powers of ten; of more than `most_labels`, only zero and the outermost are labelled.
     """
     bands = list(bands)
     band = min(bands)
-    low, high = finite_limits(values, [-1.5 * max(bands), 10 * max(bands)], pad=0.0)
-    low, high = 1.3 * low, 1.8 * high
+    low, high = finite_limits(values, [-max(bands), 10 * max(bands)], pad=0.0)
+    low, high = 1.8 * low, headroom * high
     axis, set_scale = (axes.xaxis, axes.set_xscale) if along == "x" else (axes.yaxis, axes.set_yscale)
     set_scale("symlog", linthresh=band, linscale=0.5)
     axes.set(**{f"{along}lim": (low, high)})
     powers = [10.0**power for power in range(-6, 7)]
     inside = [tick for tick in (sign * power for power in powers for sign in (-1, 1)) if low < tick < high]
     ticks = [0.0, *(tick for tick in inside if abs(tick) > band)]
-    axis.set_ticks(ticks, labels=[f"{tick:g}".replace("-", "−") for tick in ticks])
+    labelled = ticks if len(ticks) <= most_labels else [0.0, min(ticks), max(ticks)]
+    axis.set_ticks(ticks, labels=[f"{tick:g}".replace("-", "−") if tick in labelled else "" for tick in ticks])
     between = (sign * power * digit for power in powers for digit in range(2, 10) for sign in (-1, 1))
     axis.set_ticks([tick for tick in between if abs(tick) > band and low < tick < high], minor=True)
 
