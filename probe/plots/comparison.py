@@ -116,7 +116,8 @@ def plot_comparison(runs: Sequence[DepthCells]) -> Figure:
             _line(axes, at, family, estimate(group, sublayer, family, value))
         axes.set_title(f"{SUBLAYER_LABELS[sublayer]}:\n{VALUES[value]}")
     _label_lines(panels[0], families, groups)
-    figure.legend(handles=_legend(groups), loc="outside lower center", ncols=2, columnspacing=1.2)
+    handles = _legend(groups)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) == 3 else 2)
     return figure
 
 

@@ -118,7 +118,7 @@ def _name_extremes(axes: Axes, run: DepthCells, sublayer: str, is_narrow: bool) 
     if found["dissociated"] is not None:
         names[harmful] = "most mass and harm" if harmful == heaviest else "most harm"
     for family, name in names.items():
-        mass, effect = (float(cells.loc[family, column]) for column in ("mass", "effect"))
+        mass, effect = cells.loc[[family], ["mass", "effect"]].to_numpy(dtype=float)[0]
         # Under its point where the most harmful one, which is higher, has its name above.
         below = len(names) == 2 and name == "most mass" and effect > -run.equivalent_within
         side = "left" if mass < left else "right" if mass > right else "center"
