@@ -110,7 +110,7 @@ def test_report_on_a_probe_without_what_the_figures_show(trained, capsys):
     main(["run", str(trained), "--output", str(trained / "probe" / "final"), *QUICK, *options])
     capsys.readouterr()
     main(["report", str(trained)])
-    assert "nothing: no run holds effects of mask_renormalise" in capsys.readouterr().out
+    assert "no figures: no run holds effects of mask_renormalise" in capsys.readouterr().out
     assert not (trained / "figures").exists()
 
 
