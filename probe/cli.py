@@ -94,8 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     rep = subparsers.add_parser(
         "report",
         help="print the table of mass against effect, draw the figures and write the page",
-        description="Print one table for all runs, write each run's figures into its figures/ folder, and one HTML "
-        "page of all runs, whose panels follow a slider over the probed steps.",
+        description="Print one table for all runs, write each run's figures into its figures/ folder (those that show "
+        "several runs into the first one's), and one HTML page of all runs, whose panels follow a slider over the "
+        "probed steps.",
     )
     rep.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a probed run directory")
     rep.add_argument(

@@ -115,15 +115,14 @@ def report(args: argparse.Namespace) -> None:
         print(reporting.describe(probed))
     if over_seeds := reporting.across_seeds(runs):
         print("\n" + over_seeds)
-    emergences = [run.emergence for run in shown if run.emergence is not None]
-    for text in [*map(reporting.describe_emergence, emergences), reporting.emergence_over_seeds(emergences)]:
+    emergences = [run.emergence for run in shown]
+    found = [emergence for emergence in emergences if emergence is not None]
+    for text in [*map(reporting.describe_emergence, found), reporting.emergence_over_seeds(found)]:
         if text:
             print("\n" + text)
     print("\nwritten:")
-    for probed in runs:
-        nothing = f"nothing for {probed.directory}: it holds no exact effects of mask_renormalise in single layers"
-        for line in write_figures(probed) or [nothing]:
-            print(f"  {line}")
+    for line in write_figures(runs, emergences) or ["no figures: no run holds effects of mask_renormalise"]:
+        print(f"  {line}")
     if any(run.has_cells for run in shown):
         print(f"  {write_page(shown, page)}")
     else:
