@@ -157,6 +157,8 @@ class ProbeCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._probe_once(trainer, pl_module)
+        if trainer.is_global_zero and self._applies(pl_module):
+            publish.log_summary(trainer.loggers, _directory(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         keys = ("last_step", "last_accuracy", "validation_accuracy", "probe_seconds")
