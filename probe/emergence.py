@@ -142,14 +142,18 @@ class _Finder:
         self.by_step = dict(list(self.effects.groupby("step")))
         of_cells = primary_rows(self.clusters)
         self.clusters_by_step = dict(list(of_cells.groupby("step")))
-        cells = self.effects[self.effects["scope"].isin(REGIONS) & self.effects["sublayer"].isin(SUBLAYERS)]
-        cells = cells[cells["applicable"]]
-        found = set(cells[["sublayer", "family", "scope"]].itertuples(index=False, name=None))
-        order = self.effects[["sublayer", "family", "scope"]].drop_duplicates().itertuples(index=False, name=None)
-        self.cells: list[Cell] = [(str(a), str(b), str(c)) for a, b, c in order if (a, b, c) in found]
+        places = self.effects[["sublayer", "family", "scope"]].itertuples(index=False, name=None)
+        acts = dict.fromkeys(place for place, is_so in zip(places, self.effects["applicable"], strict=True) if is_so)
+        self.grid = [(str(sublayer), str(family), str(scope)) for sublayer, family, scope in acts]
+        self.cells = [cell for cell in self.grid if cell[0] in SUBLAYERS and cell[2] in REGIONS]
         self.counts = of_cells.groupby("sequence")["n_queries"].first().to_numpy()
-        places = ["step", "sublayer", "family", "scope"]
-        self.wide = of_cells.pivot(index="sequence", columns=places, values=["summed_effect", "mass"])
+        keys = ["step", "sublayer", "family", "scope"]
+        self.wide = of_cells.pivot(index="sequence", columns=keys, values=["summed_effect", "mass"])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(R, n) how often each sequence is drawn: the one bootstrap of all intervals."""
+        return stats.resample_weights(len(self.counts), self.num_resamples, self.seed)
 
     def by_sequence(self, column: str, cell: Cell) -> np.ndarray:
         """(n, S) `column` of a cell's clusters."""
@@ -196,14 +200,14 @@ class _Finder:
 
     def _resampled_holds(self) -> np.ndarray:
         """(R, S, C) the same criterion on resampled effects, with the critical values of the sample."""
-        sums = np.stack([self.by_sequence("summed_effect", cell) for cell in self.cells], axis=-1)  # (n, S, C)
+        sums = np.stack([self.by_sequence("summed_effect", cell) for cell in self.grid], axis=-1)  # (n, S, grid)
+        chosen = [self.grid.index(cell) for cell in self.cells]
         found = np.zeros((self.num_resamples, len(self.steps), len(self.cells)), dtype=bool)
         for number, step in enumerate(self.steps):
             rows = self.by_step[step].set_index(["sublayer", "family", "scope"])["n_reads"]
-            n_reads = np.array([rows[cell] for cell in self.cells], dtype=float)
-            found[:, number] = resampled_criterion(
-                sums[:, number], self.counts, self.cells, n_reads, self.num_pairs, self.num_resamples, self.seed
-            )
+            n_reads = rows.reindex(self.grid).to_numpy(float)
+            about = (sums[:, number], self.counts, self.grid, n_reads, self.num_pairs)
+            found[:, number] = resampled_criterion(*about, self.weights, self.num_resamples, self.seed)[:, chosen]
         return found
 
     def _half(self, sums: np.ndarray, counts: np.ndarray) -> tuple[float, np.ndarray]:
@@ -216,8 +220,7 @@ class _Finder:
 
     def _resample(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """(R, S) resampled means of `sums` (n, S)."""
-        weights = stats.resample_weights(len(sums), self.num_resamples, self.seed)
-        return (weights @ sums) / (weights @ counts)[:, None]
+        return (self.weights @ sums) / (self.weights @ counts)[:, None]
 
     def _about(self, cell: Cell) -> dict[str, Any]:
         name = motif_name(*cell)

@@ -162,10 +162,11 @@ def resampled_criterion(
     cells: Sequence[Cell],
     n_reads: np.ndarray,
     num_pairs: int,
-    num_resamples: int,
-    seed: int,
+    weights: np.ndarray,
+    num_resamples: int = 2000,
+    seed: int = 0,
 ) -> np.ndarray:
-    """(resamples, cells) whether each of `cells` is a motif in each resample of one probe's sequences.
+    """(resamples, cells) whether each of a probe's grid of cells is a motif in each resample of its sequences.
 
     The criterion of `Reader.motifs`, applied to the resampled effects with the sample's critical values
     (of studentised statistics, which hardly depend on the effects).
@@ -173,14 +174,15 @@ def resampled_criterion(
     Args:
         sums: (sequences, cells) summed effects; NaN where the family could not be ablated.
         counts: (sequences,) queries.
-        cells: (sublayer, family, region) of each.
+        cells: (sublayer, family, scope) of each; those that are no regions are there for the multiplicity control.
         n_reads: (cells,) reads that each rests on.
+        weights: (resamples, sequences) how often each sequence is drawn.
+        num_resamples, seed: of the bootstraps and sign flips that the critical values are from.
     """
     how = (num_resamples, seed)
     bootstrap = stats.bootstrap_t(sums, counts, *how)
-    means, errors = stats.resampled_means(sums, counts, *how)
-    weights = stats.resample_weights(len(sums), *how)
-    harms = MATTERS * math.log(num_pairs) * n_reads
+    means, errors = stats.resampled_means(sums, counts, weights)
+    harms = MATTERS * math.log(num_pairs) * n_reads  # of all the reads of a cell
     with np.errstate(divide="ignore", invalid="ignore"):
         flips = np.abs(weights @ sums) / np.sqrt(len(sums) * (weights @ np.square(sums)))
         significant = means / errors > bootstrap.critical(LEVEL)
@@ -190,12 +192,12 @@ def resampled_criterion(
         (i, j)
         for i, cell in enumerate(cells)
         for j, other in enumerate(cells)
-        if i != j and cell[:2] == other[:2] and known[i] and known[j]
+        if i != j and cell[:2] == other[:2] and known[i] and known[j] and {cell[2], other[2]} <= set(REGIONS)
     ]
     if pairs:
         gaps = np.stack([sums[:, i] / n_reads[i] - sums[:, j] / n_reads[j] for i, j in pairs], axis=1)
         critical = stats.bootstrap_t(gaps, counts, *how).critical(LEVEL, grid=False)
-        means, errors = stats.resampled_means(gaps, counts, *how)
+        means, errors = stats.resampled_means(gaps, counts, weights)
         with np.errstate(divide="ignore", invalid="ignore"):
             larger = means / errors > critical
         for (i, _), is_larger in zip(pairs, larger.T, strict=True):

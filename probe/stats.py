@@ -137,16 +137,16 @@ def bootstrap_t(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000,
     return BootstrapT(mean, error, np.where(np.abs(shift) <= 1e-7 * error, 0.0, t))
 
 
-def resampled_means(
-    sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean effect per query and its error in each resample of `bootstrap_t`: (resamples, cells) each.
+def resampled_means(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean effect per query and its error, as `bootstrap_t` has them, in each resample: (resamples, cells) each.
+
+    Args:
+        weights: (resamples, clusters) how often each cluster is drawn.
 
     Raises:
         ValueError: as `bootstrap_t`.
     """
     _check_counts(counts, len(sums))
-    weights = resample_weights(len(sums), num_resamples, seed)
     shift, errors = _resampled(_centred(sums, counts), counts, weights)
     return sums.sum(0) / counts.sum() + shift, errors
 

@@ -67,6 +67,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def quiet_wandb(monkeypatch) -> None:
+    """W&B starts a process per run; only the tests about it need that."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., AttnResForCausalLM]:
     """A small model in eval mode with random routing; `randomize=False` leaves it as it is initialised."""

@@ -342,3 +342,22 @@ def test_across_seeds_is_the_one_sample_t_test():
     assert np.isnan(stats.across_seeds(effects[:1])[1:]).all()
     assert stats.across_seeds(np.full((3, 1), 0.0)) == ([0], [0], [0], [1])
     assert stats.across_seeds(np.full((3, 1), 0.5)) == ([0.5], [0.5], [0.5], [0])
+
+
+@pytest.mark.parametrize("level", [0.05, 0.2])
+def test_critical_values_reject_where_p_values_do(level):
+    """Cells from clearly null to clearly not: exceeding the critical value and p <= level are one and the same."""
+    rng = np.random.default_rng(3)
+    strength = np.linspace(0.0, 0.9, 12)
+    counts, rejected = np.full(24, 4), 0
+    for _ in range(20):
+        sums = rng.exponential(size=(24, 12)) - 1 + strength
+        bootstrap = stats.bootstrap_t(sums, counts, 199)
+        t = bootstrap.mean / bootstrap.error
+        assert ((t > bootstrap.critical(level)) == ((bootstrap.p_adjusted() <= level) & (t > 0))).all()
+        assert ((t > bootstrap.critical(level, grid=False)) == (bootstrap.p_above(0.0) <= level)).all()
+        flips = np.abs(sums.sum(0)) / np.sqrt(24 * np.square(sums).sum(0))
+        adjusted = stats.sign_flip_test(sums, 199)[1] <= level
+        assert ((flips > stats.sign_flip_critical(sums, level, 199)) == adjusted).all()
+        rejected += adjusted.sum()
+    assert 20 < rejected < 220

@@ -36,13 +36,7 @@ TINY = [
     "--trainer.log_every_n_steps=1",
     "--probe.enabled=false",
 ]
-pytestmark = pytest.mark.filterwarnings("error:::(train|attnres)")
-
-
-@pytest.fixture(autouse=True)
-def quiet_wandb(monkeypatch):
-    """W&B starts a process per run; only the tests about it need that."""
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+pytestmark = [pytest.mark.filterwarnings("error:::(train|attnres)"), pytest.mark.usefixtures("quiet_wandb")]
 
 
 def fit(run_dir: Path, *options: str) -> Path:

@@ -16,6 +16,8 @@ from train.cli import main
 from train.module import RetrievalModule
 from train.optim import RoutingLearningRates
 
+pytestmark = pytest.mark.usefixtures("quiet_wandb")
+
 FOLDER = Path(__file__).parents[1] / "configs"
 STUDIES = [FOLDER / "study.yaml", FOLDER / "sweep.yaml"]  # of many runs: tested in test_train_study and _sweep
 SIZES = sorted(set(FOLDER.glob("*.yaml")) - set(STUDIES))
@@ -25,11 +27,6 @@ PARAMETERS = {"20m": (19e6, 21e6), "100m": (95e6, 105e6), "0.6b": (596e6, 597e6)
 SMALL = [*TINY, "--trainer.max_steps=2", "--trainer.precision=32-true", "--data.num_workers=0"]
 
 stem = pytest.mark.parametrize("config", SIZES, ids=lambda path: path.stem)
-
-
-@pytest.fixture(autouse=True)
-def quiet_wandb(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 def settings(run: Path) -> dict:

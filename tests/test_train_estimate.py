@@ -30,6 +30,8 @@ from train.flops import COUNTED_BY_TORCH, forward_flops, training_flops
 from train.module import RetrievalModule
 from train.simulate import Workload, simulate_step, training_step
 
+pytestmark = pytest.mark.usefixtures("quiet_wandb")
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 SIZE_20M = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 6}
 SIZE_20M |= {"head_dim": 64, "vocab_size": 8192, "num_pairs": 32}
@@ -67,11 +69,6 @@ CPU_ATTENTION = {
         lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def quiet_wandb(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 def options_of(size: str, condition: str, *options: str) -> list[str]:

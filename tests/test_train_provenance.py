@@ -21,12 +21,9 @@ from tests.test_train_cli import TINY
 from train import provenance, wandb_files
 from train.cli import main
 
+pytestmark = pytest.mark.usefixtures("quiet_wandb")
+
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def quiet_wandb(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 def fit(run_dir: Path, *options: str) -> Path:

@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnres.tasks.settings import read_settings
+
 IGNORE_INDEX = -100
 SPLITS = ("train", "validation", "probe")
 
@@ -234,17 +236,7 @@ class MQAR:
     @classmethod
     def from_dict(cls, settings: dict[str, str | int | None]) -> MQAR:
         """Inverse of `to_dict`. Raises ValueError for another task, or for settings that are not this one's."""
-        given = dict(settings)
-        if given.pop("task", None) != "mqar":
-            raise ValueError(f"task '{settings.get('task')}' is not mqar")
-        known = [field.name for field in fields(cls)]
-        if unknown := given.keys() - set(known):
-            raise ValueError(f"unknown task setting '{min(unknown)}'; choose from {', '.join(known)}")
-        for key, value in given.items():
-            absent = value is None and key == "min_pairs"
-            if not absent and (not isinstance(value, int) or isinstance(value, bool)):
-                raise ValueError(f"task setting {key} must be an integer, got {value!r}")
-        return cls(**given)  # type: ignore[arg-type]
+        return cls(**read_settings(cls, "mqar", settings))
 
 
 __all__ = ["IGNORE_INDEX", "MQAR", "SPLITS", "RecallBatch"]

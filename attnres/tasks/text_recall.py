@@ -20,12 +20,14 @@ Templates, names, what codes are made of, and sentences that fill the distance a
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
+
+from attnres.tasks.settings import read_settings
 
 
 @cache
@@ -182,17 +184,7 @@ class TextRecall:
     @classmethod
     def from_dict(cls, settings: dict[str, str | int]) -> TextRecall:
         """Inverse of `to_dict`. Raises ValueError for another task, or for settings that are not this one's."""
-        given = dict(settings)
-        if given.pop("task", None) != "text_recall":
-            raise ValueError(f"task '{settings.get('task')}' is not text_recall")
-        known = {field.name: type(field.default) for field in fields(cls)}
-        for key, value in given.items():
-            if key not in known:
-                raise ValueError(f"unknown task setting '{key}'; choose from {', '.join(known)}")
-            if type(value) is not known[key]:
-                what = "an integer" if known[key] is int else "a string"
-                raise ValueError(f"task setting {key} must be {what}, got {value!r}")
-        return cls(**given)  # type: ignore[arg-type]
+        return cls(**read_settings(cls, "text_recall", settings))
 
 
 __all__ = ["TextExample", "TextRecall", "read_data"]

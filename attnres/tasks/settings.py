@@ -1,0 +1,33 @@
+"""Reading a task's settings back from plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+
+def read_settings(cls: type, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the dataclass `cls` that `settings` of the task `name` hold.
+
+    Raises:
+        ValueError: of another task, or a setting that `cls` does not have or that is of another type.
+    """
+    given = dict(settings)
+    if given.pop("task", None) != name:
+        raise ValueError(f"task '{settings.get('task')}' is not {name}")
+    hints = get_type_hints(cls)
+    known = [field.name for field in fields(cls)]
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"unknown task setting '{key}'; choose from {', '.join(known)}")
+        types = get_args(hints[key]) if isinstance(hints[key], UnionType) else (hints[key],)
+        if type(value) not in types:  # a bool is no integer
+            raise ValueError(
+                f"task setting {key} must be {'an integer' if int in types else 'a string'}, got {value!r}"
+            )
+    return given
+
+
+__all__ = ["read_settings"]
