@@ -79,14 +79,15 @@ def _wandb_loggers(run_dir: str | Path, first_step: int, options: Mapping[str, A
     mode = os.environ.get("WANDB_MODE") or ("offline" if options.get("offline") else default)
     if mode not in WANDB_MODES:
         raise ValueError(f"WANDB_MODE must be one of {', '.join(WANDB_MODES)}, got {mode}")
+    settings = wandb_settings()
+    if mode != "disabled":
+        wandb.setup(settings)  # silent from here on, not only once the run has started
     if mode == "online" and not wandb.api.api_key:
         raise ValueError(
             "WANDB_MODE=online (a sweep's default) needs an API key: run `wandb login`, or set WANDB_MODE=offline"
         )
     if mode == "disabled":
         return []
-    settings = wandb_settings()
-    wandb.setup(settings)  # silent from here on, not only once the run has started
     others = {name: value for name, value in options.items() if name != "offline"}
     return [RunWandbLogger(run_dir, first_step, mode=mode, settings=settings, **{"project": WANDB_PROJECT, **others})]
 

@@ -49,6 +49,7 @@ class RunWandbLogger(WandbLogger):
         # An agent of a sweep has named the run, and W&B heeds no other name.
         run_id = os.environ.get("WANDB_RUN_ID") if in_sweep() else wandb_files.run_id(self._run_dir)
         super().__init__(save_dir=run_dir, id=run_id, **options)  # type: ignore[arg-type]
+        self._wandb_init.pop("anonymous")  # of which W&B says that it means nothing any more
 
     @property
     @rank_zero_experiment
@@ -70,11 +71,7 @@ class RunWandbLogger(WandbLogger):
                 raise
             wandb.teardown()  # or the run's id would stay in use
             wandb.setup(self._wandb_init.get("settings"))
-            print(
-                f"attnres-train: W&B cannot be reached ({' '.join(str(error).split())[:200]}); the run is offline, and "
-                f"`wandb sync` in {self._run_dir} uploads it later",
-                file=sys.stderr,
-            )
+            _say(f"W&B cannot be reached ({_line(error)}); the run is offline: `wandb sync` in {self._run_dir} uploads it")
             self._wandb_init["mode"] = "offline"
             run = super().experiment
         for name, best in BEST.items():
@@ -102,7 +99,17 @@ class RunWandbLogger(WandbLogger):
             artifact = wandb.Artifact(label, kind)
             for file in files:
                 artifact.add_file(str(file), policy="immutable", skip_cache=True)
-            self.experiment.log_artifact(artifact)
+            try:
+                self.experiment.log_artifact(artifact)
+            except WandbError as error:
+                _say(f"W&B does not take the artifact {label} ({_line(error)}); it is in {folder}")
+
+    def log_table(self, key: str, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's. W&B asks its server first, and where that does not answer a line says so."""
+        try:
+            super().log_table(key, *args, **kwargs)
+        except WandbError as error:
+            _say(f"W&B does not take the table {key} ({_line(error)}); the tables in {self._run_dir}/probe hold it")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -133,10 +140,9 @@ class RunWandbLogger(WandbLogger):
             numbers = isinstance(kept, int | float) and isinstance(value, int | float) and not name.startswith(TIMINGS)
             if numbers and not self._differs and abs(kept - value) > 1e-6 * abs(value):  # type: ignore[operator]
                 self._differs = True
-                print(
-                    f"attnres-train: W&B keeps what it was told before the run was resumed, and now differs (from step "
-                    f"{step}, {name}: {kept:g}, now {value:g}); {METRICS} has the new rows",
-                    file=sys.stderr,
+                _say(
+                    f"W&B keeps what it was told before the run was resumed, and now differs (from step "
+                    f"{step}, {name}: {kept:g}, now {value:g}); {METRICS} has the new rows"
                 )
 
     def _log_rows_of_disk(self) -> None:
@@ -166,10 +172,15 @@ def finish_wandb() -> None:
     try:
         wandb.finish()
     except TimeoutError:
-        print(
-            f"attnres-train: W&B has not received all in {FINISH_SECONDS} s; `wandb sync {folder}` sends the rest",
-            file=sys.stderr,
-        )
+        _say(f"W&B has not received all in {FINISH_SECONDS} s; `wandb sync {folder}` sends the rest")
+
+
+def _say(line: str) -> None:
+    print(f"attnres-train: {line}", file=sys.stderr)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _tables(folder: Path) -> list[Path]:
