@@ -101,7 +101,9 @@ class Handler(BaseHTTPRequestHandler):
             run.summary = variables.get("summaryMetrics") or run.summary
             return {"upsertBucket": {"bucket": run.describe(), "inserted": inserted}}
         if operation == "CreateRunFiles":
-            files = [{"name": file, "uploadUrl": self.url("run", variables["run"], file)} for file in variables["files"]]
+            files = [
+                {"name": file, "uploadUrl": self.url("run", variables["run"], file)} for file in variables["files"]
+            ]
             return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
         return self.answer_on_artifacts(operation, variables)
 

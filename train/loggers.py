@@ -6,13 +6,13 @@ offline. All hold every row once, also of a run that was killed and resumed.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import wandb
+from jsonargparse import ArgumentParser
 from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.loggers import Logger
 
@@ -106,9 +106,9 @@ def _named(entry: Any) -> tuple[str | None, dict[str, Any]]:
     name = path.rpartition(".")[2]
     if name not in OPTIONS or not path.startswith("lightning."):
         return None, {}
-    parameters = inspect.signature(getattr(lightning_loggers, name)).parameters
-    defaults = {key: parameter.default for key, parameter in parameters.items()}
-    given = vars(entry.init_args)
+    parser = ArgumentParser()
+    parser.add_class_arguments(getattr(lightning_loggers, name))
+    defaults, given = vars(parser.get_defaults()), vars(entry.init_args)
     return name, {key: value for key, value in given.items() if value is not None and value != defaults.get(key)}
 
 

@@ -61,7 +61,8 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        super().log_metrics(metrics, step)  # type: ignore[arg-type]
+        metrics = {name: value for name, value in metrics.items() if name != "epoch"}  # Lightning's, always 0 here
+        super().log_metrics(metrics, step)
         if step is not None:  # a probe that is read from disk may be made again
             self._logged.update((step, name) for name in metrics if name.startswith("probe"))
 

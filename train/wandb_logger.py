@@ -71,7 +71,9 @@ class RunWandbLogger(WandbLogger):
                 raise
             wandb.teardown()  # or the run's id would stay in use
             wandb.setup(self._wandb_init.get("settings"))
-            _say(f"W&B cannot be reached ({_line(error)}); the run is offline: `wandb sync` in {self._run_dir} uploads it")
+            _say(
+                f"W&B cannot be reached ({_line(error)}); the run is offline: `wandb sync` in {self._run_dir} uploads it"
+            )
             self._wandb_init["mode"] = "offline"
             run = super().experiment
         for name, best in BEST.items():
