@@ -112,4 +112,4 @@ def _named(entry: Any) -> tuple[str | None, dict[str, Any]]:
     return name, {key: value for key, value in given.items() if value is not None and value != defaults.get(key)}
 
 
-__all__ = ["WANDB_PROJECT", "MetricsLogger", "RunWandbLogger", "build_loggers", "check_loggers"]
+__all__ = ["WANDB_PROJECT", "build_loggers", "check_loggers"]

@@ -72,7 +72,7 @@ class RunWandbLogger(WandbLogger):
             wandb.teardown()  # or the run's id would stay in use
             wandb.setup(self._wandb_init.get("settings"))
             _say(
-                f"W&B cannot be reached ({_line(error)}); the run is offline: `wandb sync` in {self._run_dir} uploads it"
+                f"W&B cannot be reached ({_line(error)}); the run is offline; `wandb sync` in {self._run_dir} sends it"
             )
             self._wandb_init["mode"] = "offline"
             run = super().experiment
