@@ -33,6 +33,7 @@ demo: $(INSTALLED)
 study: $(INSTALLED)
 	$(BIN)/attnres-train study --config configs/study.yaml --dir $(STUDY)
 
+# The page is tested in a browser: Debian's chromium, or the one that ATTNRES_CHROMIUM names (ATTNRES_NO_BROWSER=1: not).
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --ignore tests/integration
 

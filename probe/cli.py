@@ -93,10 +93,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     rep = subparsers.add_parser(
         "report",
-        help="print the table of mass against effect and draw the figures",
-        description="Print one table for all runs, and write each run's figures into its figures/ folder.",
+        help="print the table of mass against effect, draw the figures and write the page",
+        description="Print one table for all runs, write each run's figures into its figures/ folder, and one HTML "
+        "page of all runs, whose panels follow a slider over the probed steps.",
     )
     rep.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a probed run directory")
+    rep.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="the HTML page to write; one that is there is replaced (default: report.html in the first RUN)",
+    )
     rep.set_defaults(main=commands.report)
     return parser
 

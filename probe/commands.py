@@ -22,13 +22,13 @@ from probe import compare as comparison
 from probe import report as reporting
 from probe import storage
 from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, load_tokenizer, read_json
-from probe.emergence import load_emergence
 from probe.figures import write_figures
 from probe.flip import recall_accuracy
+from probe.page import write_page
+from probe.page_data import NEEDED, load_page_runs
 from probe.parts import IDENTITY
 from probe.prompts import TextPrompts
 from probe.runner import PARTS, Probe, ProbeSettings, check_probe, probe_model, sweep_share
-from probe.runs import load_run
 from probe.tasks import ProbeTask, probe_inputs
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+PAGE = "report.html"
 WRITERS = {
     ".json": lambda rows, path: rows.to_json(path, orient="records", indent=2),
     ".csv": lambda rows, path: rows.to_csv(path, index=False),
@@ -99,7 +100,11 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    runs = [load_run(directory) for directory in args.runs]
+    page = args.runs[0] / PAGE if args.page is None else args.page
+    if page.is_dir():
+        raise ValueError(f"--page {page} is a folder: name a file")
+    shown = load_page_runs(args.runs)
+    runs = [run.probed for run in shown]
     for line in [line for run in runs for line in reporting.warnings(run)]:
         print(line)
     print("Mass and causal effect of each source family, all layers (mask and renormalise, all positions;")
@@ -110,7 +115,7 @@ def report(args: argparse.Namespace) -> None:
         print(reporting.describe(probed))
     if over_seeds := reporting.across_seeds(runs):
         print("\n" + over_seeds)
-    emergences = [found for probed in runs if (found := load_emergence(probed.directory)) is not None]
+    emergences = [run.emergence for run in shown if run.emergence is not None]
     for text in [*map(reporting.describe_emergence, emergences), reporting.emergence_over_seeds(emergences)]:
         if text:
             print("\n" + text)
@@ -119,6 +124,10 @@ def report(args: argparse.Namespace) -> None:
         nothing = f"nothing for {probed.directory}: it holds no exact effects of mask_renormalise in single layers"
         for line in write_figures(probed) or [nothing]:
             print(f"  {line}")
+    if any(run.has_cells for run in shown):
+        print(f"  {write_page(shown, page)}")
+    else:
+        print(f"  no page: no run holds {NEEDED}")
 
 
 def probe_settings(args: argparse.Namespace) -> ProbeSettings:

@@ -10,6 +10,13 @@ import pandas as pd
 
 from probe import storage
 from probe.checkpoints import read_json
+from probe.parts import IDENTITY
+
+SUMMARY_KEYS = (
+    *("run", "condition", "seed", "step", "data_id", "num_pairs", "model", "clean", "flip", "motifs", "dissociation"),
+    *("first_order", "probe", "versions"),
+)
+HALF = ("clusters.parquet", "geometry.parquet", "effects.parquet.part")
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,17 @@ def load_run(directory: Path) -> ProbedRun:
     """The last probed step of a folder with results; a run directory's `probe/final/` is preferred to its `probe/`.
 
     Raises:
-        ValueError: no results there, or an incomplete set.
+        ValueError: no results there (and what is there instead), or an incomplete, torn or foreign set.
     """
     if not directory.is_dir():
         raise ValueError(f"{directory} is not a directory: expected a run directory or a folder with effects.parquet")
+    if nothing := what_instead(directory):
+        raise ValueError(f"{directory} holds no probe results: {nothing}")
     folder = storage.find_results(directory)
     effects = storage.read_effects(folder)
+    if effects.empty:
+        raise ValueError(f"{folder / 'effects.parquet'} has no rows: probe again, into a new folder")
+    storage.check_clusters(folder)
     if not (folder / "summary.json").exists():
         raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
     last = effects["step"].max()
@@ -46,7 +58,34 @@ def load_run(directory: Path) -> ProbedRun:
     )
     assert geometry is not None
     summary = read_json(folder / "summary.json")
+    if missing := [key for key in SUMMARY_KEYS if key not in summary]:
+        raise ValueError(f"{folder / 'summary.json'} is not a summary of this version: it lacks {', '.join(missing)}")
     return ProbedRun(directory, effects[effects["step"] == last], geometry, summary, coalitions)
+
+
+def what_instead(directory: Path) -> str:
+    """What a directory is that holds no results, and what to do; "" where it holds some."""
+    folders = (directory / "probe" / "final", directory / "probe", directory)
+    if any((folder / "effects.parquet").exists() for folder in folders):
+        return ""
+    if unfinished := next((part for folder in folders for part in folder.glob(f"*/{IDENTITY}")), None):
+        return (
+            f"the probe in {unfinished.parents[1]} is unfinished; the attnres-probe command that began it, given "
+            "again, goes on with it"
+        )
+    if not any(directory.iterdir()):
+        return "it is empty; expected a run directory that was probed, or a folder with effects.parquet"
+    if torn := next((folder for folder in folders for name in HALF if (folder / name).exists()), None):
+        return f"{torn} has other files of a probe, but no effects.parquet; probe again, into a new folder"
+    config = directory / "hf" / "config.json"
+    if not config.exists():
+        return "expected effects.parquet there or in its probe/ folder"
+    if read_json(config).get("model_type") == "qwen3":
+        return (
+            f"it is the run of a vanilla model, which has no routing; attnres-probe baseline {directory} --output NEW "
+            "wraps and probes it, and report takes NEW"
+        )
+    return f"the run was never probed; attnres-probe run {directory} --output {directory}/probe/final does so"
 
 
 def training_curves(directory: Path) -> pd.DataFrame | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from pyarrow import ArrowException, parquet
 
 from probe import stats
+
+Contents = TypeVar("Contents")
 
 CELL_KEYS = ["run", "step", "sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"]
 """One row of `effects.parquet` each."""
@@ -94,27 +97,53 @@ def read_clusters(directory: Path) -> pd.DataFrame:
     return _read_table(directory, "clusters", CLUSTER_COLUMNS)
 
 
+def check_clusters(directory: Path) -> None:
+    """Raise ValueError, as `read_clusters` does, from the end of the file alone: it is the largest of the tables."""
+    path = _existing(directory, "clusters")
+    _check_columns(path, _readable(path, parquet.read_schema).names, CLUSTER_COLUMNS)
+
+
 def read_geometry(directory: Path) -> pd.DataFrame:
     """`geometry.parquet` of `directory`. Raises ValueError if it is not there."""
     return _read_table(directory, "geometry", ["run", "step", "read"])
 
 
 def read_coalitions(directory: Path) -> pd.DataFrame | None:
-    """`coalitions.parquet` of `directory`, or None where no coalition was probed."""
-    path = directory / "coalitions.parquet"
-    return pd.read_parquet(path) if path.exists() else None
+    """`coalitions.parquet` of `directory`, or None where no coalition was probed. Raises ValueError if it is torn."""
+    if not (directory / "coalitions.parquet").exists():
+        return None
+    return _read_table(directory, "coalitions", ["run", "step", "sublayer", "scope", "positions", "metric", "term"])
 
 
 def _read_table(directory: Path, name: str, columns: list[str]) -> pd.DataFrame:
+    path = _existing(directory, name)
+    rows = _readable(path, pd.read_parquet)
+    _check_columns(path, rows.columns, columns)
+    return rows
+
+
+def _existing(directory: Path, name: str) -> Path:
     path = directory / f"{name}.parquet"
     if not path.exists():
         path = directory / "probe" / path.name  # of a run directory
     if not path.exists():
+        if name != "effects" and (directory / "effects.parquet").exists():
+            raise ValueError(f"{directory} is incomplete: it has effects.parquet but no {name}.parquet; probe it again")
         raise ValueError(f"{directory} holds no probe results: expected {name}.parquet there or in its probe/ folder")
-    rows = pd.read_parquet(path)
-    if missing := [column for column in columns if column not in rows.columns]:
+    return path
+
+
+def _readable(path: Path, read: Callable[[Path], Contents]) -> Contents:
+    try:
+        return read(path)
+    except (OSError, ArrowException) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{path} is torn or not a parquet file ({reason}): probe again, into a new folder") from error
+
+
+def _check_columns(path: Path, present: Iterable[str], columns: list[str]) -> None:
+    if missing := [column for column in columns if column not in set(present)]:
         raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}")
-    return rows
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

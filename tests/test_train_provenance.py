@@ -17,18 +17,12 @@ from packaging.requirements import Requirement
 
 from attnres import versions
 from attnres.versions import code_version, package_versions
-from tests.test_train_cli import TINY
+from tests.test_train_cli import fit
 from train import provenance, wandb_files
-from train.cli import main
 
 pytestmark = pytest.mark.usefixtures("quiet_wandb")
 
 ROOT = Path(__file__).parents[1]
-
-
-def fit(run_dir: Path, *options: str) -> Path:
-    main(["fit", f"--run_dir={run_dir}", *TINY, *options])
-    return run_dir
 
 
 def segments(run_dir: Path) -> list[dict]:
