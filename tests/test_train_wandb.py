@@ -164,6 +164,7 @@ def test_the_documentation_has_the_layout():
     assert layout_table() in text
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, of pydantic
 def test_a_workspace_has_the_layout():
     """With W&B's package for workspaces, which is an extra."""
     pytest.importorskip("wandb_workspaces")
