@@ -214,6 +214,7 @@ class ProbeCallback(Callback):
         if trainer.is_global_zero:
             storage.forget_dropped(_directory(trainer))
             self._conclude(Path(trainer.default_root_dir))
+            publish.log_summary(trainer.loggers, _directory(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"budget": self.budget.state_dict(), "settled": self.settled.state_dict()}

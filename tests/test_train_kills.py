@@ -22,7 +22,8 @@ from tests.wandb_server import synced_history
 from train.callbacks import CurriculumCallback
 from train.checkpoints import LAST, PREVIOUS, newest_checkpoint, read_checkpoint
 from train.cli import main
-from train.loggers import MetricsLogger, RunWandbLogger
+from train.metrics_file import MetricsLogger
+from train.wandb_logger import RunWandbLogger
 
 OPTIONS = [
     *TINY,
@@ -150,23 +151,24 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     rows = pd.read_csv(whole / "metrics.csv")
     histories = [logged(path) for path in (whole, killed)]
     assert histories[0] == histories[1]
-    assert {step for step, name in histories[1] if name == "probe/accuracy"} == probed
+    for metric in ("probe/accuracy", "probe_effect_low/mlp/all/embedding", "probe/heat_maps"):
+        assert {step for step, name in histories[1] if name == metric} == probed
     assert {step for step, name in histories[1] if name == "train/loss"} == set(range(36))
     assert list(rows["step"][rows["train/loss"].notna()]) == list(range(36))
     assert rows["train/pairs"].nunique() == 3
 
 
-def logged(run_dir: Path) -> dict[tuple[int, str], float]:
-    """[step, name] -> value of all that W&B was told of a run, each of them once."""
+def logged(run_dir: Path) -> dict[tuple[int, str], float | str]:
+    """[step, name] -> value, or hash of an image or table, of all that W&B was told of a run, each of them once."""
     rows = synced_history(run_dir)
     assert [row["_step"] for row in rows] == list(range(len(rows)))
-    found: dict[tuple[int, str], float] = {}
+    found: dict[tuple[int, str], float | str] = {}
     for row in rows:
         step = row.pop("trainer/global_step")
         for name, value in row.items():
             if not name.startswith(("_", "epoch", "throughput/")):  # W&B's own, Lightning's in every row, timings
                 assert (step, name) not in found, (step, name)
-                found[step, name] = value
+                found[step, name] = value["sha256"] if isinstance(value, dict) else value
     return found
 
 

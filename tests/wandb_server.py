@@ -13,14 +13,26 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import wandb
 
-HISTORY, EVENTS = "wandb-history.jsonl", "wandb-events.jsonl"
+HISTORY, EVENTS, SUMMARY = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json"
+MANIFEST = "wandb_manifest.json"
 PROJECT = {"id": "project", "name": "attnres", "entity": {"id": "entity", "name": "entity"}}
+
+
+@dataclass
+class Artifact:
+    """What the server holds of an artifact; `committed` once all of it is there."""
+
+    kind: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    committed: bool = False
 
 
 class Run:
@@ -31,6 +43,8 @@ class Run:
         self.files: dict[str, list[str]] = {HISTORY: [], EVENTS: []}
         self.config = "{}"
         self.summary = "{}"
+        self.uploads: dict[str, bytes] = {}  # files of the run, images among them
+        self.artifacts: dict[str, Artifact] = {}
 
     def store(self, files: dict[str, Any]) -> None:
         for name, upload in files.items():
@@ -50,6 +64,7 @@ class Run:
 
 class Handler(BaseHTTPRequestHandler):
     runs: dict[str, Run]
+    artifacts: dict[str, Artifact]  # by id
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
@@ -65,7 +80,10 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply({"data": self.answer(content.get("operationName"), content.get("variables") or {})})
 
     def do_PUT(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        """A file: /upload/run/ID/NAME or /upload/artifact/ID/NAME."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        _, _, kind, owner, name = unquote(self.path).split("/", maxsplit=4)
+        (self.runs[owner].uploads if kind == "run" else self.artifacts[owner].files)[name] = body
         self.reply({})
 
     def do_GET(self) -> None:
@@ -83,10 +101,40 @@ class Handler(BaseHTTPRequestHandler):
             run.summary = variables.get("summaryMetrics") or run.summary
             return {"upsertBucket": {"bucket": run.describe(), "inserted": inserted}}
         if operation == "CreateRunFiles":
-            url = f"http://{self.headers['Host']}/upload"
-            files = [{"name": file, "uploadUrl": url} for file in variables["files"]]
+            files = [
+                {"name": file, "uploadUrl": self.url("run", variables["run"], file)} for file in variables["files"]
+            ]
             return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
+        return self.answer_on_artifacts(operation, variables)
+
+    def answer_on_artifacts(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        given = variables.get("input") or {}
+        artifact_id = str(variables.get("artifactID") or variables.get("artifactManifestID"))
+        if operation == "CreateArtifact":
+            artifact_id, name = f"artifact-{len(self.artifacts)}", given["artifactCollectionName"]
+            self.artifacts[artifact_id] = Artifact(given["artifactTypeName"])
+            self.runs[given["runName"]].artifacts[name] = self.artifacts[artifact_id]
+            artifact = {"id": artifact_id, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+            return {"createArtifact": {"artifact": artifact}}
+        if operation in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            file = {"uploadUrl": self.url("artifact", artifact_id, MANIFEST), "uploadHeaders": [], "name": MANIFEST}
+            manifest = {"id": artifact_id, "file": {**file, "id": "manifest", "displayName": MANIFEST}}
+            return {operation[0].lower() + operation[1:]: {"artifactManifest": manifest}}
+        if operation == "CreateArtifactFiles":
+            edges = [{"node": self.describe_file(file)} for file in given["artifactFiles"]]
+            return {"createArtifactFiles": {"files": {"edges": edges}}}
+        if operation == "CommitArtifact":
+            self.artifacts[artifact_id].committed = True
+            return {"commitArtifact": {"artifact": {"id": artifact_id, "digest": "digest"}}}
         return {}
+
+    def describe_file(self, file: dict[str, Any]) -> dict[str, Any]:
+        artifact_id, name = file["artifactID"], file["name"]
+        where = {"uploadUrl": self.url("artifact", artifact_id, name), "uploadHeaders": [], "storagePath": name}
+        return {**where, "id": name, "name": name, "displayName": name, "artifact": {"id": artifact_id}}
+
+    def url(self, kind: str, owner: str, name: str) -> str:
+        return f"http://{self.headers['Host']}/upload/{kind}/{owner}/{quote(name)}"
 
     def reply(self, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
@@ -101,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
 def wandb_server() -> Iterator[tuple[str, dict[str, Run]]]:
     """Its address, and the runs that it has received by id."""
     runs: dict[str, Run] = {}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Receiver", (Handler,), {"runs": runs}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Receiver", (Handler,), {"runs": runs, "artifacts": {}}))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -114,6 +162,11 @@ def wandb_server() -> Iterator[tuple[str, dict[str, Run]]]:
 
 def synced_history(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of the one W&B run that `wandb sync` makes of a run directory's offline files."""
+    return [json.loads(line) for line in synced_run(run_dir).files[HISTORY]]
+
+
+def synced_run(run_dir: Path) -> Run:
+    """The one W&B run that `wandb sync` makes of a run directory's offline files."""
     wandb.teardown()  # a process of W&B's writes them, and may still be at it
     script = Path(sys.executable).with_name("wandb")
     with wandb_server() as (address, runs):
@@ -121,4 +174,4 @@ def synced_history(run_dir: Path) -> list[dict[str, Any]]:
         result = subprocess.run([script, "sync", "--yes"], cwd=run_dir, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     (run,) = runs.values()
-    return [json.loads(line) for line in run.files[HISTORY]]
+    return run

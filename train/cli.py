@@ -6,6 +6,7 @@
     attnres-train study --config configs/study.yaml --dir runs/study    # several conditions and seeds (train/study.py)
     attnres-train estimate --config configs/20m.yaml         # what it will cost; writes nothing
     attnres-train find_lr --config configs/20m.yaml          # a learning rate to begin with; writes nothing
+    attnres-train panels ENTITY/PROJECT                      # lay out a W&B workspace (train/wandb_panels.py)
 
 Bad input gives one line on standard error and exit status 2 before anything is written.
 """
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import wandb
 from huggingface_hub.errors import StrictDataclassError
 from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -49,10 +49,11 @@ from train.data import MQARDataModule
 from train.estimate import Run, Target, check_devices, estimate
 from train.estimate_table import as_json, table
 from train.find_lr import find_learning_rate
-from train.loggers import build_loggers
+from train.loggers import build_loggers, check_loggers
 from train.module import RetrievalModule
 from train.quiet import silence_known_messages
 from train.trainer import CommandTrainer
+from train.wandb_logger import RunWandbLogger, finish_wandb
 
 TRAINER_DEFAULTS = {
     "max_steps": 600,
@@ -71,6 +72,7 @@ SUBCOMMANDS = {
     "find_lr": "Train a few steps with growing learning rates and say where the loss falls fastest; writes nothing.",
     "estimate": "Say what training will cost: parameters, FLOPs, memory, tokens, hours; writes nothing.",
 }
+PANELS = "a W&B workspace laid out for these runs (attnres-train panels --help)"
 STUDY = "several conditions and seeds, each trained and probed, and one table of them (attnres-train study --help)"
 # A learning rate is searched in one process, of which nothing is kept.
 ONE_DEVICE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "callbacks": None}
@@ -117,6 +119,12 @@ class TrainCLI(LightningCLI):
             "Required by fit, which refuses a folder that is not empty unless --ckpt_path goes on with the run in it: "
             "'last' from its newest checkpoint, or from the start where it has none yet.",
         )
+        parser.add_argument(
+            "--wandb_artifacts",
+            type=bool,
+            default=False,
+            help="When training ends, log hf/ and the tables of probe/ to W&B as artifacts.",
+        )
         parser.add_lightning_class_args(ProbeCallback, "probe")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.seed")
@@ -150,6 +158,11 @@ class TrainCLI(LightningCLI):
             self.checkpoint = load_checkpoint(Path(ckpt_path))
         if self.subcommand == "fit":
             check_run_dir(run_dir, ckpt_path, goes_on)
+            self.logger_choice = self._get(self.config, "trainer")["logger"]
+            try:
+                check_loggers(self.logger_choice)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
         self.ckpt_path = ckpt_path
 
     def instantiate_classes(self) -> None:
@@ -181,8 +194,12 @@ class TrainCLI(LightningCLI):
             return super().instantiate_trainer(**{**kwargs, **ONE_DEVICE})
         if isinstance(config["val_check_interval"], int):  # Lightning counts batches, we count steps
             kwargs["val_check_interval"] = config["val_check_interval"] * config["accumulate_grad_batches"]
-        if config["logger"] in (None, True):
-            kwargs["logger"] = build_loggers(config["default_root_dir"], self.checkpoint.get("global_step", 0))
+        kwargs["logger"] = config["logger"] is not False and build_loggers(
+            config["default_root_dir"], self.checkpoint.get("global_step", 0), self.logger_choice, config["logger"]
+        )
+        self.wandb_loggers = [logger for logger in kwargs["logger"] or () if isinstance(logger, RunWandbLogger)]
+        if self._get(self.config, "wandb_artifacts") and not self.wandb_loggers:
+            raise ValueError("wandb_artifacts needs W&B, which WANDB_MODE or trainer.logger leaves out")
         progress, checkpoints = (config[f"enable_{name}"] is not False for name in ("progress_bar", "checkpointing"))
         self.trainer_defaults["callbacks"] = run_callbacks(progress, checkpoints)
         kwargs["plugins"] = [AtomicCheckpointIO(), *as_list(config["plugins"])]
@@ -197,8 +214,11 @@ class TrainCLI(LightningCLI):
         self.trainer.fit(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
 
     def after_fit(self) -> None:
-        if wandb.run is not None:  # or W&B would write the rest when Python exits
-            wandb.finish()
+        if self.trainer.is_global_zero:
+            if self._get(self.config, "wandb_artifacts"):
+                for logger in self.wandb_loggers:
+                    logger.log_artifacts()
+            finish_wandb()
 
     def validate(
         self, model: RetrievalModule, datamodule: MQARDataModule, ckpt_path: str | None, verbose: bool
@@ -235,7 +255,7 @@ def run_cli(args: list[str] | None) -> None:
         parser_class=RaisingParser,
         parser_kwargs={
             "description": "Train or validate a Block AttnRes or vanilla Qwen3 on multi-query associative recall.",
-            "epilog": f"And attnres-train study: {STUDY}.",
+            "epilog": f"And attnres-train study: {STUDY}; attnres-train panels: {PANELS}.",
         },
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
@@ -251,6 +271,10 @@ def main(args: list[str] | None = None) -> None:
         from train.study_cli import main as study  # which reads configurations by `run_cli`
 
         sys.exit(study(arguments[1:]))
+    if arguments[:1] == ["panels"]:
+        from train.wandb_panels import main as panels
+
+        sys.exit(panels(arguments[1:]))
     try:
         run_cli(args)
     except UsageError as error:

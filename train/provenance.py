@@ -20,10 +20,11 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
 
 from attnres.versions import code_version, package_versions
 from probe.checkpoints import read_json
+from train.tensorboard_logger import RunTensorBoardLogger
+from train.wandb_logger import RunWandbLogger
 
 FILE = "provenance.json"
 # Of config.yaml, what says where a run is and how it was begun, not what it does.
@@ -33,7 +34,8 @@ WORD = re.compile(r"""[^\s=,:;'"\[\]{}()](?:[^\s=,:;'"\[\]{}()]|\s+(?![\s/~.]))*
 
 
 def record_provenance(trainer: Trainer, config_file: Path, seed: int) -> None:
-    """Add this start to `provenance.json` beside `config_file`, and give the whole to W&B. On the first process only.
+    """Add this start to `provenance.json` beside `config_file`, and give the whole and the configuration to
+    W&B or TensorBoard. On the first process only.
 
     Raises:
         ValueError: the file of the earlier starts is not as it was written.
@@ -44,9 +46,10 @@ def record_provenance(trainer: Trainer, config_file: Path, seed: int) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
+    config = {key: value for key, value in read_config(config_file).items() if key not in NOT_OF_THE_RUN}
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.config.update({"provenance": record}, allow_val_change=True)
+        if isinstance(logger, RunWandbLogger | RunTensorBoardLogger):
+            logger.log_start(config, record)
 
 
 def read_segments(path: Path) -> list[dict[str, Any]]:
@@ -75,9 +78,13 @@ def describe_start(trainer: Trainer, config_file: Path, seed: int) -> dict[str, 
     }
 
 
+def read_config(config_file: Path) -> dict[str, Any]:
+    return yaml.safe_load(config_file.read_text(encoding="utf-8"))
+
+
 def config_hash(config_file: Path) -> str:
     """SHA-256 of what a run's `config.yaml` says it does: the same wherever the run lies."""
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    config = read_config(config_file)
     content = {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, Literal
+
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
 
 from train.estimate import DEFAULT_MFU
 
+LoggerName = Literal["WandbLogger", "TensorBoardLogger", "CSVLogger"]
+"""Those of Lightning's loggers that need no options here (train/loggers.py has our own in their place)."""
+
 
 class CommandTrainer(Trainer):
-    """Its methods are there for their options; what they do is in `TrainCLI`, in the methods of the same names."""
+    """Its methods are there for their options; what they do is in `TrainCLI`, in the methods of the same names.
+
+    Args:
+        logger: What gets metrics besides metrics.csv: WandbLogger (also null and true), TensorBoardLogger, CSVLogger
+            (probes.csv), another of Lightning's with its options, or a list of these; false for nothing at all.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        logger: LoggerName | Logger | Iterable[LoggerName | Logger] | bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, logger=logger, **kwargs)  # type: ignore[arg-type]
 
     def find_lr(self, min_lr: float = 1e-5, max_lr: float = 0.3, num_steps: int = 100, json: bool = False) -> None:
         """Find a learning rate to begin with.

@@ -33,12 +33,15 @@ def run_id(run_dir: Path) -> str | None:
 
 
 def history(run_dir: Path, of_run: str) -> list[dict[str, Any]]:
-    """The rows of metrics that the files of the W&B run `of_run` hold, by name, W&B's own (`_step`, ...) among them."""
+    """The rows of metrics that the files of the W&B run `of_run` hold, by name, W&B's own (`_step`, ...) among them.
+
+    Of images and tables, which are several values of one name, there is the last one.
+    """
     rows = []
     for path in _files(run_dir):
         if path.stem == f"run-{of_run}":
             logged = [record.history for record in records(path) if record.HasField("history")]
-            rows += [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in row.item} for row in logged]
+            rows += [{i.key or i.nested_key[0]: json.loads(i.value_json) for i in row.item} for row in logged]
     return rows
 
 
