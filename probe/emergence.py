@@ -70,7 +70,7 @@ class Emergence:
 
 
 def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) -> Emergence | None:
-    """Emergence in a run directory that was probed while it trained; None with fewer than two probes of regions.
+    """Emergence in a run directory that was probed while it trained; None with fewer than two probes of all regions.
 
     Raises:
         ValueError: tables that cannot be read.
@@ -79,7 +79,9 @@ def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) ->
     if not (folder / "effects.parquet").exists():
         return None
     effects, clusters = storage.read_effects(folder), storage.read_clusters(folder)
-    if primary_rows(effects)["step"].nunique() < 2:
+    rows = primary_rows(effects)
+    steps = [set(rows.loc[rows["scope"] == region, "step"]) for region in REGIONS]
+    if len(steps[0] & steps[1] & steps[2]) < 2:
         return None
     curves = training_curves(directory)
     num_pairs = int(read_json(folder / "summary.json")["num_pairs"])
@@ -145,6 +147,8 @@ class _Finder:
         places = self.effects[["sublayer", "family", "scope"]].itertuples(index=False, name=None)
         acts = dict.fromkeys(place for place, is_so in zip(places, self.effects["applicable"], strict=True) if is_so)
         self.grid = [(str(sublayer), str(family), str(scope)) for sublayer, family, scope in acts]
+        probed = self.effects.groupby(["sublayer", "family", "scope"])["step"].nunique()
+        self.grid = [cell for cell in self.grid if probed[cell] == len(self.steps)]  # a last probe may be of more
         self.cells = [cell for cell in self.grid if cell[0] in SUBLAYERS and cell[2] in REGIONS]
         self.counts = of_cells.groupby("sequence")["n_queries"].first().to_numpy()
         keys = ["step", "sublayer", "family", "scope"]

@@ -177,7 +177,7 @@ SUMMARY = {
             "p_heaviest_is_most_harmful": 0.01,
         }
     },
-    "probe": {"in_training_seconds": 1.0, "training_seconds": 9.0},
+    "probe": {"fraction": 0.1},
     "emergence": {
         "accuracy_half": 100.0,
         "motifs": [
@@ -195,7 +195,7 @@ def test_summary_fields():
         **{"dissociation/mlp/dissociated": True, "dissociation/mlp/p_heaviest_is_most_harmful": 0.01},
         **{"onset/mlp/early/embedding": 90.0, "onset_low/mlp/early/embedding": 75.0},
         **{"onset_high/mlp/early/embedding": 110.0, "effect_half/mlp/early/embedding": 60.0},
-        **{"effect_half/mlp/late/embedding": 30.0, "accuracy_half": 100.0, "probe/share_of_time": 0.1},
+        **{"effect_half/mlp/late/embedding": 30.0, "accuracy_half": 100.0, "probe/fraction_of_training": 0.1},
     }
     little = {"step": 0, "clean": {"accuracy": 0.5, "nll": math.nan}, "dissociation": {}, "probe": {}}
     assert publish.summary_fields(little) == {"final/accuracy": 0.5}

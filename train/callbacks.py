@@ -106,7 +106,10 @@ class SaveConfig(SaveConfigCallback):
         path = Path(trainer.default_root_dir) / self.config_filename
         path.parent.mkdir(parents=True, exist_ok=True)
         skip_null = False  # null may not be the default; by position, as releases of jsonargparse name it differently
-        self.parser.save(self.config, path, "parser_mode", skip_null, overwrite=True)
+        config = self.config.clone()
+        if config.ckpt_path is None:  # no option of `estimate`, which reads this file too
+            del config["ckpt_path"]
+        self.parser.save(config, path, "parser_mode", skip_null, overwrite=True)
         record_provenance(trainer, path, pl_module.hparams["seed"])
 
 
