@@ -289,6 +289,15 @@ class _Finder:
         return pd.DataFrame(numbers).assign(pairs=[self._pairs_at(float(step)) for step in self.steps])
 
 
+def after_accuracy(row: Mapping[Any, Any]) -> tuple[str, float, float]:
+    """What of a row of `table` is set against accuracy's half-rise, and how much later it is: an interval, in steps.
+
+    The onset; where there is none, the first probe at which the motif held; where it never did, the effect's half-rise.
+    """
+    name = {"emerged": "onset", "transient": "first_held", "never": "effect"}[row["status"]]
+    return name.replace("_", " "), row[f"lag_{name}_accuracy_low"], row[f"lag_{name}_accuracy_high"]
+
+
 SPREAD = ("median", "smallest", "largest")
 
 

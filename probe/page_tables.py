@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from attnres import FAMILIES
-from probe.emergence import over_seeds
+from probe.emergence import after_accuracy, over_seeds
 from probe.page_curves import RUN_COLORS, RUN_DASHES, SUBLAYER_NAMES
 from probe.page_data import FINAL, PageRun, Shown
 from probe.page_layout import COLORS, NAMES
@@ -151,7 +151,7 @@ def motif_table(runs: Sequence[PageRun], texts: Texts) -> str:
     """Motifs that held at some probe, and the study's: when each emerged, and whether it holds at the shown step."""
     columns = [("motif", False), ("status", False), ("holds at the shown step", False)]
     columns += [(name, True) for name in TIMES.values()]
-    columns += [("pairs at onset", True), ("mass after effect", True), ("held at", True)]
+    columns += [("after accuracy", True), ("mass after effect", True), ("pairs", True), ("held at", True)]
     rows = []
     for number, run in enumerate(runs):
         if run.emergence is None:
@@ -166,9 +166,10 @@ def motif_table(runs: Sequence[PageRun], texts: Texts) -> str:
                     row["status"] + (f" (in {row['p_onset']:.0%} of resamples)" if row["status"] == "emerged" else ""),
                     f"<td {holds}></td>",
                     *(_interval(row, name) for name in TIMES),
+                    _after_accuracy(row),
+                    _lag(row["lag_mass_effect_low"], row["lag_mass_effect_high"]),
                     _plain(row["pairs"]) if row["status"] != "never" else "—",
-                    _lag(row),
-                    f"{row['n_held']} of {row['n_probes']}",
+                    _held(row),
                 ]
             )
     if not rows:
@@ -176,8 +177,9 @@ def motif_table(runs: Sequence[PageRun], texts: Texts) -> str:
     caption = (
         "When motifs emerged, in training steps with 95 % intervals (bootstrap of sequences, in each resample the same "
         "criterion). Onset: the first probe from which the motif holds to the end. Half: where the curve has done half "
-        "of its rise. Transient: it held at some probe, not to the end; its pairs "
-        "are those of the first. —: has none. *: one of the study's, shown whether it was found or not."
+        "of its rise. Transient: it held at some probe, not to the end. Pairs: in training, at the onset or where it "
+        "first held. After: steps by which the one is later than the other, an interval that is as wide as probes are "
+        "apart; after accuracy is of what is named. —: has none. *: of the study, shown whether found or not."
     )
     return html_table(caption, columns, rows)
 
@@ -202,9 +204,18 @@ def _interval(row: dict[Any, Any], name: str) -> str:
     return _plain(row[name]) + ("" if math.isnan(low) else f" [{_plain(low)}, {_plain(high)}]")
 
 
-def _lag(row: dict[Any, Any]) -> str:
-    low, high = row["lag_mass_effect_low"], row["lag_mass_effect_high"]
+def _after_accuracy(row: dict[Any, Any]) -> str:
+    what, low, high = after_accuracy(row)
+    return "—" if math.isnan(low) else f"{what}: {_lag(low, high)}"
+
+
+def _lag(low: float, high: float) -> str:
     return "—" if math.isnan(low) else f"{_plain(low)} to {_plain(high)}"
+
+
+def _held(row: dict[Any, Any]) -> str:
+    where = f" ({_plain(row['first_held'])} to {_plain(row['last_held'])})" if row["n_held"] else ""
+    return f"{row['n_held']} of {row['n_probes']}{where}"
 
 
 def _plain(number: float) -> str:

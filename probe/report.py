@@ -10,7 +10,7 @@ import pandas as pd
 
 from attnres import FAMILIES
 from probe import stats
-from probe.emergence import SPREAD, Emergence, over_seeds
+from probe.emergence import SPREAD, Emergence, after_accuracy, over_seeds
 from probe.interventions import MatchedMass
 from probe.motifs import motif_name, primary_rows
 from probe.observer import GEOMETRY
@@ -164,7 +164,7 @@ def describe_emergence(emergence: Emergence) -> str:
         f"When motifs emerge: {first['condition']} (seed {first['seed']}), {len(steps)} exact probes at steps "
         f"{steps.iloc[0]} to {steps.iloc[-1]}; accuracy rose by half at step {_time(first, 'accuracy_half')}",
         f"{'motif (* of the study)':<30} {'status':<10} {'holds from [95 % CI]':>20} {'held':>7} {'pairs':>5} "
-        f"{'after accuracy':>14}  {'half-rise of effect':>20} {'of mass':>20} {'mass after effect':>17}",
+        f"{'after accuracy':>23}  {'half-rise of effect':>20} {'of mass':>20} {'mass after effect':>17}",
     ]
     for row in table.to_dict("records"):
         name = motif_name(row["sublayer"], row["family"], row["region"]) + (" *" if row["motif"] else "")
@@ -173,8 +173,8 @@ def describe_emergence(emergence: Emergence) -> str:
         held = f"{row['n_held']}/{row['n_probes']}"
         lines.append(
             f"{name:<30} {row['status']:<10} {_time(row, begin):>20} {held:>7} {pairs:>5} "
-            f"{_lag(row, f'{begin}_accuracy'):>14}  {_time(row, 'effect_half'):>20} {_time(row, 'mass_half'):>20} "
-            f"{_lag(row, 'mass_effect'):>17}"
+            f"{_after_accuracy(row):>23}  {_time(row, 'effect_half'):>20} {_time(row, 'mass_half'):>20} "
+            f"{_lag(row['lag_mass_effect_low'], row['lag_mass_effect_high']):>17}"
         )
     if emergence.left_out:
         steps = ", ".join(map(str, emergence.left_out))
@@ -188,9 +188,13 @@ def _time(row: Mapping[Any, Any], name: str) -> str:
     return f"{row[name]:.0f} [{row[f'{name}_low']:.0f}, {row[f'{name}_high']:.0f}]"
 
 
-def _lag(row: Mapping[Any, Any], name: str) -> str:
+def _after_accuracy(row: Mapping[Any, Any]) -> str:
+    what, low, high = after_accuracy(row)
+    return "—" if np.isnan(low) else f"{what} {_lag(low, high)}"
+
+
+def _lag(low: float, high: float) -> str:
     """Steps; the interval is also as wide as the distance between probes."""
-    low, high = row[f"lag_{name}_low"], row[f"lag_{name}_high"]
     return "—" if np.isnan(low) else f"[{low:+.0f}, {high:+.0f}]"
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from probe import storage
-from probe.emergence import STUDY_MOTIFS, find_emergence, load_emergence, over_seeds
+from probe.emergence import STUDY_MOTIFS, after_accuracy, find_emergence, load_emergence, over_seeds
 from probe.motifs import Reader, motif_name, resampled_criterion
 from probe.report import describe_emergence, emergence_over_seeds
 from tests.simulated_run import CELLS, NUM_PAIRS, READS, Planted, simulate
@@ -157,3 +157,17 @@ def test_emergence_of_a_directory(planted_run, tmp_path):
 
 def test_motif_names_are_those_of_the_study():
     assert {motif_name(*cell) for cell in STUDY_MOTIFS.values()} == set(STUDY_MOTIFS)
+
+
+def test_what_is_set_against_accuracy(planted_run):
+    """Accuracy rises by half at 120, the onset is at 80; what never holds and has no effect has no half-rise."""
+    accuracy = planted_run.clusters.assign(
+        metric="accuracy", summed_clean=(planted_run.clusters["step"] / 200) ** 2 * NUM_PAIRS
+    )
+    clusters = pd.concat([planted_run.clusters, accuracy])
+    emergence = find_emergence(planted_run.effects, clusters, NUM_PAIRS, **FAST)
+    row = row_of(emergence.table, ("self_attn", "current", "early"))
+    assert after_accuracy(row) == ("onset", -60, -20)  # onset in (60, 80], accuracy in (100, 120]
+    assert "onset [-60, -20]" in describe_emergence(emergence)
+    what, low, _ = after_accuracy(row_of(emergence.table, ("mlp", "current", "early")))
+    assert (what, math.isnan(low)) == ("effect", True)
