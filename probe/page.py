@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from probe.page_cells import comparison_panel, comparison_table, heat_maps_panel, largest_effect, scatter_panel
 from probe.page_curves import accuracy_panel, accuracy_table, all_steps, curves_panel
 from probe.page_data import KEPT, NEEDED, PageRun
-from probe.page_layout import Panel, templates
+from probe.page_layout import Panel, darkened, templates
 from probe.page_tables import Texts, legend, methods, motif_rows, motif_table, runs_table, seeds_table, warnings_of
 
 DIGITS = 7
@@ -71,6 +71,7 @@ def build_page(runs: Sequence[PageRun]) -> str:
         "texts": texts.made,
         "tables": {name: _columns(table) for name, table in tables.items()},
         "templates": templates(),
+        "darkened": darkened(),
     }
     last = len(steps) - 1
     return Template((ASSETS / "page.html").read_text(encoding="utf-8")).substitute(

@@ -16,6 +16,8 @@ from attnres import FAMILIES
 from probe.plots import FAMILY_COLORS, FAMILY_LABELS
 
 COLORS: dict[str, str] = {str(family): color for family, color in FAMILY_COLORS.items()}
+DARK_COLORS = {**COLORS, "older": "#D79BCB"}
+"""On a dark page, where the plum of `older` would not be seen."""
 NAMES: dict[str, str] = {str(family): label for family, label in FAMILY_LABELS.items()}
 SYMBOLS: dict[str, str] = dict(zip(map(str, FAMILIES), ("circle", "square", "diamond", "triangle-up"), strict=True))
 """Plotly's names of `probe.plots.FAMILY_MARKERS`."""
@@ -202,5 +204,15 @@ def color_scale(name: str) -> list[list[Any]]:
 
 
 def rgba(family: str, alpha: float) -> str:
-    red, green, blue = (int(COLORS[family][i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"
+    return f"{_rgb(COLORS[family])},{alpha})"
+
+
+def _rgb(color: str) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue}"
+
+
+def darkened() -> list[tuple[str, str]]:
+    """What stands for what in the traces of a dark page: colours, and beginnings of those that are transparent."""
+    pairs = [(COLORS[family], DARK_COLORS[family]) for family in COLORS if COLORS[family] != DARK_COLORS[family]]
+    return [*pairs, *((_rgb(light), _rgb(dark)) for light, dark in pairs)]

@@ -14,7 +14,7 @@ from attnres import FAMILIES
 from probe.emergence import after_accuracy, over_seeds
 from probe.page_curves import RUN_COLORS, RUN_DASHES, SUBLAYER_NAMES
 from probe.page_data import FINAL, PageRun, Shown
-from probe.page_layout import COLORS, NAMES
+from probe.page_layout import COLORS, DARK_COLORS, NAMES
 from probe.results import ENOUGH_SEQUENCES
 
 DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2", "longdash": "9 3", "longdashdot": "9 2 2 2"}
@@ -48,11 +48,12 @@ class Texts:
 
 
 def legend() -> str:
-    return "\n".join(
-        f'<li><svg width="12" height="12" aria-hidden="true" fill="{COLORS[family]}">{MARKERS[family]}</svg>'
-        f"{NAMES[family]}</li>"
-        for family in FAMILIES
-    )
+    items = []
+    for family in FAMILIES:
+        fill = f"fill: light-dark({COLORS[family]}, {DARK_COLORS[family]})"
+        mark = f'<svg width="12" height="12" aria-hidden="true" style="{fill}">{MARKERS[family]}</svg>'
+        items.append(f"<li>{mark}{NAMES[family]}</li>")
+    return "\n".join(items)
 
 
 def html_table(caption: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from probe import storage
+from probe import page_layout, storage
 from probe.cli import main
 from probe.motifs import primary_rows
 from probe.page import build_page, write_page
@@ -312,10 +312,17 @@ def test_dark_light_and_print_have_colours_of_their_own(browser, page_file):
             )
         )
 
+    def drawn() -> str:
+        plots = "[...document.querySelectorAll('.js-plotly-plot')]"
+        return visit.page.evaluate(f"{plots}.map(plot => JSON.stringify(plot.data)).join()")
+
     visit.page.emulate_media(color_scheme="light")
-    light = colours()
+    light, of_light = colours(), drawn()
     visit.page.emulate_media(color_scheme="dark")
-    dark = colours()
+    dark, of_dark = colours(), drawn()
+    plum, pink = page_layout.COLORS["older"], page_layout.DARK_COLORS["older"]
+    assert (plum in of_light, pink in of_light) == (True, False)
+    assert (plum in of_dark, pink in of_dark) == (False, True)
     assert light[0] == "rgb(255, 255, 255)"
     assert dark[0] != light[0]
     assert dark[1] != light[1]
@@ -443,3 +450,18 @@ def test_report_on_a_broken_directory_is_one_line_and_writes_nothing(runs, make_
         assert error.count("\n") == 1, (name, error)
         assert messages[name] in error, (name, error)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def luminance(color: str) -> float:
+    """WCAG 2.2, relative luminance."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(("colors", "paper"), [(page_layout.COLORS, "#ffffff"), (page_layout.DARK_COLORS, "#1b1c1f")])
+def test_families_can_be_seen_on_their_paper(colors, paper):
+    """WCAG 2.2, 1.4.11: graphics have a contrast of at least 3."""
+    for color in colors.values():
+        low, high = sorted((luminance(color), luminance(paper)))
+        assert (high + 0.05) / (low + 0.05) >= 3

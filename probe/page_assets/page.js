@@ -37,6 +37,11 @@
     return copy;
   }
 
+  function recoloured(traces) {
+    const swap = (text, [from, to]) => text.replaceAll(from, to);
+    return JSON.parse(page.darkened.reduce(swap, JSON.stringify(traces)));
+  }
+
   function draw(name) {
     const panel = page.panels[name];
     const plot = document.getElementById(`${name}-plot`);
@@ -44,11 +49,12 @@
     const width = printing ? PRINT_WIDTH : plot.clientWidth;
     const layout = structuredClone(panel.layouts[width < NARROWEST ? "narrow" : "wide"]);
     for (const [axis, changes] of Object.entries(state.axes)) Object.assign(layout[axis], changes);
-    layout.template = page.templates[dark.matches && !printing ? "dark" : "light"];
+    const isDark = dark.matches && !printing;
+    layout.template = page.templates[isDark ? "dark" : "light"];
     layout.width = width;
     layout.dragmode = narrow.matches ? false : "zoom";
     const traces = panel.traces.map((trace, index) => changed(trace, state.traces[index]));
-    Plotly.react(plot, traces, layout, { displayModeBar: false, scrollZoom: false });
+    Plotly.react(plot, isDark ? recoloured(traces) : traces, layout, { displayModeBar: false, scrollZoom: false });
   }
 
   // Panels that are to be drawn, those on the screen first, one a frame: the slider stays at hand.
