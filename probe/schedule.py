@@ -150,11 +150,12 @@ class Budget:
 
     def to_dict(self) -> dict[str, Any]:
         """For `summary.json`."""
+        training = self.training  # now, for both
         return {
             "in_training_seconds": self.spent,
             "obligatory_seconds": self.obligatory,
-            "training_seconds": self.training,
-            "fraction": self.fraction,
+            "training_seconds": training,
+            "fraction": self.spent / training if training > 0 else None,
             "max_probe_fraction": self.max_fraction,
             "n_probed": self.num_probed,
             "skipped_steps": self.skipped,

@@ -22,6 +22,7 @@ from train.cli import main
 
 pytestmark = pytest.mark.usefixtures("quiet_wandb")
 PROBED = ["--probe.enabled=true", "--probe.log_spaced=false", "--probe.accuracy_jump=0", "--probe.num_resamples=20"]
+PROBED += ["--probe.max_probe_fraction=null"]
 FAST = ["--model.warmup_steps=9", "--data.curriculum.kind=off", "--probe.every_n_steps=1"]
 BOTH = ["--trainer.logger=[TensorBoardLogger,CSVLogger]"]
 

@@ -284,7 +284,11 @@ def test_runs_that_never_validate_have_a_table(processes, tmp_path):
 
 DAMAGE = {
     "effects": ("cumulative-seed1", "cumulative-seed1/probe/final/effects.parquet", "size is 0 bytes"),
-    "a wrapped model's summary": ("vanilla-seed0", "vanilla-seed0-wrapped/probe/summary.json", "lacks 'clean'"),
+    "a wrapped model's summary": (
+        "vanilla-seed0",
+        "vanilla-seed0-wrapped/probe/summary.json",
+        "it lacks run, condition",
+    ),
     "metrics": ("vanilla-seed1", "vanilla-seed1/metrics.csv", "metrics.csv is not a readable table"),
 }
 

@@ -25,6 +25,7 @@ from train.wandb_panels import LAYOUT, build_workspace, layout_table
 
 STEP = "trainer/global_step"
 PROBED = ["--probe.enabled=true", "--probe.log_spaced=false", "--probe.accuracy_jump=0", "--probe.num_resamples=20"]
+PROBED += ["--probe.max_probe_fraction=null"]
 FAST = ["--model.warmup_steps=9", "--data.curriculum.kind=off"]
 
 
