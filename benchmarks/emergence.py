@@ -35,7 +35,9 @@ def planted_case(seed: int, sigma: float) -> dict[str, float]:
     planted = Planted(cell, time=float(rng.uniform(STEPS[2], STEPS[-4])))
     run = simulate(planted, STEPS, seed, sigma=sigma, num_resamples=RESAMPLES)
     assert run.first_step is not None
-    table = find_emergence(run.effects, run.clusters, NUM_PAIRS, num_resamples=RESAMPLES).table
+    emergence = find_emergence(run.effects, run.clusters, NUM_PAIRS, num_resamples=RESAMPLES)
+    assert emergence is not None
+    table = emergence.table
     row = table.set_index(["sublayer", "family", "region"]).loc[[cell]].iloc[0]
     others = table["onset"].notna().sum() - (not math.isnan(row["onset"]))
     error = (row["onset"] - run.first_step) / (STEPS[1] - STEPS[0])
@@ -50,7 +52,9 @@ def planted_case(seed: int, sigma: float) -> dict[str, float]:
 
 def null_case(seed: int, sigma: float, noise: float = 0.5) -> dict[str, float]:
     run = simulate(None, STEPS, seed, noise=noise, sigma=sigma, num_resamples=RESAMPLES)
-    table = find_emergence(run.effects, run.clusters, NUM_PAIRS, num_resamples=RESAMPLES).table
+    emergence = find_emergence(run.effects, run.clusters, NUM_PAIRS, num_resamples=RESAMPLES)
+    assert emergence is not None
+    table = emergence.table
     return {
         "no_onset": float(table["onset"].isna().all()),
         "nothing_held_anywhere": float((table["status"] == "never").all()),

@@ -222,9 +222,10 @@ class ProbeCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key in STATE:
-            setattr(self, key, state_dict[key])
-        self.budget.load_state_dict(state_dict["budget"])
-        self.settled.load_state_dict(state_dict["settled"])
+            setattr(self, key, state_dict.get(key, getattr(self, key)))
+        if "budget" in state_dict:  # checkpoints of before there was one begin a new one
+            self.budget.load_state_dict(state_dict["budget"])
+            self.settled.load_state_dict(state_dict["settled"])
 
     def _applies(self, pl_module: LightningModule) -> bool:
         return self.enabled and isinstance(pl_module.model, AttnResForCausalLM)
@@ -269,7 +270,7 @@ class ProbeCallback(Callback):
         if step == self.last_full_step:
             return
         probe = self._run_probe(trainer, pl_module, full=True)
-        if probe is not None and step != self.last_step:  # or loggers have it
+        if probe is not None:  # loggers may have this step's estimates, not its exact effects
             self._report(trainer, probe)
         self.last_step = self.last_full_step = step
         self.last_accuracy = self.validation_accuracy

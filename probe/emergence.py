@@ -32,6 +32,7 @@ STUDY_MOTIFS = {
 SCOPES = (*REGIONS, "all", "final")
 LAGS = {"mass_effect": ("mass_half", "effect_half"), "effect_accuracy": ("effect_half", "accuracy_half")}
 LAGS |= {f"{name}_accuracy": (name, "accuracy_half") for name in ("onset", "first_held")}
+LAGS |= {"mass_accuracy": ("mass_half", "accuracy_half")}
 """Name -> how much later the first of the two times is than the second."""
 
 
@@ -70,20 +71,25 @@ class Emergence:
 
 
 def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) -> Emergence | None:
-    """Emergence in a run directory that was probed while it trained; None with fewer than two probes of all regions.
+    """Emergence in a run directory that was probed while it trained, or in its folder of results.
+
+    None with fewer than two probes of the same regions.
 
     Raises:
-        ValueError: tables that cannot be read.
+        ValueError: tables that cannot be read or are incomplete, with what is wrong.
     """
-    folder = directory / "probe"
+    folder = directory / "probe" if (directory / "probe" / "effects.parquet").exists() else directory
     if not (folder / "effects.parquet").exists():
         return None
-    effects, clusters = storage.read_effects(folder), storage.read_clusters(folder)
-    rows = primary_rows(effects)
-    steps = [set(rows.loc[rows["scope"] == region, "step"]) for region in REGIONS]
-    if len(steps[0] & steps[1] & steps[2]) < 2:
+    effects = storage.read_effects(folder)
+    if primary_rows(effects)["step"].nunique() < 2:
         return None
-    curves = training_curves(directory)
+    clusters = storage.read_clusters(folder)
+    if lost := sorted(set(effects["step"]) - set(clusters["step"])):
+        raise ValueError(f"{folder} is incomplete: clusters.parquet lacks step {lost[0]} of effects.parquet")
+    if not (folder / "summary.json").exists():
+        raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
+    curves = training_curves(folder.parent) if folder.name == "probe" else None  # or of whom it is nobody can say
     num_pairs = int(read_json(folder / "summary.json")["num_pairs"])
     pairs = None if curves is None else curves["pairs"].dropna()
     return find_emergence(effects, clusters, num_pairs, pairs, num_resamples, seed)
@@ -96,8 +102,10 @@ def find_emergence(
     pairs: pd.Series | None = None,
     num_resamples: int = 2000,
     seed: int = 0,
-) -> Emergence:
+) -> Emergence | None:
     """Find when motifs emerge in the tables of one run, probed at several steps.
+
+    None where no (sublayer, family, region) was ablated at each of two steps or more.
 
     The rows of `table`, all times being probed steps and NaN "never":
 
@@ -108,11 +116,12 @@ def find_emergence(
       which the same criterion is applied to the resampled effects, with the critical values of the sample;
       `p_onset`: the share of resamples that do.
     - `first_held` (with `_low` and `_high`, as the onset's), `last_held`, `n_held` of `n_probes`: where it holds.
-    - `pairs`, `accuracy`: at the onset, or at `first_held`.
+    - `pairs`, `accuracy`: at the onset, or at `first_held`; `effect_half_pairs`, `mass_half_pairs`,
+      `accuracy_half_pairs`: pairs at the half-rises.
     - `effect_half`, `mass_half`, `accuracy_half` (each with `_low` and `_high`): the half-rise (`onsets.half_rise`);
       NaN where the 95 % interval of the whole change, `effect_change` or `mass_change`, includes zero.
-    - `lag_mass_effect`, `lag_effect_accuracy`, `lag_onset_accuracy`, `lag_first_held_accuracy` (each `_low`, `_high`):
-      how much later the first is than the second (`onsets.lag`).
+    - `lag_mass_effect`, `lag_effect_accuracy`, `lag_mass_accuracy`, `lag_onset_accuracy`, `lag_first_held_accuracy`
+      (each with `_low` and `_high`): how much later the first is than the second (`onsets.lag`).
 
     Args:
         effects, clusters: the tables of the probes.
@@ -124,8 +133,13 @@ def find_emergence(
     is_same = rows["data_id"] == rows.loc[rows["step"].idxmax(), "data_id"]
     left_out = tuple(sorted({int(step) for step in rows.loc[~is_same, "step"]}))
     rows = rows[is_same & rows["scope"].isin(SCOPES)]
+    rows = rows[rows["step"].isin(rows.loc[rows["scope"].isin(REGIONS), "step"])]
     clusters = clusters[(clusters["run"] == rows["run"].iloc[0]) & ~clusters["step"].isin(left_out)]
-    return _Finder(rows, clusters, num_pairs, pairs, num_resamples, seed).find(left_out)
+    if rows["step"].nunique() < 2:
+        return None
+    clusters = clusters[clusters["step"].isin(rows["step"])]
+    finder = _Finder(rows, clusters, num_pairs, pairs, num_resamples, seed)
+    return finder.find(left_out) if finder.cells else None
 
 
 @dataclass
@@ -199,7 +213,9 @@ class _Finder:
         for number, step in enumerate(self.steps):
             tables = (self.by_step[step], self.clusters_by_step[step])
             for motif in Reader(*tables, self.num_pairs, self.num_resamples, self.seed).motifs():
-                found[number, self.cells.index((motif["sublayer"], motif["family"], motif["region"]))] = True
+                cell = (motif["sublayer"], motif["family"], motif["region"])
+                if cell in self.cells:  # not one that other steps do not have
+                    found[number, self.cells.index(cell)] = True
         return found
 
     def _resampled_holds(self) -> np.ndarray:
@@ -250,14 +266,18 @@ class _Finder:
             "n_probes": len(self.steps),
             "pairs": self._pairs_at(onsets.at_step(start, self.steps)),
             "accuracy": accuracy,
+            **{
+                f"{name}_pairs": self._pairs_at(onsets.at_step(times[name][0], self.steps))
+                for name in ("effect_half", "mass_half", "accuracy_half")
+            },
         }
 
     def _pairs_at(self, step: float) -> float:
-        """Pairs in training at a step: the last that were logged by then."""
-        if self.pairs is None or math.isnan(step):
+        """Pairs in training at a step: the last that were logged by then, or before that the first; pairs grow."""
+        if self.pairs is None or self.pairs.empty or math.isnan(step):
             return math.nan
         until = self.pairs[self.pairs.index <= step]
-        return float(until.iloc[-1]) if len(until) else math.nan
+        return float(until.iloc[-1] if len(until) else self.pairs.iloc[0])
 
     def _times(self, times: Mapping[str, tuple[Any, np.ndarray]]) -> dict[str, float]:
         numbers: dict[str, float] = {}
@@ -267,6 +287,7 @@ class _Finder:
         for name, (later, earlier) in LAGS.items():
             known = not (math.isnan(times[later][0]) or math.isnan(times[earlier][0]))
             lag = onsets.lag(times[later][1], times[earlier][1], self.steps) if known else (math.nan, math.nan)
+            numbers |= {f"lag_{name}": numbers[later] - numbers[earlier]}
             numbers |= dict(zip((f"lag_{name}_low", f"lag_{name}_high"), lag, strict=True))
         return numbers
 
@@ -310,6 +331,7 @@ def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """
     rows = []
     keys = ["condition", "sublayer", "family", "region", "motif"]
+    spreads = [f"{name}_{what}" for name in ("onset", "effect_half", "mass_half", "accuracy_half") for what in SPREAD]
     for place, runs in pd.concat(tables).drop_duplicates([*keys, "seed"]).groupby(keys, sort=False):
         if not runs["motif"].iloc[0] and (runs["status"] == "never").all():
             continue
@@ -320,4 +342,4 @@ def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
             times = runs[name].dropna()
             row |= {f"{name}_median": times.median(), f"{name}_smallest": times.min(), f"{name}_largest": times.max()}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*keys, "n_seeds", "n_emerged", "n_transient", *spreads])

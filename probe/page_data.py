@@ -118,9 +118,14 @@ class PageRun:
 
     @cached_property
     def through_training(self) -> pd.DataFrame:
-        """Cells of regions at every step probed in training, all of one kind: exact where there are any."""
-        rows = self.cells[self.cells["probe"] == TRAINING]
-        return _one_kind(rows[rows["scope"].isin(WIDE_SCOPES)])
+        """Cells of regions at the steps probed in training, all of one kind: exact where two steps or more have them.
+
+        (The last probe is exact in any case.)
+        """
+        rows = self.cells[(self.cells["probe"] == TRAINING) & self.cells["scope"].isin(WIDE_SCOPES)]
+        exact = rows[rows["kind"] == EXACT]
+        estimates = rows[rows["kind"] != EXACT]
+        return exact if exact["step"].nunique() > 1 or estimates.empty else estimates
 
     @property
     def has_course(self) -> bool:

@@ -169,7 +169,7 @@ def motif_table(runs: Sequence[PageRun], texts: Texts) -> str:
                     *(_interval(row, name) for name in TIMES),
                     _after_accuracy(row),
                     _lag(row["lag_mass_effect_low"], row["lag_mass_effect_high"]),
-                    _plain(row["pairs"]) if row["status"] != "never" else "—",
+                    _plain(row["effect_half_pairs" if row["status"] == "never" else "pairs"]),
                     _held(row),
                 ]
             )
@@ -178,9 +178,10 @@ def motif_table(runs: Sequence[PageRun], texts: Texts) -> str:
     caption = (
         "When motifs emerged, in training steps with 95 % intervals (bootstrap of sequences, in each resample the same "
         "criterion). Onset: the first probe from which the motif holds to the end. Half: where the curve has done half "
-        "of its rise. Transient: it held at some probe, not to the end. Pairs: in training, at the onset or where it "
-        "first held. After: steps by which the one is later than the other, an interval that is as wide as probes are "
-        "apart; after accuracy is of what is named. —: has none. *: of the study, shown whether found or not."
+        "of its rise. Transient: it held at some probe, not to the end. Pairs: in training, at the onset, where it "
+        "first held, or else at half of the effect. After: steps by which the one is later than the other, an interval "
+        "that is as wide as probes are apart; after accuracy is of what is named. —: has none. *: of the study, shown "
+        "whether found or not."
     )
     return html_table(caption, columns, rows)
 

@@ -40,6 +40,7 @@ QUANTITIES = {
 """Kind -> column of `effects.parquet` -> what its metrics' names begin with."""
 EFFECTS_TABLE, MOTIFS_TABLE = "probe_table/effects", "probe_table/motifs"
 TABLE_COLUMNS = [
+    "step",
     *("sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"),
     *("mass", "aliased_mass", "dose", "clean", "effect", "ci_low", "ci_high", "p_adjusted", "q_value", "p_equivalent"),
     *("applicable", "task_learned", "n_reads", "n_unaliased_reads", "n_sequences", "n_queries"),
@@ -77,7 +78,7 @@ def log_summary(loggers: Iterable[Logger], directory: Path) -> None:
         return
     summary = read_json(directory / "summary.json")
     fields = summary_fields(summary)
-    tables = {EFFECTS_TABLE: effects_table(storage.read_effects(directory), summary["step"])}
+    tables = {EFFECTS_TABLE: effects_table(storage.read_effects(directory))}
     if motifs := (summary.get("emergence") or {}).get("motifs"):
         tables[MOTIFS_TABLE] = pd.DataFrame(motifs)
     for logger in loggers:
@@ -126,9 +127,9 @@ def summary_fields(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if v is not None and not (is_number[k] and not math.isfinite(v))}
 
 
-def effects_table(effects: pd.DataFrame, step: int) -> pd.DataFrame:
-    """The rows of `step`, in the columns that say what an effect is and rests on."""
-    return effects.loc[effects["step"] == step, TABLE_COLUMNS].reset_index(drop=True)
+def effects_table(effects: pd.DataFrame) -> pd.DataFrame:
+    """All rows, in the columns that say what an effect is and rests on."""
+    return effects[TABLE_COLUMNS].reset_index(drop=True)
 
 
 def _listeners(loggers: Iterable[Logger]) -> list[Logger]:

@@ -169,7 +169,8 @@ def describe_emergence(emergence: Emergence) -> str:
     for row in table.to_dict("records"):
         name = motif_name(row["sublayer"], row["family"], row["region"]) + (" *" if row["motif"] else "")
         begin = "onset" if row["status"] == "emerged" else "first_held"
-        pairs = "—" if np.isnan(row["pairs"]) else f"{row['pairs']:.0f}"
+        pairs = row["effect_half_pairs" if row["status"] == "never" else "pairs"]
+        pairs = "—" if np.isnan(pairs) else f"{pairs:.0f}"
         held = f"{row['n_held']}/{row['n_probes']}"
         lines.append(
             f"{name:<30} {row['status']:<10} {_time(row, begin):>20} {held:>7} {pairs:>5} "

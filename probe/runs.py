@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from probe import storage
 from probe.checkpoints import read_json
@@ -107,6 +108,8 @@ def training_curves(directory: Path) -> pd.DataFrame | None:
         raise ValueError(f"{path} lacks the column step; was it written by attnres-train?")
     wanted = {"val/accuracy": "accuracy", "train/pairs": "pairs"}
     metrics = metrics.reindex(columns=["step", *wanted]).rename(columns=wanted)
+    if not all(is_numeric_dtype(metrics[column]) for column in metrics.columns):
+        raise ValueError(f"{path} holds what is not a number in step, {' or '.join(wanted)}")
     # Lightning numbers a row by its last batch, from 0: a validation sees the model of the step after.
     accuracy = metrics.assign(step=metrics["step"] + 1).groupby("step")["accuracy"].max().dropna()
     return pd.concat([accuracy, metrics.groupby("step")["pairs"].max().dropna()], axis=1).sort_index()

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pandas.api.types import is_integer_dtype
 
 from probe import stats
 
@@ -44,7 +45,7 @@ def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     probed = set(tables["effects"][["run", "step"]].itertuples(index=False, name=None))
-    for name, rows in tables.items():
+    for name, rows in sorted(tables.items(), key=lambda item: item[0] == "effects"):  # last: its steps have all tables
         path = directory / f"{name}.parquet"
         table = pa.Table.from_pandas(rows, preserve_index=False)
         if path.exists():
@@ -150,6 +151,8 @@ def _read_table(directory: Path, name: str, columns: list[str]) -> pd.DataFrame:
     path = _existing(directory, name)
     rows = _readable(path, pd.read_parquet)
     _check_columns(path, rows.columns, columns)
+    if not is_integer_dtype(rows["step"]):
+        raise ValueError(f"{path} is not a table of this version: its column step does not hold integers")
     return rows
 
 

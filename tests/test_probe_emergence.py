@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from probe import storage
-from probe.emergence import STUDY_MOTIFS, after_accuracy, find_emergence, load_emergence, over_seeds
+from probe.emergence import STUDY_MOTIFS, Emergence, after_accuracy, find_emergence, load_emergence, over_seeds
 from probe.motifs import Reader, motif_name, resampled_criterion
 from probe.report import describe_emergence, emergence_over_seeds
 from tests.simulated_run import CELLS, NUM_PAIRS, READS, Planted, simulate
@@ -128,22 +130,91 @@ def test_seeds_have_a_median_and_a_spread():
     assert [row[f"onset_{what}"] for what in ("smallest", "median", "largest")] == onsets
 
 
-def test_no_seeds_no_words():
+def test_no_seeds_no_words(planted_run):
     assert emergence_over_seeds([]) == ""
+    nothing = find(planted_run)
+    nothing = Emergence(nothing.table.assign(motif="", status="never"), nothing.curves, nothing.accuracy)
+    assert over_seeds([nothing.table]).empty
+    assert emergence_over_seeds([nothing, nothing]) == ""
+
+
+def test_cells_that_not_all_steps_have_take_no_part(planted_run):
+    """A probe of late reads alone among others: whatever it finds elsewhere is no part of the table, and no error."""
+    effects = planted_run.effects
+    lacks = (effects["step"] == 100) & (effects["scope"] == "early")
+    emergence = find_emergence(effects[~lacks], planted_run.clusters, NUM_PAIRS, **FAST)
+    assert set(emergence.table["region"]) == {"middle", "late"}
+    assert emergence.table["n_probes"].eq(len(STEPS)).all()
+    assert find_emergence(effects[effects["step"] == 100], planted_run.clusters, NUM_PAIRS, **FAST) is None
+    apart = (
+        effects[effects["step"] == 20].query("scope == 'late'"),
+        effects[effects["step"] == 40].query("scope != 'late'"),
+    )
+    assert find_emergence(pd.concat(apart), planted_run.clusters, NUM_PAIRS, **FAST) is None
+
+
+def test_lags_and_pairs_of_half_rises(planted_run):
+    late = {step: 0.6 if step < 120 else 0.2 for step in STEPS}
+    clusters = planted_run.clusters.assign(mass=planted_run.clusters["step"].map(late))
+    accuracy = clusters.assign(metric="accuracy", summed_clean=(clusters["step"] >= 160) * float(NUM_PAIRS))
+    tables = planted_run.effects, pd.concat([clusters, accuracy])
+    emergence = find_emergence(*tables, NUM_PAIRS, pairs=pd.Series({90: 2.0, 125: 3.0, 170: 16.0}), **FAST)
+    row = row_of(emergence.table, ("self_attn", "current", "early"))
+    assert (row["mass_half"], row["accuracy_half"]) == (120, 160)
+    assert row["lag_mass_accuracy"] == -40
+    assert (row["lag_mass_accuracy_low"], row["lag_mass_accuracy_high"]) == (-60, -20)  # (100, 120] and (140, 160]
+    assert row["lag_mass_effect"] == 120 - row["effect_half"]
+    assert row["effect_half"] == 80
+    assert row["effect_half_pairs"] == 2  # before anything was logged: pairs grow
+    assert (row["mass_half_pairs"], row["accuracy_half_pairs"]) == (2, 3)
+
+
+def write_run(run, directory: Path) -> Path:
+    """A run directory with the tables of a simulated run, whose accuracy rises as the square of the step."""
+    accuracy = run.clusters.assign(metric="accuracy", summed_clean=(run.clusters["step"] / 200) ** 2 * NUM_PAIRS)
+    effects = run.effects.assign(**dict.fromkeys(set(storage.EFFECT_COLUMNS) - set(run.effects.columns), 0.0))
+    tables = {"effects": effects, "clusters": pd.concat([run.clusters, accuracy])}
+    storage.write_tables(directory / "probe", tables)
+    storage.write_summary(directory / "probe", {"num_pairs": NUM_PAIRS})
+    return directory
+
+
+def test_a_run_directory_and_its_folder_of_results_are_one_thing(planted_run, tmp_path):
+    run_dir = write_run(planted_run, tmp_path / "run")
+    metrics = "step,train/pairs,val/accuracy\n10,4,\n119,16,\n119,,0.5\n"
+    (run_dir / "metrics.csv").write_text(metrics)
+    tables = [load_emergence(folder, **FAST).table for folder in (run_dir, run_dir / "probe")]
+    pd.testing.assert_frame_equal(*tables)
+    assert row_of(tables[0], ("self_attn", "current", "early"))["pairs"] == 4
+    copy = shutil.copytree(run_dir / "probe", tmp_path / "copy")
+    (tmp_path / "metrics.csv").write_text("of something else\n")
+    assert load_emergence(copy, **FAST).table["pairs"].isna().all()
+
+
+def test_what_is_incomplete_or_foreign_is_said_in_a_line(planted_run, tmp_path):
+    run_dir = write_run(planted_run, tmp_path)
+    (run_dir / "metrics.csv").write_text("step,train/pairs\n1,many\n")
+    with pytest.raises(
+        ValueError, match=r"metrics.csv holds what is not a number in step, val/accuracy or train/pairs"
+    ):
+        load_emergence(run_dir)
+    (run_dir / "metrics.csv").unlink()
+    (run_dir / "probe/summary.json").unlink()
+    with pytest.raises(ValueError, match=r"has effects.parquet but no summary.json; probe it again"):
+        load_emergence(run_dir)
+    clusters, effects = run_dir / "probe/clusters.parquet", run_dir / "probe/effects.parquet"
+    pd.read_parquet(clusters).query("step != 80").to_parquet(clusters)
+    with pytest.raises(ValueError, match=r"clusters.parquet lacks step 80 of effects.parquet"):
+        load_emergence(run_dir)
+    rows = pd.read_parquet(effects)
+    rows.assign(step=rows["step"] + 0.5).to_parquet(effects)
+    with pytest.raises(ValueError, match=r"effects.parquet is not a table of this version: its column step"):
+        load_emergence(run_dir)
 
 
 def test_emergence_of_a_directory(planted_run, tmp_path):
     assert load_emergence(tmp_path) is None
-    accuracy = planted_run.clusters.assign(
-        metric="accuracy", summed_clean=(planted_run.clusters["step"] / 200) ** 2 * NUM_PAIRS
-    )
-    columns = dict.fromkeys(set(storage.EFFECT_COLUMNS) - set(planted_run.effects.columns), 0.0)
-    effects = planted_run.effects.assign(**columns)
-    storage.write_tables(
-        tmp_path / "probe", {"effects": effects, "clusters": pd.concat([planted_run.clusters, accuracy])}
-    )
-    storage.write_summary(tmp_path / "probe", {"num_pairs": NUM_PAIRS})
-    emergence = load_emergence(tmp_path, **FAST)
+    emergence = load_emergence(write_run(planted_run, tmp_path), **FAST)
     assert emergence is not None
     assert list(emergence.accuracy["accuracy"]) == pytest.approx(list((STEPS / 200) ** 2))
     storage.write_summary(tmp_path / "probe", {"emergence": emergence.to_dict()})

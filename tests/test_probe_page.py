@@ -20,7 +20,7 @@ from probe import page_layout, storage
 from probe.cli import main
 from probe.motifs import primary_rows
 from probe.page import build_page, write_page
-from probe.page_data import ESTIMATE, EXACT, WIDE_SCOPES, PageRun, load_page_runs
+from probe.page_data import ESTIMATE, EXACT, TRAINING, WIDE_SCOPES, PageRun, load_page_runs
 from probe.runner import ProbeSettings, probe_model
 from tests.test_probe_cli import QUICK, export
 
@@ -345,6 +345,11 @@ def test_exact_and_first_order_are_never_in_one_curve(loaded):
     assert set(first.layers["kind"]) == {ESTIMATE}
     assert set(estimated.through_training["kind"]) == {EXACT}
     assert "layers to first order, not ablated" in build_page([estimated])
+    in_training = (run.cells["probe"] == TRAINING) & (run.cells["kind"] == EXACT)
+    at_the_end = run.cells[~in_training | (run.cells["step"] == run.cells["step"].max())]  # mode first_order
+    of_estimates = PageRun(run.name, run.probed, at_the_end, run.accuracies, run.curves, None)
+    assert set(of_estimates.through_training["kind"]) == {ESTIMATE}
+    assert of_estimates.through_training["step"].nunique() == run.through_training["step"].nunique() > 2
     alone = run.cells[run.cells["kind"] == ESTIMATE]
     assert set(PageRun(run.name, run.probed, alone, *(run.accuracies, None, None)).through_training["kind"]) == {
         ESTIMATE

@@ -44,6 +44,13 @@ def probe_rows(rows: list[dict]) -> dict[tuple[int, str], float]:
     return found
 
 
+def uploaded_table(run: Run, name: str) -> pd.DataFrame:
+    """The last of that name: a training that is killed after its end and resumed logs its tables anew."""
+    *_, row = (row for row in history(run) if name in row)
+    table = json.loads(run.uploads[row[name]["path"]])
+    return pd.DataFrame(table["data"], columns=table["columns"])
+
+
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory) -> tuple[Path, Run]:
     """A run with exact probes and to first order, and what W&B's server has of it."""
@@ -74,12 +81,15 @@ def test_after_a_kill_too(kept, tmp_path, monkeypatch):
     (file,) = (path for path in run_dir.glob(wandb_files.FILES) if not path.parent.is_symlink())
     os.truncate(file, int(kept * file.stat().st_size))
     main(["fit", f"--config={run_dir / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_steps=5"])
-    rows = history(synced_run(run_dir))
-    expected = expected_rows(run_dir)
+    run = synced_run(run_dir)
+    rows, expected = history(run), expected_rows(run_dir)
     assert {step for step, _ in expected} == set(range(6))
     assert probe_rows(rows) == pytest.approx(expected)
     images = [row[STEP] for row in rows if "probe/heat_maps" in row]
     assert sorted(images) == [*range(6)]
+    table = uploaded_table(run, "probe_table/effects")
+    assert len(table) == len(pd.read_parquet(run_dir / "probe/effects.parquet"))
+    assert set(table["step"]) == set(range(6))
 
 
 def test_images_and_the_table_of_effects_are_uploaded(probed):
@@ -90,11 +100,9 @@ def test_images_and_the_table_of_effects_are_uploaded(probed):
     pixels = [np.asarray(Image.open(io.BytesIO(run.uploads[path]))) for path in images.values()]
     assert all(image.shape == pixels[0].shape and image.shape[1] > 300 for image in pixels)
 
-    (row,) = [row for row in rows if "probe_table/effects" in row]
-    assert row[STEP] == 4
-    table = json.loads(run.uploads[row["probe_table/effects"]["path"]])
-    shown = pd.DataFrame(table["data"], columns=table["columns"])
-    effects = pd.read_parquet(run_dir / "probe/effects.parquet").query("step == 4").reset_index(drop=True)
+    shown = uploaded_table(run, "probe_table/effects")
+    effects = pd.read_parquet(run_dir / "probe/effects.parquet")
+    assert set(shown["step"]) == {0, 2, 4}
     pd.testing.assert_frame_equal(
         shown, effects[shown.columns], check_dtype=False, check_exact=False, check_column_type=False
     )

@@ -72,7 +72,7 @@ LAYOUT = (
     Section(
         "Results at the end",
         (
-            Panel("effects with intervals, last probe", (EFFECTS_TABLE,), "table"),
+            Panel("effects with intervals, of every probe", (EFFECTS_TABLE,), "table"),
             Panel("motifs: when they emerged", (MOTIFS_TABLE,), "table"),
         ),
     ),
