@@ -346,6 +346,13 @@ def test_steps_that_were_dropped_are_remembered_until_they_are_there_again(probe
     assert not (tmp_path / "probe" / storage.DROPPED).exists()
 
 
+def test_checkpoints_of_before_there_was_a_budget_can_be_gone_on_with():
+    probe = ProbeCallback()
+    probe.load_state_dict({"last_step": 7})
+    assert probe.last_step == 7
+    assert probe.budget.probed == ProbeCallback().budget.probed
+
+
 def test_a_mode_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match="mode must be one of exact, first_order, both, got 'linear'"):
         ProbeCallback(mode="linear")

@@ -115,6 +115,20 @@ def test_a_run_that_goes_on_with_another_logger_tells_it_all(tmp_path):
     assert of_probes(csv_rows(run_dir / "probes.csv")) == pytest.approx(expected)
 
 
+def test_a_step_that_is_probed_to_first_order_and_then_whole_has_both_once(tmp_path):
+    """Training is stopped at a step that has been probed."""
+    stop = ["monitor=val/accuracy", "mode=max", "stopping_threshold=-1"]  # at the first validation
+    options = ["--trainer.callbacks+=EarlyStopping", *(f"--trainer.callbacks.{option}" for option in stop)]
+    run_dir = fit(tmp_path / "run", *PROBED, *FAST, *BOTH, *options, "--probe.mode=first_order")
+    expected = expected_rows(run_dir)
+    assert {step for step, name in expected if name.startswith("probe_effect/")} == {2}
+    assert {step for step, name in expected if name.startswith("probe_first_order/")} == {0, 1, 2}
+    for found in (of_probes(csv_rows(run_dir / "probes.csv")), of_probes(scalars(run_dir / "tensorboard"))):
+        # Tables of estimates alone have no row of accuracy.
+        assert set(found) - set(expected) == {(0, "probe/accuracy"), (1, "probe/accuracy")}
+        assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("choice", "files"),
     [

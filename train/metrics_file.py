@@ -94,17 +94,19 @@ class ProbesLogger(MetricsLogger):
         super().__init__(run_dir, first_step + 1 if first_step else 0)
         path = Path(run_dir) / PROBES
         rows = read_metrics(path)[1] if path.is_file() else []
-        self._steps: set[int | None] = {step for row in rows if (step := int(row["step"])) < self.first_step}
+        self._logged: set[tuple[int | None, str]] = {
+            (step, name) for row in rows if (step := int(row["step"])) < self.first_step for name in row if row[name]
+        }
 
     def has_logged(self, step: int, name: str) -> bool:
-        """Whether the row of `step` is there, which is written as a whole."""
-        return step in self._steps
+        """Whether the file has this metric of this step."""
+        return (step, name) in self._logged
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         if probed := {name: value for name, value in metrics.items() if name.startswith("probe")}:
             super().log_metrics(probed, step)  # type: ignore[arg-type]
-            self._steps.add(step)
+            self._logged.update((step, name) for name in probed)
 
 
 __all__ = ["METRICS", "PROBES", "MetricsLogger", "ProbesLogger", "read_metrics"]
