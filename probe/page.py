@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
+from attnres.files import replacing
 from probe.page_cells import comparison_panel, comparison_table, heat_maps_panel, largest_effect, scatter_panel
 from probe.page_curves import accuracy_panel, accuracy_table, all_steps, curves_panel
 from probe.page_data import KEPT, NEEDED, PageRun
@@ -30,11 +30,10 @@ ASSETS = files("probe") / "page_assets"
 def write_page(runs: Sequence[PageRun], path: Path) -> Path:
     """Write the page, which appears at once or not at all. Raises ValueError if `path` cannot be written."""
     page = build_page(runs)
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--page {path} cannot be written ({error.strerror})") from error
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from attnres import ReadSite
+from attnres.files import replacing
 from probe.engine import ProbeResult
 from probe.families import Cell
 from probe.observer import Routing
@@ -48,7 +48,8 @@ class Parts:
                 )
         else:
             directory.mkdir(parents=True, exist_ok=True)
-            _write_at_once(path, text.encode())
+            with replacing(path, shared=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
     def load(self, number: int) -> ProbeResult | None:
         """A finished batch, or None. Arrays only: nothing is unpickled."""
@@ -59,10 +60,8 @@ class Parts:
             return _from_arrays({name: arrays[name] for name in arrays.files}, self.cells, self.sites)
 
     def save(self, number: int, part: ProbeResult) -> None:
-        temporary = self._path(number).with_suffix(f".{os.getpid()}.part")
-        with temporary.open("wb") as file:
+        with replacing(self._path(number), shared=True) as temporary, temporary.open("wb") as file:
             np.savez(file, **_to_arrays(part))  # type: ignore[arg-type]
-        os.replace(temporary, self._path(number))
 
     def remove(self) -> None:
         """Once the tables are written."""
@@ -70,12 +69,6 @@ class Parts:
 
     def _path(self, number: int) -> Path:
         return self.directory / f"batch-{number:05d}.npz"
-
-
-def _write_at_once(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 _ROUTING = ("mass", "applicable", "dose", "weight_left")

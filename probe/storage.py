@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pandas.api.types import is_integer_dtype
 
+from attnres.files import replacing
 from probe import stats
 
 Contents = TypeVar("Contents")
@@ -53,7 +53,8 @@ def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
         if name == "effects":
             rows = table.to_pandas()
             table = pa.Table.from_pandas(rows.assign(q_value=across_steps(rows)), preserve_index=False)
-        _replace(path, lambda part, table=table: pq.write_table(table, part, compression="zstd"))
+        with replacing(path) as part:
+            pq.write_table(table, part, compression="zstd")
 
 
 def _without(table: pa.Table, probed: Iterable[tuple[str, int]]) -> pa.Table:
@@ -83,14 +84,16 @@ def drop_steps_after(directory: Path, step: int) -> list[int]:
         dropped.update(pq.read_table(path, columns=["step"])["step"].to_pylist())
     later = sorted(found for found in dropped if found > step)
     if later:
-        _replace(record, lambda part: Path(part).write_text(json.dumps(later) + "\n", encoding="utf-8"))
+        with replacing(record) as part:
+            part.write_text(json.dumps(later) + "\n", encoding="utf-8")
     else:
         record.unlink(missing_ok=True)
     for path in paths:
         rows = pd.read_parquet(path)
         if (rows["step"] > step).any():
             kept = rows[rows["step"] <= step]
-            _replace(path, lambda part, kept=kept: kept.to_parquet(part, index=False, compression="zstd"))
+            with replacing(path) as part:
+                kept.to_parquet(part, index=False, compression="zstd")
     return later
 
 
@@ -103,7 +106,8 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`; numbers that are not finite become null."""
     text = json.dumps(_finite(summary), indent=2) + "\n"
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / "summary.json", lambda part: Path(part).write_text(text, encoding="utf-8"))
+    with replacing(directory / "summary.json") as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def find_results(directory: Path) -> Path:
@@ -178,12 +182,6 @@ def _readable(path: Path, read: Callable[[Path], Contents]) -> Contents:
 def _check_columns(path: Path, present: Iterable[str], columns: list[str]) -> None:
     if missing := [column for column in columns if column not in set(present)]:
         raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}")
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)
 
 
 def _finite(value: Any) -> Any:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
+from attnres.files import replacing
 from attnres.sharded import is_divided, whole_state
 from probe.checkpoints import RUN_FILE, TASK_FILE
 from train.checkpoints import SaveCheckpoint, save_checkpoint
@@ -137,9 +138,8 @@ class RunExport(Callback):
         return Path(trainer.default_root_dir) / "hf"
 
     def _write(self, trainer: Trainer, name: str, content: dict[str, Any]) -> None:
-        part = self._folder(trainer) / f"{name}.part"
-        part.write_text(json.dumps(content, indent=2) + "\n")
-        part.replace(part.with_name(name))
+        with replacing(self._folder(trainer) / name) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:

@@ -18,6 +18,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from attnres.files import replacing
+
 FOLDER = "checkpoints"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -32,14 +34,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.name == LAST and path.exists():
-            os.replace(path, path.with_name(PREVIOUS))
-        os.replace(part, path)
+        with replacing(path) as part:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.name == LAST and path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the names, too

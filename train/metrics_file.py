@@ -6,7 +6,6 @@ Both hold every row once, also of a run that was killed and resumed.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_only
+
+from attnres.files import replacing
 
 METRICS, PROBES = "metrics.csv", "probes.csv"
 
@@ -40,12 +41,10 @@ class _MetricsWriter(ExperimentWriter):
     def _replace(self, columns: list[str], rows: Iterable[Mapping[str, str]]) -> None:
         """All at once: a run that is killed meanwhile still has the old file."""
         path = Path(self.metrics_file_path)
-        part = path.with_name(path.name + ".part")
-        with part.open("w", newline="") as file:
+        with replacing(path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(part, path)
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self._replace(fieldnames, read_metrics(Path(self.metrics_file_path))[1])

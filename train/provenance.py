@@ -21,6 +21,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
+from attnres.files import replacing
 from attnres.versions import code_version, package_versions
 from probe.checkpoints import read_json
 from train.tensorboard_logger import RunTensorBoardLogger
@@ -43,9 +44,8 @@ def record_provenance(trainer: Trainer, config_file: Path, seed: int) -> None:
     path = config_file.with_name(FILE)
     segments = read_segments(path) if path.exists() else []
     record = {"segments": [*segments, describe_start(trainer, config_file, seed)]}
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     config = {key: value for key, value in read_config(config_file).items() if key not in NOT_OF_THE_RUN}
     for logger in trainer.loggers:
         if isinstance(logger, RunWandbLogger | RunTensorBoardLogger):

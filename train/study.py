@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from attnres.files import replacing
 from probe.checkpoints import read_json
 from probe.cli import build_parser
 from probe.commands import probe_settings
@@ -210,9 +210,8 @@ def claim_directory(study: Study, directory: Path) -> None:
         raise ValueError(f"--dir '{directory}' is not empty and holds no study ({FILE}); give another folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        part = directory / f"{FILE}.{os.getpid()}.part"
-        part.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        with replacing(path, shared=True) as part:
+            part.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--dir '{directory}' cannot be used: {error.strerror}; give another folder") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from attnres import FAMILIES
+from attnres.files import replacing
 from probe import stats, storage
 from probe.checkpoints import RUN_FILE, read_json
 from probe.figures import largest_effect_step
@@ -124,9 +124,8 @@ def write_tables(directory: Path, runs: pd.DataFrame, seeds: pd.DataFrame) -> li
     for name, table in (("study", runs), ("study_seeds", seeds)):
         for suffix, write in ((".parquet", table.to_parquet), (".csv", table.to_csv)):
             path = directory / f"{name}{suffix}"
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")
-            write(part, index=False)
-            os.replace(part, path)
+            with replacing(path, shared=True) as part:
+                write(part, index=False)
             written.append(path)
     return written
 
