@@ -25,9 +25,14 @@ def test_a_file_is_replaced_when_it_is_whole(shared, tmp_path):
 def test_after_an_error_all_is_as_it_was(tmp_path):
     path = tmp_path / "table.json"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as part:
-        part.write_text("ne")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(path) as part:
+            part.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError), replacing(path):

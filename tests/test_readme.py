@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -89,6 +91,25 @@ def test_make_demo_leaves_table_and_figures(tmp_path):
     final = pd.read_parquet(demo / "trained" / "probe" / "final" / "effects.parquet")
     wrapped = pd.read_parquet(demo / "wrapped" / "probe" / "effects.parquet")
     assert set(final["data_id"]) == set(wrapped["data_id"])  # paired: the same examples
+
+
+def test_documented_shares_are_the_recorded_ones():
+    recorded = json.loads((ROOT / "benchmarks/results/emergence.json").read_text())["results"]
+    columns = [("planted", name) for name in ("within_one_interval", "exact", "interval_covers")]
+    columns += [("null", "no_onset"), ("loud null", "no_onset"), ("loud null", "nothing_held_anywhere")]
+    expected = set()
+    for noise in ("normal", "lognormal (sigma 0.5)", "lognormal (sigma 1)"):
+        shares = [recorded[f"{kind}, {noise} noise"][name] for kind, name in columns]
+        cells = [f"{100 * share['share']:.1f} ± {100 * share['monte_carlo_error']:.1f} %" for share in shares]
+        expected.add(f"| {' | '.join([noise, *cells])} |")
+    assert expected <= set((ROOT / "docs/emergence.md").read_text().splitlines())
+
+
+def test_the_study_probes_as_the_demo_does():
+    makefile = (ROOT / "Makefile").read_text()
+    study = yaml.safe_load((ROOT / "configs/study.yaml").read_text())
+    assert f"\nPROBE := {study['probe']}\n" in makefile
+    assert f"baseline $(RUN)/vanilla {study['baseline']} " in makefile
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/attnres.md"])

@@ -204,3 +204,13 @@ def test_code_without_a_checkout_says_why(checkout, monkeypatch):
     assert found["why_no_commit"] == "the code is not in a git checkout of its own"
     monkeypatch.setenv("PATH", "")
     assert code_of(checkout)["why_no_commit"] == "git is not installed"
+
+
+def test_a_run_with_such_a_record_does_not_go_on(tmp_path, capsys):
+    run = fit(tmp_path / "run", "--trainer.max_steps=1", "--trainer.logger=false")
+    (run / "provenance.json").write_text("{}")
+    with pytest.raises(SystemExit) as stopped:
+        fit(run, "--trainer.max_steps=2", "--ckpt_path=last", "--trainer.logger=false")
+    assert stopped.value.code == 2
+    assert "provenance.json must hold a list of segments, got None" in capsys.readouterr().err.splitlines()[-1]
+    assert (run / "provenance.json").read_text() == "{}"

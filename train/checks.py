@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from probe.checkpoints import RUN_FILE
 from train.checkpoints import FOLDER, newest_checkpoint, read_checkpoint
 from train.provenance import FILE as PROVENANCE
+from train.provenance import read_segments
 from train.sharding import FSDP2, divides
 
 POSITIVE_TRAINER_OPTIONS = (
@@ -198,6 +199,15 @@ def check_run_dir(run_dir: str | None, ckpt_path: str | None, goes_on: bool) -> 
         raise UsageError(
             f"--run_dir '{folder}' is not empty and --ckpt_path is of another run; give that run's folder or a new one"
         )
+
+
+def check_record(run_dir: Path) -> None:
+    """Raises UsageError if the record of a run's earlier starts cannot be added to."""
+    try:
+        if (run_dir / PROVENANCE).exists():
+            read_segments(run_dir / PROVENANCE)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def make_run_dir(folder: Path) -> None:

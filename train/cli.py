@@ -35,6 +35,7 @@ from train.checks import (
     as_list,
     check_groups,
     check_readable,
+    check_record,
     check_run_dir,
     check_same_model,
     check_same_run,
@@ -158,6 +159,7 @@ class TrainCLI(LightningCLI):
             self.checkpoint = load_checkpoint(Path(ckpt_path))
         if self.subcommand == "fit":
             check_run_dir(run_dir, ckpt_path, goes_on)
+            check_record(Path(run_dir))
             self.logger_choice = self._get(self.config, "trainer")["logger"]
             try:
                 check_loggers(self.logger_choice)
