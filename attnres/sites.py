@@ -61,6 +61,11 @@ class ReadSite:
         return "final" if self.layer_idx is None else REGIONS[3 * self.layer_idx // self.num_layers]
 
 
+def regions_of(num_layers: int) -> tuple[str, ...]:
+    """The regions that a model of `num_layers` has: with fewer than three layers not all of them."""
+    return tuple(dict.fromkeys(REGIONS[3 * layer_idx // num_layers] for layer_idx in range(num_layers)))
+
+
 def read_sites(config: AttnResConfig) -> tuple[ReadSite, ...]:
     """All reads of a model of this configuration, in order: layer 0 self_attn, layer 0 mlp, layer 1 …, [final]."""
     cumulative = config.attnres_source == "cumulative"

@@ -131,6 +131,7 @@ class ProbeCallback(Callback):
         self.stopped_at: int | None = None
         self._dropped: frozenset[int] = frozenset()
         self._decided_step = -1
+        self._told: tuple[int, set[str]] = (-1, set())  # the last step that loggers were told of, and which names
 
     def settings_for(
         self, task: MQAR, model: AttnResForCausalLM, world_size: int = 1, full: bool = False
@@ -296,13 +297,13 @@ class ProbeCallback(Callback):
             about = {"run": run, "condition": str(pl_module.condition), "seed": task.seed, "step": step}
             return probe_model(model, task, settings, directory, **about, resumable=is_shared)
 
-    @staticmethod
-    def _report(trainer: Trainer, probe: Probe) -> None:
+    def _report(self, trainer: Trainer, probe: Probe) -> None:
         step, learned = trainer.global_step, "" if probe.summary["clean"]["task_learned"] else " (not learned)"
         rank_zero_info(
             f"probe at step {step}: accuracy {probe.accuracy:.3f}{learned} on the probe split, {probe.seconds:.1f} s"
         )
-        publish.log_probe(trainer.loggers, probe, step)
+        told = self._told[1] if self._told[0] == step else set()
+        self._told = step, publish.log_probe(trainer.loggers, probe, step, told)
 
     def _stop_if_settled(self, trainer: Trainer, probe: Probe | None) -> None:
         """On all processes, as the first one finds."""

@@ -29,6 +29,7 @@ from probe.page_data import NEEDED, load_page_runs
 from probe.parts import IDENTITY
 from probe.prompts import TextPrompts
 from probe.runner import PARTS, Probe, ProbeSettings, check_probe, probe_model, sweep_share
+from probe.runs import repeated_seeds
 from probe.tasks import ProbeTask, probe_inputs
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def report(args: argparse.Namespace) -> None:
         raise ValueError(f"--page {page} is a folder: name a file")
     shown = load_page_runs(args.runs)
     runs = [run.probed for run in shown]
-    for line in [line for run in runs for line in reporting.warnings(run)]:
+    for line in [*(line for run in runs for line in reporting.warnings(run)), *repeated_seeds(runs)]:
         print(line)
     print("Mass and causal effect of each source family, all layers (mask and renormalise, all positions;")
     print("control: as much mass taken from other sources, drawn at random)\n")
@@ -117,7 +118,7 @@ def report(args: argparse.Namespace) -> None:
         print("\n" + over_seeds)
     emergences = [run.emergence for run in shown]
     found = [emergence for emergence in emergences if emergence is not None]
-    for text in [*map(reporting.describe_emergence, found), reporting.emergence_over_seeds(found)]:
+    for text in [*map(reporting.describe_emergence, found), reporting.emergence_over_seeds(runs, emergences)]:
         if text:
             print("\n" + text)
     print("\nwritten:")

@@ -7,7 +7,7 @@ come from one cluster bootstrap, whose resamples of sequences are the same at ev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from attnres import REGIONS, SUBLAYERS
+from attnres.sites import regions_of
 from probe import onsets, stats, storage
 from probe.checkpoints import read_json
 from probe.motifs import Cell, Reader, motif_name, primary_rows, resampled_criterion
@@ -45,7 +46,7 @@ class Emergence:
         curves: a row per step, sublayer, scope and family: `effect` with `ci_low` and `ci_high` (nats), `mass` with
             `mass_low` and `mass_high`, `applicable`, and whether the motif's criterion `holds` at that step.
         accuracy: a row per step: `accuracy` on the probe split with `low` and `high`, `pairs` in training.
-        left_out: steps that were probed on other sequences than the last one, and take no part.
+        left_out: steps that take no part: probed on other sequences than the last one, or not in all regions.
     """
 
     table: pd.DataFrame
@@ -73,26 +74,27 @@ class Emergence:
 def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) -> Emergence | None:
     """Emergence in a run directory that was probed while it trained, or in its folder of results.
 
-    None with fewer than two probes of the same regions.
+    None with fewer than two probes of all regions.
 
     Raises:
         ValueError: tables that cannot be read or are incomplete, with what is wrong.
     """
-    folder = directory / "probe" if (directory / "probe" / "effects.parquet").exists() else directory
-    if not (folder / "effects.parquet").exists():
+    folder = storage.find_training(directory)
+    if folder is None:
         return None
     effects = storage.read_effects(folder)
-    if primary_rows(effects)["step"].nunique() < 2:
+    steps = set(primary_rows(effects)["step"])
+    if len(steps) < 2:
         return None
     clusters = storage.read_clusters(folder)
-    if lost := sorted(set(effects["step"]) - set(clusters["step"])):
+    if lost := sorted(steps - set(primary_rows(clusters)["step"])):
         raise ValueError(f"{folder} is incomplete: clusters.parquet lacks step {lost[0]} of effects.parquet")
     if not (folder / "summary.json").exists():
         raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
-    curves = training_curves(folder.parent) if folder.name == "probe" else None  # or of whom it is nobody can say
-    num_pairs = int(read_json(folder / "summary.json")["num_pairs"])
+    curves, summary = training_curves(directory), read_json(folder / "summary.json")
     pairs = None if curves is None else curves["pairs"].dropna()
-    return find_emergence(effects, clusters, num_pairs, pairs, num_resamples, seed)
+    regions = regions_of(summary["model"]["num_hidden_layers"])
+    return find_emergence(effects, clusters, int(summary["num_pairs"]), pairs, num_resamples, seed, regions)
 
 
 def find_emergence(
@@ -102,10 +104,12 @@ def find_emergence(
     pairs: pd.Series | None = None,
     num_resamples: int = 2000,
     seed: int = 0,
+    regions: Collection[str] = REGIONS,
 ) -> Emergence | None:
     """Find when motifs emerge in the tables of one run, probed at several steps.
 
-    None where no (sublayer, family, region) was ablated at each of two steps or more.
+    A motif is of one region as against all others, so only steps at which all were probed take part. None where they
+    are fewer than two, or have no (sublayer, family, region) in common that could be ablated.
 
     The rows of `table`, all times being probed steps and NaN "never":
 
@@ -127,17 +131,24 @@ def find_emergence(
         effects, clusters: the tables of the probes.
         num_pairs: K.
         pairs: pairs in training by step, where logged.
+        regions: those that the model has.
     """
     rows = primary_rows(effects)
-    rows = rows[rows["run"] == rows["run"].iloc[-1]]
-    is_same = rows["data_id"] == rows.loc[rows["step"].idxmax(), "data_id"]
-    left_out = tuple(sorted({int(step) for step in rows.loc[~is_same, "step"]}))
-    rows = rows[is_same & rows["scope"].isin(SCOPES)]
-    rows = rows[rows["step"].isin(rows.loc[rows["scope"].isin(REGIONS), "step"])]
-    clusters = clusters[(clusters["run"] == rows["run"].iloc[0]) & ~clusters["step"].isin(left_out)]
-    if rows["step"].nunique() < 2:
+    if rows.empty:
         return None
-    clusters = clusters[clusters["step"].isin(rows["step"])]
+    run = rows["run"].iloc[-1]
+    rows = rows[(rows["run"] == run) & rows["scope"].isin(SCOPES)]
+    probed = rows[rows["sublayer"].isin(SUBLAYERS)].groupby("step")["scope"].agg(set)
+    whole = {step for step, scopes in probed.items() if scopes >= set(regions)}
+    if not whole:
+        return None
+    data_id = rows.loc[rows["step"] == max(whole), "data_id"].iloc[0]
+    taken = set(rows.loc[rows["data_id"] == data_id, "step"]) & whole
+    if len(taken) < 2:
+        return None
+    left_out = tuple(sorted(int(step) for step in set(rows["step"]) - taken))
+    rows = rows[rows["step"].isin(taken)]
+    clusters = clusters[(clusters["run"] == run) & clusters["step"].isin(taken)]
     finder = _Finder(rows, clusters, num_pairs, pairs, num_resamples, seed)
     return finder.find(left_out) if finder.cells else None
 
@@ -264,20 +275,13 @@ class _Finder:
             "last_held": float(self.steps[holds][-1]) if holds.any() else math.nan,
             "n_held": int(holds.sum()),
             "n_probes": len(self.steps),
-            "pairs": self._pairs_at(onsets.at_step(start, self.steps)),
+            "pairs": pairs_at(self.pairs, onsets.at_step(start, self.steps)),
             "accuracy": accuracy,
             **{
-                f"{name}_pairs": self._pairs_at(onsets.at_step(times[name][0], self.steps))
+                f"{name}_pairs": pairs_at(self.pairs, onsets.at_step(times[name][0], self.steps))
                 for name in ("effect_half", "mass_half", "accuracy_half")
             },
         }
-
-    def _pairs_at(self, step: float) -> float:
-        """Pairs in training at a step: the last that were logged by then, or before that the first; pairs grow."""
-        if self.pairs is None or self.pairs.empty or math.isnan(step):
-            return math.nan
-        until = self.pairs[self.pairs.index <= step]
-        return float(until.iloc[-1] if len(until) else self.pairs.iloc[0])
 
     def _times(self, times: Mapping[str, tuple[Any, np.ndarray]]) -> dict[str, float]:
         numbers: dict[str, float] = {}
@@ -307,7 +311,19 @@ class _Finder:
             mean, resampled = self.answered.sum(0) / self.counts.sum(), self._resample(self.answered, self.counts)
             low, high = onsets.percentiles(resampled, resampled)
         numbers = {"step": self.steps, "accuracy": mean, "low": low, "high": high}
-        return pd.DataFrame(numbers).assign(pairs=[self._pairs_at(float(step)) for step in self.steps])
+        return pd.DataFrame(numbers).assign(pairs=[pairs_at(self.pairs, float(step)) for step in self.steps])
+
+
+def pairs_at(pairs: pd.Series | None, step: float) -> float:
+    """Pairs in training at a step: the last that were logged by then, or before that the first; pairs grow.
+
+    Args:
+        pairs: by step; None or empty where nothing was logged, then NaN.
+    """
+    if pairs is None or pairs.empty or math.isnan(step):
+        return math.nan
+    until = pairs[pairs.index <= step]
+    return float(until.iloc[-1] if len(until) else pairs.iloc[0])
 
 
 def after_accuracy(row: Mapping[Any, Any]) -> tuple[str, float, float]:
@@ -323,7 +339,7 @@ SPREAD = ("median", "smallest", "largest")
 
 
 def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The `table`s of several runs, over the seeds of each condition: median, smallest and largest of each time.
+    """The `table`s of the seeds of one experiment: median, smallest and largest of each time.
 
     A row per condition, sublayer, family and region that held at some probe of some seed or is the study's: `n_seeds`,
     `n_emerged`, `n_transient`, and `{onset, effect_half, mass_half, accuracy_half}_{median, smallest, largest}` over
@@ -332,7 +348,7 @@ def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     rows = []
     keys = ["condition", "sublayer", "family", "region", "motif"]
     spreads = [f"{name}_{what}" for name in ("onset", "effect_half", "mass_half", "accuracy_half") for what in SPREAD]
-    for place, runs in pd.concat(tables).drop_duplicates([*keys, "seed"]).groupby(keys, sort=False):
+    for place, runs in pd.concat(tables).groupby(keys, sort=False):
         if not runs["motif"].iloc[0] and (runs["status"] == "never").all():
             continue
         row: dict[str, Any] = dict(zip(keys, place, strict=True))  # type: ignore[call-overload]

@@ -46,7 +46,9 @@ def write_figures(runs: Sequence[ProbedRun], emergences: Sequence[Emergence | No
 
 
 def _write_emergence(run: ProbedRun, emergence: Emergence, folder: Path) -> list[Path]:
-    effects = storage.read_effects(run.directory / "probe")
+    folder_of_tables = storage.find_training(run.directory)
+    assert folder_of_tables is not None  # there is an emergence
+    effects = storage.read_effects(folder_of_tables)
     num_pairs, title = run.summary["num_pairs"], f"{run.summary['condition']}, seed {run.summary['seed']}"
     scopes, written = set(emergence.curves["scope"]), []
     if scopes & {"all", "final"}:

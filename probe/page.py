@@ -21,6 +21,7 @@ from probe.page_curves import accuracy_panel, accuracy_table, all_steps, curves_
 from probe.page_data import KEPT, NEEDED, PageRun
 from probe.page_layout import Panel, darkened, templates
 from probe.page_tables import Texts, legend, methods, motif_rows, motif_table, runs_table, seeds_table, warnings_of
+from probe.runs import repeated_seeds
 
 DIGITS = 7
 """Significant digits of embedded numbers."""
@@ -46,6 +47,8 @@ def build_page(runs: Sequence[PageRun]) -> str:
     """
     left_out = [run for run in runs if not run.has_cells]
     runs = [run for run in runs if run.has_cells]
+    notes = [f"{run.name} is not shown: it holds no {NEEDED}." for run in left_out]
+    notes += [f"{line}." for line in repeated_seeds([run.probed for run in runs])]
     texts, steps = Texts(), all_steps(runs)
     accuracies, compared, motifs = accuracy_table(runs), comparison_table(runs), motif_rows(runs)
     tables = {f"cells-{number}": _cells(run) for number, run in enumerate(runs)}
@@ -56,7 +59,7 @@ def build_page(runs: Sequence[PageRun]) -> str:
     limit = largest_effect(runs)
     of_runs = [_panels(run, number, limit) for number, run in enumerate(runs)]
     body = [
-        _section("Runs", runs_table(runs, texts), *(_left_out(run) for run in left_out)),
+        _section("Runs", runs_table(runs, texts), *(_warning(line) for line in notes)),
         _section("Accuracy and comparison", *(_panel_html(panel, texts) for panel in shared)),
         _section("Motifs", motif_table(runs, texts), *(_csv_button(name) for name in tables if name == "motifs")),
         *(_section("Motifs over seeds", seeds) for seeds in [seeds_table(runs)] if seeds),
@@ -107,12 +110,12 @@ def _section(heading: str, *content: str) -> str:
     return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(filter(None, content)) + "\n</section>"
 
 
-def _left_out(run: PageRun) -> str:
-    return f'<p class="warning">{escape(run.name)} is not shown: it holds no {escape(NEEDED)}.</p>'
+def _warning(line: str) -> str:
+    return f'<p class="warning">{escape(line)}</p>'
 
 
 def _run_section(run: PageRun, panels: Sequence[Panel], texts: Texts) -> str:
-    lines = [f'<p class="warning">{escape(line)}</p>' for line in warnings_of(run)]
+    lines = [_warning(line) for line in warnings_of(run)]
     if not run.has_course:
         lines.append(
             '<p class="status">It was not probed at several steps while it trained: it has no curves over training, '

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from attnres import FAMILIES
+from probe.emergence import pairs_at
 from probe.page_data import ESTIMATE, FINAL, TRAINING, WIDE_SCOPES, PageRun
 from probe.page_layout import (
     COLORS,
@@ -53,11 +54,10 @@ def accuracy_table(runs: Sequence[PageRun]) -> pd.DataFrame:
     """A row per run, step and split; intervals where sequences were kept."""
     rows = []
     for run in runs:
-        pairs = pd.Series(dtype=float) if run.curves is None else run.curves["pairs"].dropna()
+        pairs = None if run.curves is None else run.curves["pairs"].dropna()
         for (probe, step), accuracy in zip(run.accuracies.index.tolist(), run.accuracies, strict=True):
             row = {"run": run.name, "step": step, "split": "probe", "probe": probe, "accuracy": accuracy}
-            known = pairs[pairs.index <= step]
-            rows.append({**row, "pairs": known.iloc[-1] if probe == TRAINING and len(known) else math.nan})
+            rows.append({**row, "pairs": pairs_at(pairs, step) if probe == TRAINING else math.nan})
         if run.curves is not None:
             for step, accuracy in run.curves["accuracy"].dropna().items():
                 rows.append({"run": run.name, "step": step, "split": "validation", "accuracy": accuracy})

@@ -157,8 +157,7 @@ def load_page_run(directory: Path) -> PageRun:
 
 def _tables(directory: Path, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Effects by kind of probe. A table of one step alone is a final probe: those in training begin with step 0."""
-    candidates = (directory / "probe", directory)
-    folder = next((folder for folder in candidates if (folder / "effects.parquet").exists()), None)
+    folder = storage.find_training(directory)
     effects = last if folder is None else storage.read_effects(folder)
     if effects["step"].nunique() == 1:
         return {FINAL: last}

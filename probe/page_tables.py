@@ -16,6 +16,7 @@ from probe.page_curves import RUN_COLORS, RUN_DASHES, SUBLAYER_NAMES
 from probe.page_data import FINAL, PageRun, Shown
 from probe.page_layout import COLORS, DARK_COLORS, NAMES
 from probe.results import ENOUGH_SEQUENCES
+from probe.runs import groups_of_seeds
 
 DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2", "longdash": "9 3", "longdashdot": "9 2 2 2"}
 MARKERS = {
@@ -225,16 +226,13 @@ def _plain(number: float) -> str:
 
 
 def seeds_table(runs: Sequence[PageRun]) -> str:
-    """Motifs over the seeds of each condition that has several, or an empty string."""
-    by_condition: dict[str, dict[int, pd.DataFrame]] = {}
-    for run in runs:
-        if run.emergence is not None:
-            about = run.probed.summary
-            by_condition.setdefault(about["condition"], {})[about["seed"]] = run.emergence.table
-    several = [table for tables in by_condition.values() if len(tables) > 1 for table in tables.values()]
+    """Motifs over the seeds of each experiment that has several, or an empty string."""
+    found = [(run.probed, run.emergence.table) for run in runs if run.emergence is not None]
+    groups = groups_of_seeds([(run.experiment, run.summary["seed"]) for run, _ in found])
+    several = [over_seeds([found[place][1] for place in group]) for group in groups if len(group) > 1]
     if not several:
         return ""
-    table = over_seeds(several)
+    table = pd.concat(several)
     columns = [("condition", False), ("motif", False), ("emerged", True), *((name, True) for name in TIMES.values())]
     rows = [
         [
@@ -266,7 +264,8 @@ def warnings_of(run: PageRun) -> list[str]:
     if run.emergence is not None and run.emergence.left_out:
         steps = ", ".join(map(str, run.emergence.left_out))
         lines.append(
-            f"Probed on other sequences than at the end, and so without part in the motif table: steps {steps}."
+            "Probed on other sequences than at the end, or not in all regions, and so without part in the motif table: "
+            f"steps {steps}."
         )
     return lines
 

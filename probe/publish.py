@@ -7,7 +7,7 @@ section is a quantity, grouped by what comes before the last it is a region of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,18 @@ def metric_name(quantity: str, sublayer: str, scope: str, family: str) -> str:
     return f"{quantity}/{sublayer}/{scope}/{family}"
 
 
-def log_probe(loggers: Iterable[Logger], probe: Probe, step: int) -> None:
-    """Log a finished probe, at its step. On the first process only."""
-    num_pairs = probe.summary["num_pairs"]
+def log_probe(loggers: Iterable[Logger], probe: Probe, step: int, told: Collection[str] = ()) -> set[str]:
+    """Log a finished probe, at its step. On the first process only.
+
+    Args:
+        told: names that loggers have been told at this step; they are not told again.
+
+    Returns:
+        Those names and what is told now.
+    """
     scalars = {ACCURACY: probe.accuracy, **probe_scalars(probe.effects)}
-    _log(_listeners(loggers), scalars, probe.effects, num_pairs, step)
+    _log(_listeners(loggers), scalars, probe.effects, probe.summary["num_pairs"], step, told)
+    return {*told, *scalars, HEAT_MAPS}
 
 
 def log_rows_of_disk(loggers: Iterable[Logger], directory: Path) -> None:
@@ -84,10 +91,14 @@ def log_summary(loggers: Iterable[Logger], directory: Path) -> None:
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(fields)
+            for name, table in tables.items():
+                values = table.astype(object).where(table.notna(), None)
+                logger.log_table(name, dataframe=values, step=summary["step"])
         else:
             _log_text(logger, "probe/summary", pd.Series(fields, name="value").rename_axis("field").reset_index(), 0)
-        for name, table in tables.items():
-            _log_table(logger, name, table, summary["step"])
+            last = tables[EFFECTS_TABLE]  # as text, thousands of rows would be unreadable, and slow
+            for name, table in {**tables, EFFECTS_TABLE: last[last["step"] == summary["step"]]}.items():
+                _log_text(logger, name, table, summary["step"])
 
 
 def probe_scalars(effects: pd.DataFrame) -> dict[str, float]:
@@ -137,12 +148,17 @@ def _listeners(loggers: Iterable[Logger]) -> list[Logger]:
 
 
 def _log(
-    loggers: Iterable[Logger], scalars: Mapping[str, float], effects: pd.DataFrame, num_pairs: int, step: int
+    loggers: Iterable[Logger],
+    scalars: Mapping[str, float],
+    effects: pd.DataFrame,
+    num_pairs: int,
+    step: int,
+    told: Collection[str] = (),
 ) -> None:
     """The image is drawn where it is needed."""
     image = None
     for logger in loggers:
-        has_logged = getattr(logger, "has_logged", lambda *_: False)
+        has_logged = getattr(logger, "has_logged", lambda _, name: name in told)
         missing = {name: value for name, value in scalars.items() if not has_logged(step, name)}
         if missing:
             logger.log_metrics(missing, step)
@@ -159,13 +175,6 @@ def _log_image(logger: WandbLogger | TensorBoardLogger, image: np.ndarray, step:
         from wandb import Image  # the command line for probes does without W&B
 
         logger.log_metrics({HEAT_MAPS: Image(image)}, step)  # type: ignore[dict-item]
-
-
-def _log_table(logger: WandbLogger | TensorBoardLogger, name: str, table: pd.DataFrame, step: int) -> None:
-    if isinstance(logger, TensorBoardLogger):
-        _log_text(logger, name, table, step)
-    else:
-        logger.log_table(name, dataframe=table.astype(object).where(table.notna(), None), step=step)
 
 
 def _log_text(logger: TensorBoardLogger, name: str, table: pd.DataFrame, step: int) -> None:

@@ -15,7 +15,7 @@ from probe.interventions import MatchedMass
 from probe.motifs import motif_name, primary_rows
 from probe.observer import GEOMETRY
 from probe.results import ENOUGH_SEQUENCES
-from probe.runs import ProbedRun
+from probe.runs import ProbedRun, groups_of_seeds
 
 
 def mass_effect_table(runs: list[ProbedRun]) -> str:
@@ -179,7 +179,9 @@ def describe_emergence(emergence: Emergence) -> str:
         )
     if emergence.left_out:
         steps = ", ".join(map(str, emergence.left_out))
-        lines.append(f"left out, as they were probed on other sequences than the last: steps {steps}")
+        lines.append(
+            f"left out, as they were probed on other sequences than the last or not in all regions: steps {steps}"
+        )
     return "\n".join(lines)
 
 
@@ -199,14 +201,18 @@ def _lag(low: float, high: float) -> str:
     return "—" if np.isnan(low) else f"[{low:+.0f}, {high:+.0f}]"
 
 
-def emergence_over_seeds(emergences: Sequence[Emergence]) -> str:
-    """Onsets and half-rises over the seeds of each condition that has several, or an empty string."""
-    if not emergences:
-        return ""
-    rows = over_seeds([emergence.table for emergence in emergences])
+def emergence_over_seeds(runs: Sequence[ProbedRun], emergences: Sequence[Emergence | None]) -> str:
+    """Onsets and half-rises over the seeds of each experiment that has several, or an empty string."""
+    found = [(run, each) for run, each in zip(runs, emergences, strict=True) if each is not None]
     lines: list[str] = []
-    for condition, table in rows[rows["n_seeds"] > 1].groupby("condition", sort=False):
-        lines.append(f"When motifs emerge, {condition} over {table['n_seeds'].max()} seeds: median [smallest, largest]")
+    for group in groups_of_seeds([(run.experiment, run.summary["seed"]) for run, _ in found]):
+        if len(group) == 1:
+            continue
+        table = over_seeds([found[place][1].table for place in group])
+        if table.empty:
+            continue
+        condition = found[group[0]][0].summary["condition"]
+        lines.append(f"When motifs emerge, {condition} over {len(group)} seeds: median [smallest, largest]")
         for row in table.to_dict("records"):
             spreads = [
                 "—"
@@ -223,15 +229,16 @@ def emergence_over_seeds(emergences: Sequence[Emergence]) -> str:
 
 
 def across_seeds(runs: list[ProbedRun]) -> str:
-    """Effects over the seeds of each condition that was run with several, or an empty string.
+    """Effects over the seeds of each experiment that was run with several, or an empty string.
 
     The seed is the top level: a Student t interval over the seeds' effects, whatever the sequences say.
     """
     lines: list[str] = []
-    for condition in dict.fromkeys(run.summary["condition"] for run in runs):
-        members = {run.summary["seed"]: run for run in runs if run.summary["condition"] == condition}
-        if len(members) < 2:
+    for group in groups_of_seeds([(run.experiment, run.summary["seed"]) for run in runs]):
+        if len(group) < 2:
             continue
+        members = {runs[place].summary["seed"]: runs[place] for place in group}
+        condition = runs[group[0]].summary["condition"]
         rows = pd.concat([primary_rows(run.effects) for run in members.values()])
         rows = rows[rows["scope"].isin(["all", "final"]) & rows["sublayer"].isin(["self_attn", "mlp", "final"])]
         table = rows.pivot(index="seed", columns=["sublayer", "family"], values="effect").dropna(axis=1)

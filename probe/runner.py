@@ -115,6 +115,11 @@ class ProbeSettings:
                 cells += build_grid(sites, kind + suffix, families, self.sublayers, scopes, self.with_aliases)
         if self.coalitions:
             cells += coalition_cells(sites, self.sublayers, self.coalitions)
+        if not cells:
+            where = f"{', '.join(self.sublayers)} in {', '.join(self.scopes or ('any scope',))}"
+            raise ValueError(
+                f"nothing to probe: a model of {model.config.num_hidden_layers} layers has no read of {where}"
+            )
         return tuple(cells)
 
 

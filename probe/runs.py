@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,35 @@ class ProbedRun:
     @property
     def label(self) -> str:
         return f"{self.summary['condition']} (seed {self.summary['seed']}, step {self.summary['step']})"
+
+    @property
+    def experiment(self) -> Hashable:
+        """What runs that differ by their seed alone have in common: condition, shape of the model, K."""
+        return self.summary["condition"], self.summary["num_pairs"], json.dumps(self.summary["model"], sort_keys=True)
+
+
+def groups_of_seeds(runs: Sequence[tuple[Hashable, int]]) -> list[list[int]]:
+    """Which of some runs, as (experiment, seed), are seeds of one experiment: their places in `runs`.
+
+    A run alone in its group has no others; nor have those of an experiment with two runs of one seed, of which nothing
+    says which to take.
+    """
+    groups = []
+    for experiment in dict.fromkeys(experiment for experiment, _ in runs):
+        members = [place for place, run in enumerate(runs) if run[0] == experiment]
+        is_sound = len({runs[place][1] for place in members}) == len(members)
+        groups += [members] if is_sound else [[place] for place in members]
+    return groups
+
+
+def repeated_seeds(runs: Sequence[ProbedRun]) -> list[str]:
+    """A line for each experiment that has a seed more than once."""
+    times = Counter((run.experiment, run.summary["condition"], run.summary["seed"]) for run in runs)
+    return [
+        f"{condition}: seed {seed} is given {count} times, so that its runs are not put together as seeds"
+        for (_, condition, seed), count in times.items()
+        if count > 1
+    ]
 
 
 def load_run(directory: Path) -> ProbedRun:
@@ -94,21 +127,27 @@ def training_curves(directory: Path) -> pd.DataFrame | None:
 
     NaN is what was never logged: a run may end before its first validation.
 
+    Args:
+        directory: a run directory, or its `probe/`.
+
     Raises:
         ValueError: it is not a table with a column "step".
     """
-    path = directory / "metrics.csv"
+    directory = directory.resolve()
+    is_results = directory.name == "probe" and storage.find_training(directory) == directory
+    path = (directory.parent if is_results else directory) / "metrics.csv"
     if not path.exists():
         return None
     try:
-        metrics = pd.read_csv(path)
+        text = path.read_text(encoding="utf-8")
+        metrics = pd.read_csv(StringIO(text[: text.rfind("\n") + 1]))  # a killed run's last line may be torn
     except ValueError as error:  # an empty file, among others
         raise ValueError(f"{path} is not a readable table ({error})") from None
     if "step" not in metrics.columns:
         raise ValueError(f"{path} lacks the column step; was it written by attnres-train?")
     wanted = {"val/accuracy": "accuracy", "train/pairs": "pairs"}
     metrics = metrics.reindex(columns=["step", *wanted]).rename(columns=wanted)
-    if not all(is_numeric_dtype(metrics[column]) for column in metrics.columns):
+    if len(metrics) and not all(is_numeric_dtype(metrics[column]) for column in metrics.columns):
         raise ValueError(f"{path} holds what is not a number in step, {' or '.join(wanted)}")
     # Lightning numbers a row by its last batch, from 0: a validation sees the model of the step after.
     accuracy = metrics.assign(step=metrics["step"] + 1).groupby("step")["accuracy"].max().dropna()

@@ -123,6 +123,12 @@ def find_results(directory: Path) -> Path:
     return found
 
 
+def find_training(directory: Path) -> Path | None:
+    """The folder with the probes of a run while it trained: `probe/` of a run directory, or the folder itself."""
+    candidates = (directory / "probe", directory)
+    return next((folder for folder in candidates if (folder / "effects.parquet").exists()), None)
+
+
 def read_effects(directory: Path) -> pd.DataFrame:
     """`effects.parquet` of `directory`. Raises ValueError if it is not there or lacks columns."""
     return _read_table(directory, "effects", EFFECT_COLUMNS)

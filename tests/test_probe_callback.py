@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from attnres import read_sites
+from attnres.tasks import MQAR
 from probe import runner, storage
 from probe.callback import ProbeCallback, undisturbed
 from train.callbacks import CurriculumCallback
@@ -209,6 +210,12 @@ def test_scopes_that_the_model_lacks_are_refused_before_training(scope, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_scopes_without_reads_are_refused(make_model):
+    message = "nothing to probe: a model of 2 layers has no read of self_attn, mlp in late"
+    with pytest.raises(ValueError, match=message):
+        ProbeCallback(scopes=["late"]).check(MQAR(num_pairs=4, vocab_size=32), make_model(num_hidden_layers=2))
+
+
 def test_first_order_probes_leave_training_alone_too(tmp_path):
     """Gradients are taken in the middle of training: no bit of it changes, none is left behind."""
     probe = ProbeCallback(
@@ -350,7 +357,8 @@ def test_checkpoints_of_before_there_was_a_budget_can_be_gone_on_with():
     probe = ProbeCallback()
     probe.load_state_dict({"last_step": 7})
     assert probe.last_step == 7
-    assert probe.budget.probed == ProbeCallback().budget.probed
+    assert probe.last_full_step == -1
+    assert probe.budget.to_dict() == ProbeCallback().budget.to_dict()
 
 
 def test_a_mode_that_does_not_exist_is_named():

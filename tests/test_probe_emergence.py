@@ -15,6 +15,7 @@ from probe import storage
 from probe.emergence import STUDY_MOTIFS, Emergence, after_accuracy, find_emergence, load_emergence, over_seeds
 from probe.motifs import Reader, motif_name, resampled_criterion
 from probe.report import describe_emergence, emergence_over_seeds
+from probe.runs import ProbedRun, groups_of_seeds, repeated_seeds
 from tests.simulated_run import CELLS, NUM_PAIRS, READS, Planted, simulate
 
 STEPS = np.arange(10) * 20
@@ -131,26 +132,49 @@ def test_seeds_have_a_median_and_a_spread():
 
 
 def test_no_seeds_no_words(planted_run):
-    assert emergence_over_seeds([]) == ""
+    assert emergence_over_seeds([], []) == ""
     nothing = find(planted_run)
     nothing = Emergence(nothing.table.assign(motif="", status="never"), nothing.curves, nothing.accuracy)
     assert over_seeds([nothing.table]).empty
-    assert emergence_over_seeds([nothing, nothing]) == ""
+    assert emergence_over_seeds(seeds_of("a", 0, 1), [nothing, nothing]) == ""
 
 
-def test_cells_that_not_all_steps_have_take_no_part(planted_run):
-    """A probe of late reads alone among others: whatever it finds elsewhere is no part of the table, and no error."""
-    effects = planted_run.effects
+def seeds_of(condition: str, *seeds: int, **about) -> list[ProbedRun]:
+    about = {"condition": condition, "num_pairs": NUM_PAIRS, "model": {"num_hidden_layers": 8}, **about}
+    nothing = pd.DataFrame()
+    return [ProbedRun(Path(f"{condition}-{s}"), nothing, nothing, {**about, "seed": s, "step": 180}) for s in seeds]
+
+
+def test_only_seeds_of_one_experiment_go_together(planted_run):
+    found = find(planted_run)
+    assert "a over 2 seeds" in emergence_over_seeds(seeds_of("a", 0, 1), [found, found])
+    larger = seeds_of("a", 1, model={"num_hidden_layers": 16})
+    assert emergence_over_seeds([*seeds_of("a", 0), *larger], [found, found]) == ""
+    twice = seeds_of("a", 0, 0, 1)
+    assert emergence_over_seeds(twice, [found] * 3) == ""
+    assert repeated_seeds(twice) == ["a: seed 0 is given 2 times, so that its runs are not put together as seeds"]
+    assert repeated_seeds([*seeds_of("a", 0, 1), *seeds_of("b", 0)]) == []
+    assert groups_of_seeds([("a", 0), ("b", 0), ("a", 1), ("b", 0)]) == [[0, 2], [1], [3]]
+
+
+def test_steps_without_all_regions_are_left_out(planted_run):
+    """Of one region alone nothing says that a role is localised there."""
+    effects, clusters = planted_run.effects, planted_run.clusters
     lacks = (effects["step"] == 100) & (effects["scope"] == "early")
-    emergence = find_emergence(effects[~lacks], planted_run.clusters, NUM_PAIRS, **FAST)
-    assert set(emergence.table["region"]) == {"middle", "late"}
-    assert emergence.table["n_probes"].eq(len(STEPS)).all()
-    assert find_emergence(effects[effects["step"] == 100], planted_run.clusters, NUM_PAIRS, **FAST) is None
-    apart = (
-        effects[effects["step"] == 20].query("scope == 'late'"),
-        effects[effects["step"] == 40].query("scope != 'late'"),
-    )
-    assert find_emergence(pd.concat(apart), planted_run.clusters, NUM_PAIRS, **FAST) is None
+    emergence = find_emergence(effects[~lacks], clusters, NUM_PAIRS, **FAST)
+    row = row_of(emergence.table, ("self_attn", "current", "early"))
+    assert (row["onset"], row["n_probes"]) == (planted_run.first_step, len(STEPS) - 1)
+    assert emergence.left_out == (100,)
+    assert 100 not in set(emergence.curves["step"])
+    assert "not in all regions: steps 100" in describe_emergence(emergence)
+    for part in ("scope == 'early'", "step == 100", "scope == 'layer:0'", "kind == 'other'"):
+        assert find_emergence(effects.query(part), clusters, NUM_PAIRS, **FAST) is None
+    partial_at_the_end = find_emergence(effects.query("step < 180 or scope == 'late'"), clusters, NUM_PAIRS, **FAST)
+    assert partial_at_the_end.left_out == (180,)
+    two_layers = effects.query("scope != 'late'")
+    assert find_emergence(two_layers, clusters, NUM_PAIRS, **FAST) is None
+    emergence = find_emergence(two_layers, clusters, NUM_PAIRS, **FAST, regions=("early", "middle"))
+    assert row_of(emergence.table, ("self_attn", "current", "early"))["onset"] == planted_run.first_step
 
 
 def test_lags_and_pairs_of_half_rises(planted_run):
@@ -175,7 +199,7 @@ def write_run(run, directory: Path) -> Path:
     effects = run.effects.assign(**dict.fromkeys(set(storage.EFFECT_COLUMNS) - set(run.effects.columns), 0.0))
     tables = {"effects": effects, "clusters": pd.concat([run.clusters, accuracy])}
     storage.write_tables(directory / "probe", tables)
-    storage.write_summary(directory / "probe", {"num_pairs": NUM_PAIRS})
+    storage.write_summary(directory / "probe", {"num_pairs": NUM_PAIRS, "model": {"num_hidden_layers": 8}})
     return directory
 
 
@@ -193,6 +217,9 @@ def test_a_run_directory_and_its_folder_of_results_are_one_thing(planted_run, tm
 
 def test_what_is_incomplete_or_foreign_is_said_in_a_line(planted_run, tmp_path):
     run_dir = write_run(planted_run, tmp_path)
+    for harmless in ("step,train/pairs\n", "step,train/pairs\n1,4\n2,1e-"):  # nothing logged yet; torn
+        (run_dir / "metrics.csv").write_text(harmless)
+        assert load_emergence(run_dir, **FAST) is not None
     (run_dir / "metrics.csv").write_text("step,train/pairs\n1,many\n")
     with pytest.raises(
         ValueError, match=r"metrics.csv holds what is not a number in step, val/accuracy or train/pairs"

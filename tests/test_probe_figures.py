@@ -98,7 +98,9 @@ def depth(seed=0, condition="cumulative", sublayers=SUBLAYERS, num_pairs=K, size
         heaviest, harmful = rows["mass"].idxmax(), rows["effect"].idxmax()
         dissociated = heaviest != harmful if rows["effect"].max() >= MATTERS else None
         dissociation[sublayer] = {"heaviest": heaviest, "most_harmful": harmful, "dissociated": dissociated}
-    return plots.DepthCells(f"{condition} (seed {seed}, step 40)", condition, seed, num_pairs, cells, dissociation)
+    return plots.DepthCells(
+        f"{condition} (seed {seed}, step 40)", condition, seed, condition, num_pairs, cells, dissociation
+    )
 
 
 def only(rows: pd.DataFrame, **values) -> pd.DataFrame:

@@ -16,10 +16,12 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from attnres.tasks import MQAR
 from probe import page_layout, storage
 from probe.cli import main
 from probe.motifs import primary_rows
 from probe.page import build_page, write_page
+from probe.page_curves import accuracy_table
 from probe.page_data import ESTIMATE, EXACT, TRAINING, WIDE_SCOPES, PageRun, load_page_runs
 from probe.runner import ProbeSettings, probe_model
 from tests.test_probe_cli import QUICK, export
@@ -378,6 +380,40 @@ def test_report_writes_the_page(runs, tmp_path, capsys):
     first = (mine / "report.html").read_text(encoding="utf-8")
     main(["report", str(mine), "--page", str(tmp_path / "new" / "page.html")])
     assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8") == first
+
+
+def test_report_on_the_folder_of_results(runs, tmp_path, capsys):
+    """The folder says all that its run does; elsewhere, pairs in training are not known."""
+    run = Path(shutil.copytree(runs[0], tmp_path / "run", ignore=shutil.ignore_patterns("final")))
+    copy = Path(shutil.copytree(run / "probe", tmp_path / "copy"))
+    for folder in (run, run / "probe", copy):
+        main(["report", str(folder)])
+        printed = capsys.readouterr().out
+        assert "When motifs emerge: cumulative (seed 0), 3 exact probes at steps 0 to 5" in printed
+        assert {path.stem for path in (folder / "figures").iterdir()} >= {"emergence", "motifs", "heat_maps_peak"}
+        assert (folder / "report.html").stat().st_size > 1e6
+    of_run, of_folder, of_copy = (accuracy_table(load_page_runs([folder])) for folder in (run, run / "probe", copy))
+    columns = ["step", "accuracy", "low", "high", "pairs"]
+    pd.testing.assert_frame_equal(of_run[columns], of_folder[columns])
+    assert of_run.query("split == 'probe'").set_index("step")["pairs"].to_dict() == {0: 1, 2: 1, 5: 3}
+    assert of_copy["pairs"].isna().all()
+
+
+def test_one_seed_twice_is_said(runs, tmp_path, capsys):
+    main(["report", *(str(shutil.copytree(runs[1], tmp_path / name)) for name in ("a", "b"))])
+    line = "wrapped: seed 0 is given 2 times, so that its runs are not put together as seeds"
+    assert line in capsys.readouterr().out
+    assert line in (tmp_path / "a/report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_killed_in_training_that_was_probed_without_regions_has_a_report(make_model, tmp_path):
+    model, task = make_model(), MQAR(num_pairs=4, vocab_size=32)
+    settings = ProbeSettings(num_sequences=8, num_resamples=20, scopes=("layer:0", "all"))
+    for step in (0, 3):
+        probe_model(model, task, settings, tmp_path / "probe", run="run", step=step, condition="cumulative", seed=0)
+    main(["report", str(tmp_path)])
+    assert (tmp_path / "report.html").exists()
+    assert not (tmp_path / "figures/motifs.png").exists()
 
 
 @pytest.mark.parametrize("options", [["--scopes", "all"], ["--first-order-only"], ["--scopes", "layer:1"]])

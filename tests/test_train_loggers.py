@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from probe import publish
@@ -19,6 +19,7 @@ from probe.heat_image import CELL_HEIGHT, CELL_WIDTH, HEAD, MARGIN, heat_image
 from tests.probe_rows import expected_rows
 from tests.test_train_cli import fit
 from train.cli import main
+from train.loggers import build_loggers
 
 pytestmark = pytest.mark.usefixtures("quiet_wandb")
 PROBED = ["--probe.enabled=true", "--probe.log_spaced=false", "--probe.accuracy_jump=0", "--probe.num_resamples=20"]
@@ -115,8 +116,24 @@ def test_a_run_that_goes_on_with_another_logger_tells_it_all(tmp_path):
     assert of_probes(csv_rows(run_dir / "probes.csv")) == pytest.approx(expected)
 
 
-def test_a_step_that_is_probed_to_first_order_and_then_whole_has_both_once(tmp_path):
+class Listener(Logger):
+    """A logger that does not know what it has been told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, str]] = []
+
+    name, version = "listener", ""
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.told += [(step, name) for name in metrics if name.startswith("probe")]
+
+    def log_hyperparams(self, *args, **kwargs) -> None: ...
+
+
+def test_a_step_that_is_probed_to_first_order_and_then_whole_has_both_once(tmp_path, monkeypatch):
     """Training is stopped at a step that has been probed."""
+    listener = Listener()
+    monkeypatch.setattr("train.cli.build_loggers", lambda *args: [*build_loggers(*args), listener])
     stop = ["monitor=val/accuracy", "mode=max", "stopping_threshold=-1"]  # at the first validation
     options = ["--trainer.callbacks+=EarlyStopping", *(f"--trainer.callbacks.{option}" for option in stop)]
     run_dir = fit(tmp_path / "run", *PROBED, *FAST, *BOTH, *options, "--probe.mode=first_order")
@@ -127,6 +144,7 @@ def test_a_step_that_is_probed_to_first_order_and_then_whole_has_both_once(tmp_p
         # Tables of estimates alone have no row of accuracy.
         assert set(found) - set(expected) == {(0, "probe/accuracy"), (1, "probe/accuracy")}
         assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-6)
+        assert sorted(listener.told) == sorted(found)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +245,10 @@ def test_motifs_are_a_table_at_the_end(resumed, tmp_path, monkeypatch):
     assert told["onset/mlp/early/embedding"] == 90.0
     assert list(told["probe_table/motifs"]["status"]) == ["emerged", "transient"]
     assert set(told["probe_table/effects"]["metric"]) >= {"nll", "logit_diff"}
+    assert set(told["probe_table/effects"]["step"]) == set(range(6))
+    (text,) = events(tmp_path).Tensors("probe_table/effects/text_summary")[0].tensor_proto.string_val
+    rows = pd.read_parquet(resumed / "probe/effects.parquet").query(f"step == {SUMMARY['step']}")
+    assert text.decode().count("\n") == 1 + len(rows)  # as text, those of the last probe
     assert events(tmp_path).Tensors("probe_table/motifs/text_summary")[0].step == 4
 
 

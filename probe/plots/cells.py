@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ class DepthCells:
 
     Attributes:
         label: as tables call the model, and "not learned" where it has not learned the task.
+        experiment: what its seeds have in common (`ProbedRun.experiment`).
         cells: a row per (sublayer, family): the rows of `effects.parquet` of the primary intervention in all layers
             (`final` for the final read), with `mass_low`, `mass_high`: 95 % bootstrap-t over sequences.
         dissociation: of `summary.json`, by sublayer.
@@ -30,6 +32,7 @@ class DepthCells:
     label: str
     condition: str
     seed: int
+    experiment: Hashable
     num_pairs: int
     cells: pd.DataFrame
     dissociation: dict[str, dict[str, Any]]
@@ -67,6 +70,7 @@ def depth_cells(run: ProbedRun) -> DepthCells | None:
         label=f"{run.label}{learned}",
         condition=run.summary["condition"],
         seed=run.summary["seed"],
+        experiment=run.experiment,
         num_pairs=run.summary["num_pairs"],
         cells=rows.merge(ends, on=["sublayer", "family"], how="left"),
         dissociation=run.summary["dissociation"],

@@ -32,6 +32,7 @@ from probe.plots.style import (
     in_paper_style,
     present,
 )
+from probe.runs import groups_of_seeds
 
 SEED: dict[str, Any] = {"marker": "o", "markerfacecolor": "w", "markersize": 2.5, "linestyle": ""}
 ENDS = {"mass": ("mass_low", "mass_high"), "effect": ("ci_low", "ci_high")}
@@ -57,13 +58,15 @@ class Estimate:
 
 
 def groups_of(runs: Sequence[DepthCells]) -> list[Group]:
-    """The seeds of a condition together; each run by itself where a condition has a seed twice."""
+    """The seeds of an experiment together; each run by itself where it has a seed twice."""
     groups: list[Group] = []
-    for condition in dict.fromkeys(run.condition for run in runs):
-        members = [run for run in runs if run.condition == condition]
-        if len({run.seed for run in members}) < len(members):
-            groups += [Group(run.label, [run]) for run in members]
+    together = groups_of_seeds([(run.experiment, run.seed) for run in runs])
+    experiments = Counter(runs[group[0]].experiment for group in together)
+    for members in ([runs[place] for place in group] for group in together):
+        if experiments[members[0].experiment] > 1:
+            groups.append(Group(members[0].label, members))
         else:
+            condition = members[0].condition
             learned = [run for run in members if "not learned" not in run.label]
             missing = len(members) - len(learned)
             unlearned = f" ({missing} not learned)" if missing and len(members) > 1 else ", not learned" * missing
