@@ -18,6 +18,9 @@ OLDEST_RELEASES := transformers==5.4.0 huggingface_hub==1.5.0 tokenizers==0.22.2
 OLDEST_TESTS := $(patsubst %,tests/test_%.py,modeling loading features precision generation configuration baseline routing \
 	sites requirements probe_cli text_cli train_module)
 
+# Two processes of one thread each: tests are small, and most of their time one thread works.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 # Optional: what other people's programs make of our models.
 CLIENTS := .venv/.clients
 
@@ -35,10 +38,10 @@ study: $(INSTALLED)
 
 # The page is tested in a browser: Debian's chromium, or the one that ATTNRES_CHROMIUM names (ATTNRES_NO_BROWSER=1: not).
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --ignore tests/integration
+	$(PYTEST) --ignore tests/integration
 
 test-oldest: $(OLDEST)
-	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest $(OLDEST_TESTS)
+	PYTHONPATH=$(OLDEST) $(PYTEST) $(OLDEST_TESTS)
 
 test-integration: $(CLIENTS)
 	ATTNRES_INTEGRATION=1 $(BIN)/python -m pytest tests/integration
