@@ -58,12 +58,16 @@ class ReadSite:
     @property
     def region(self) -> str:
         """The third of the layers it lies in (`3 * layer_idx // num_layers`); "final" for the final read."""
-        return "final" if self.layer_idx is None else REGIONS[3 * self.layer_idx // self.num_layers]
+        return "final" if self.layer_idx is None else _region(self.layer_idx, self.num_layers)
+
+
+def _region(layer_idx: int, num_layers: int) -> str:
+    return REGIONS[3 * layer_idx // num_layers]
 
 
 def regions_of(num_layers: int) -> tuple[str, ...]:
     """The regions that a model of `num_layers` has: with fewer than three layers not all of them."""
-    return tuple(dict.fromkeys(REGIONS[3 * layer_idx // num_layers] for layer_idx in range(num_layers)))
+    return tuple(dict.fromkeys(_region(layer_idx, num_layers) for layer_idx in range(num_layers)))
 
 
 def read_sites(config: AttnResConfig) -> tuple[ReadSite, ...]:

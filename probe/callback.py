@@ -224,9 +224,13 @@ class ProbeCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key in STATE:
             setattr(self, key, state_dict.get(key, getattr(self, key)))
-        if "budget" in state_dict:  # checkpoints of before there was one begin a new one
+        if "budget" in state_dict:
             self.budget.load_state_dict(state_dict["budget"])
             self.settled.load_state_dict(state_dict["settled"])
+        else:
+            rank_zero_info(
+                "the checkpoint does not say what probes have cost: probe.max_probe_fraction counts from here"
+            )
 
     def _applies(self, pl_module: LightningModule) -> bool:
         return self.enabled and isinstance(pl_module.model, AttnResForCausalLM)

@@ -19,9 +19,9 @@ import pandas as pd
 from attnres import REGIONS, SUBLAYERS
 from attnres.sites import regions_of
 from probe import onsets, stats, storage
-from probe.checkpoints import read_json
+from probe.families import WIDE_SCOPES
 from probe.motifs import Cell, Reader, motif_name, primary_rows, resampled_criterion
-from probe.runs import training_curves
+from probe.runs import read_summary, training_curves
 
 STUDY_MOTIFS = {
     "embedding -> early mlp": ("mlp", "embedding", "early"),
@@ -30,7 +30,6 @@ STUDY_MOTIFS = {
     "older -> late attention": ("self_attn", "older", "late"),
 }
 """The study's three motifs (arXiv:2606.13168; `current` has one in each sublayer): (sublayer, family, region)."""
-SCOPES = (*REGIONS, "all", "final")
 LAGS = {"mass_effect": ("mass_half", "effect_half"), "effect_accuracy": ("effect_half", "accuracy_half")}
 LAGS |= {f"{name}_accuracy": (name, "accuracy_half") for name in ("onset", "first_held")}
 LAGS |= {"mass_accuracy": ("mass_half", "accuracy_half")}
@@ -89,9 +88,7 @@ def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) ->
     clusters = storage.read_clusters(folder)
     if lost := sorted(steps - set(primary_rows(clusters)["step"])):
         raise ValueError(f"{folder} is incomplete: clusters.parquet lacks step {lost[0]} of effects.parquet")
-    if not (folder / "summary.json").exists():
-        raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
-    curves, summary = training_curves(directory), read_json(folder / "summary.json")
+    curves, summary = training_curves(directory), read_summary(folder)
     pairs = None if curves is None else curves["pairs"].dropna()
     regions = regions_of(summary["model"]["num_hidden_layers"])
     return find_emergence(effects, clusters, int(summary["num_pairs"]), pairs, num_resamples, seed, regions)
@@ -137,7 +134,7 @@ def find_emergence(
     if rows.empty:
         return None
     run = rows["run"].iloc[-1]
-    rows = rows[(rows["run"] == run) & rows["scope"].isin(SCOPES)]
+    rows = rows[(rows["run"] == run) & rows["scope"].isin(WIDE_SCOPES)]
     probed = rows[rows["sublayer"].isin(SUBLAYERS)].groupby("step")["scope"].agg(set)
     whole = {step for step, scopes in probed.items() if scopes >= set(regions)}
     if not whole:

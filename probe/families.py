@@ -81,6 +81,10 @@ def is_aliased(site: ReadSite, families: Sequence[str]) -> bool:
     return len({site.families[i] in families for i in site.aliased_sources}) == 2
 
 
+WIDE_SCOPES = (*REGIONS, "all", "final")
+"""Scopes that are not single layers."""
+
+
 def all_scopes(sites: Sequence[ReadSite]) -> tuple[str, ...]:
     """Every scope of a model: its thirds, all, each layer, and the final read if it has one."""
     layers = tuple(f"layer:{i}" for i in range(sites[0].num_layers))
@@ -89,8 +93,8 @@ def all_scopes(sites: Sequence[ReadSite]) -> tuple[str, ...]:
 
 
 def region_scopes(sites: Sequence[ReadSite]) -> tuple[str, ...]:
-    """The scopes of a model that are not single layers: its thirds, all, and the final read if it has one."""
-    return tuple(scope for scope in all_scopes(sites) if not scope.startswith("layer:"))
+    """`WIDE_SCOPES` that a model has: not all have a final read."""
+    return tuple(scope for scope in all_scopes(sites) if scope in WIDE_SCOPES)
 
 
 def reads_of(sites: Sequence[ReadSite], sublayer: str, scope: str) -> tuple[int, ...]:

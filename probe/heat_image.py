@@ -15,9 +15,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from attnres import FAMILIES, REGIONS
-from probe.families import FIRST_ORDER
-from probe.interventions import MaskRenormalise
-from probe.motifs import MATTERS, primary_rows
+from probe.motifs import ESTIMATE, MATTERS, primary_rows
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN, HEAD, FOOT = 46, 20, 48, 34, 34
 TITLES = {"self_attn": "attention", "mlp": "MLP", "both": "both"}
@@ -40,7 +38,7 @@ def heat_image(effects: pd.DataFrame, num_pairs: int) -> np.ndarray | None:
     """
     rows, title = primary_rows(effects), "effect"
     if rows.empty:
-        rows, title = primary_rows(effects, kind=MaskRenormalise.kind + FIRST_ORDER), "1st-order effect"
+        rows, title = primary_rows(effects, kind=ESTIMATE), "1st-order effect"
     scopes = _scopes(rows)
     rows = rows[rows["scope"].isin(scopes)]
     sublayers = [sublayer for sublayer in TITLES if sublayer in set(rows["sublayer"])]

@@ -15,9 +15,14 @@ import pandas as pd
 
 from attnres import REGIONS, SUBLAYERS
 from probe import stats
+from probe.families import FIRST_ORDER
 from probe.interventions import MaskRenormalise
 from probe.metrics import PRIMARY
 
+EXACT = MaskRenormalise.kind
+"""The primary intervention."""
+ESTIMATE = EXACT + FIRST_ORDER
+"""Its estimate to first order."""
 MATTERS = 0.05
 """An effect matters from this fraction of ln K."""
 LEVEL = 0.05
@@ -34,7 +39,7 @@ def motif_name(sublayer: str, family: str, region: str) -> str:
     return f"{family} -> {region} {'attention' if sublayer == 'self_attn' else sublayer}"
 
 
-def primary_rows(table: pd.DataFrame, metric: str = PRIMARY, kind: str = MaskRenormalise.kind) -> pd.DataFrame:
+def primary_rows(table: pd.DataFrame, metric: str = PRIMARY, kind: str = EXACT) -> pd.DataFrame:
     """Rows (of effects or clusters) of the primary intervention: exact masks, all positions, families alone."""
     primary = (table["kind"] == kind) & (table["positions"] == "all") & ~table["with_aliases"]
     return table[primary & (table["metric"] == metric)]

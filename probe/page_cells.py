@@ -10,6 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from attnres import FAMILIES, SUBLAYERS
+from probe.families import WIDE_SCOPES
+from probe.motifs import ESTIMATE
 from probe.page_curves import (
     EFFECT_HOVER,
     HOVER_COLUMNS,
@@ -19,7 +21,7 @@ from probe.page_curves import (
     all_steps,
     unlearned,
 )
-from probe.page_data import ESTIMATE, WIDE_SCOPES, PageRun, Shown
+from probe.page_data import PageRun, Shown
 from probe.page_layout import (
     COLORS,
     GREY,
@@ -118,7 +120,7 @@ def _map_layout(maps: list[Map], scopes: dict[str, list[str]], screen: str, limi
     for block in blocks:
         heights += [size * len(scopes[block])] * (1 if screen == "wide" or block == "final" else 2)
     for block, sublayer, value in maps:
-        side = 0 if block == "final" else SUBLAYERS.index(sublayer)  # type: ignore[arg-type]
+        side = 0 if block == "final" else list[str](SUBLAYERS).index(sublayer)
         row, column = blocks.index(block), MAPS.index(value) + 2 * side
         if screen == "narrow":
             row, column = 2 * blocks.index(block) + side, MAPS.index(value)

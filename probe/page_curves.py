@@ -12,7 +12,9 @@ import plotly.graph_objects as go
 
 from attnres import FAMILIES
 from probe.emergence import pairs_at
-from probe.page_data import ESTIMATE, FINAL, TRAINING, WIDE_SCOPES, PageRun
+from probe.families import WIDE_SCOPES
+from probe.motifs import ESTIMATE
+from probe.page_data import FINAL, TRAINING, PageRun
 from probe.page_layout import (
     COLORS,
     GREY,

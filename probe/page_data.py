@@ -10,17 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from attnres import REGIONS, SUBLAYERS
+from attnres import SUBLAYERS
 from probe import storage
 from probe.emergence import Emergence, load_emergence
-from probe.families import FIRST_ORDER
-from probe.interventions import MaskRenormalise
-from probe.motifs import MATTERS, primary_rows
+from probe.families import WIDE_SCOPES
+from probe.motifs import ESTIMATE, EXACT, MATTERS, primary_rows
 from probe.runs import ProbedRun, load_run, training_curves
 
-EXACT = MaskRenormalise.kind
-ESTIMATE = EXACT + FIRST_ORDER
-WIDE_SCOPES = (*REGIONS, "all", "final")
 SHOWN_SUBLAYERS = (*SUBLAYERS, "final")
 TRAINING, FINAL = "in training", "final"
 NEEDED = f"effects of {EXACT} on NLL at all positions, in attention or MLP reads"

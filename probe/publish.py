@@ -15,23 +15,19 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from attnres import REGIONS
 from probe import storage
 from probe.checkpoints import read_json
-from probe.families import FIRST_ORDER
+from probe.families import WIDE_SCOPES
 from probe.heat_image import heat_image
-from probe.interventions import MaskRenormalise
 from probe.metrics import PRIMARY
-from probe.motifs import primary_rows
+from probe.motifs import ESTIMATE, EXACT, primary_rows
 from probe.runner import Probe
 
-MASK = MaskRenormalise.kind
-SCOPES = (*REGIONS, "all", "final")
 ACCURACY, NLL, HEAT_MAPS = "probe/accuracy", "probe/nll", "probe/heat_maps"
 MASS = "probe_mass"
 QUANTITIES = {
-    MASK: {"effect": "probe_effect", "ci_low": "probe_effect_low", "ci_high": "probe_effect_high"},
-    MASK + FIRST_ORDER: {
+    EXACT: {"effect": "probe_effect", "ci_low": "probe_effect_low", "ci_high": "probe_effect_high"},
+    ESTIMATE: {
         "effect": "probe_first_order",
         "ci_low": "probe_first_order_low",
         "ci_high": "probe_first_order_high",
@@ -111,7 +107,7 @@ def probe_scalars(effects: pd.DataFrame) -> dict[str, float]:
             scalars[name] = float(clean.iloc[0])
     for kind, quantities in QUANTITIES.items():
         rows = primary_rows(effects, kind=kind)
-        for row in rows[rows["scope"].isin(SCOPES)].to_dict("records"):
+        for row in rows[rows["scope"].isin(WIDE_SCOPES)].to_dict("records"):
             cell = (row["sublayer"], row["scope"], row["family"])
             scalars[metric_name(MASS, *cell)] = row["mass"]
             if row["applicable"]:

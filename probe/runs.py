@@ -83,18 +83,23 @@ def load_run(directory: Path) -> ProbedRun:
     if effects.empty:
         raise ValueError(f"{folder / 'effects.parquet'} has no rows: probe again, into a new folder")
     storage.check_clusters(folder)
-    if not (folder / "summary.json").exists():
-        raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
+    summary = read_summary(folder)
     last = effects["step"].max()
     geometry, coalitions = (
         rows[rows["step"] == last] if rows is not None else None
         for rows in (storage.read_geometry(folder), storage.read_coalitions(folder))
     )
     assert geometry is not None
-    summary = read_json(folder / "summary.json")
     if missing := [key for key in SUMMARY_KEYS if key not in summary]:
         raise ValueError(f"{folder / 'summary.json'} is not a summary of this version: it lacks {', '.join(missing)}")
     return ProbedRun(directory, effects[effects["step"] == last], geometry, summary, coalitions)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """`summary.json` of a folder with tables. Raises ValueError if it is not there or cannot be read."""
+    if not (folder / "summary.json").exists():
+        raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
+    return read_json(folder / "summary.json")
 
 
 def what_instead(directory: Path) -> str:

@@ -353,9 +353,11 @@ def test_steps_that_were_dropped_are_remembered_until_they_are_there_again(probe
     assert not (tmp_path / "probe" / storage.DROPPED).exists()
 
 
-def test_checkpoints_of_before_there_was_a_budget_can_be_gone_on_with():
+def test_checkpoints_of_before_there_was_a_budget_can_be_gone_on_with(caplog):
     probe = ProbeCallback()
-    probe.load_state_dict({"last_step": 7})
+    with caplog.at_level("INFO"):
+        probe.load_state_dict({"last_step": 7})
+    assert "does not say what probes have cost" in caplog.text
     assert probe.last_step == 7
     assert probe.last_full_step == -1
     assert probe.budget.to_dict() == ProbeCallback().budget.to_dict()

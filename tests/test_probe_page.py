@@ -19,10 +19,11 @@ from playwright.sync_api import Page, sync_playwright
 from attnres.tasks import MQAR
 from probe import page_layout, storage
 from probe.cli import main
-from probe.motifs import primary_rows
+from probe.families import WIDE_SCOPES
+from probe.motifs import ESTIMATE, EXACT, primary_rows
 from probe.page import build_page, write_page
 from probe.page_curves import accuracy_table
-from probe.page_data import ESTIMATE, EXACT, TRAINING, WIDE_SCOPES, PageRun, load_page_runs
+from probe.page_data import TRAINING, PageRun, load_page_runs
 from probe.runner import ProbeSettings, probe_model
 from tests.test_probe_cli import QUICK, export
 

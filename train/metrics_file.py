@@ -6,7 +6,7 @@ Both hold every row once, also of a run that was killed and resumed.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,14 @@ class _MetricsWriter(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         """The command line has refused directories of other runs."""
+
+
+def rows_before(run_dir: Path, first_step: int) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, metrics) of each row of a run's `metrics.csv` before the step that it goes on from."""
+    path = run_dir / METRICS
+    for row in read_metrics(path)[1] if path.is_file() else []:
+        if (step := int(row.pop("step"))) < first_step:
+            yield step, {name: float(value) for name, value in row.items() if value}
 
 
 class MetricsLogger(CSVLogger):
@@ -108,4 +116,4 @@ class ProbesLogger(MetricsLogger):
             self._logged.update((step, name) for name in probed)
 
 
-__all__ = ["METRICS", "PROBES", "MetricsLogger", "ProbesLogger", "read_metrics"]
+__all__ = ["METRICS", "PROBES", "MetricsLogger", "ProbesLogger", "read_metrics", "rows_before"]

@@ -14,7 +14,7 @@ from lightning.fabric.loggers.tensorboard import _TENSORBOARD_AVAILABLE
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from train.metrics_file import METRICS, read_metrics
+from train.metrics_file import rows_before
 
 FOLDER = "tensorboard"
 
@@ -93,12 +93,8 @@ class RunTensorBoardLogger(TensorBoardLogger):
         return {(event.step, name) for name in events for event in events[name] if event.step < self._first_step}
 
     def _log_rows_of_disk(self) -> None:
-        path = self._run_dir / METRICS
-        rows = read_metrics(path)[1] if path.is_file() else []
-        for row in rows:
-            if (step := int(row.pop("step"))) < self._first_step:
-                kept = {name: float(value) for name, value in row.items() if value}
-                self.log_metrics({name: kept[name] for name in kept if not self.has_logged(step, name)}, step)
+        for step, metrics in rows_before(self._run_dir, self._first_step):
+            self.log_metrics({name: metrics[name] for name in metrics if not self.has_logged(step, name)}, step)
 
 
 __all__ = ["RunTensorBoardLogger", "check_tensorboard"]

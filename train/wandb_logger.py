@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from wandb.errors import Error as WandbError
 
 from train import wandb_files
-from train.metrics_file import METRICS, read_metrics
+from train.metrics_file import METRICS, rows_before
 
 TIMINGS = "throughput/"
 """Metrics that are never twice the same."""
@@ -148,11 +148,8 @@ class RunWandbLogger(WandbLogger):
                 )
 
     def _log_rows_of_disk(self) -> None:
-        path = self._run_dir / METRICS
-        rows = read_metrics(path)[1] if path.is_file() else []
-        for row in rows:
-            if (step := int(row.pop("step"))) < self._first_step:
-                self.log_metrics({name: float(value) for name, value in row.items() if value}, step)
+        for step, metrics in rows_before(self._run_dir, self._first_step):
+            self.log_metrics(metrics, step)
 
 
 def in_sweep() -> bool:

@@ -15,9 +15,7 @@ from matplotlib.path import Path
 
 from attnres import FAMILIES, REGIONS, SUBLAYERS
 from probe.emergence import Emergence
-from probe.families import FIRST_ORDER
-from probe.interventions import MaskRenormalise
-from probe.motifs import MATTERS, primary_rows
+from probe.motifs import ESTIMATE, MATTERS, primary_rows
 from probe.plots.style import (
     ALL_SUBLAYERS,
     EFFECT_LABEL,
@@ -45,7 +43,7 @@ HEADROOM = 0.11
 
 def first_order_rows(effects: pd.DataFrame) -> pd.DataFrame:
     """Rows of the primary mask that were taken to first order."""
-    return primary_rows(effects, kind=MaskRenormalise.kind + FIRST_ORDER)
+    return primary_rows(effects, kind=ESTIMATE)
 
 
 @in_paper_style

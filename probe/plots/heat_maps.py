@@ -17,9 +17,7 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.path import Path
 
 from attnres import FAMILIES, REGIONS, SUBLAYERS
-from probe.families import FIRST_ORDER
-from probe.interventions import MaskRenormalise
-from probe.motifs import LEVEL, MATTERS, primary_rows
+from probe.motifs import ESTIMATE, EXACT, LEVEL, MATTERS, primary_rows
 from probe.plots.style import EFFECT_LABEL, GREY, PAGE, SUBLAYER_LABELS, in_paper_style
 
 VALUES = {"mass": "routing mass", "effect": EFFECT_LABEL}
@@ -54,7 +52,7 @@ class Grid:
 def heat_map_grid(effects: pd.DataFrame) -> Grid | None:
     """The finest exact grid that the table has (layers, else regions), else the finest to first order, else None."""
     for first_order in (False, True):
-        rows = primary_rows(effects, kind=MaskRenormalise.kind + FIRST_ORDER * first_order)
+        rows = primary_rows(effects, kind=ESTIMATE if first_order else EXACT)
         rows = rows[rows["sublayer"].isin(SUBLAYERS)]
         by_unit = {"layer": rows["scope"].str.startswith("layer:"), "region": rows["scope"].isin(REGIONS)}
         for unit, chosen in by_unit.items():
