@@ -2,10 +2,11 @@
 
     python -m benchmarks.emergence --output benchmarks/results/emergence.json
 
-Simulated runs (tests/simulated_run.py) of 16 probes, 64 sequences and a grid of 22 cells. Planted: the harm per read of
-one cell rises to four times what matters, around a random step, within about one interval between probes; the onset is
-found if it is at most one probe away from the first at which the true harm matters. Null: no cell has an effect; a
-sequence's noise is 0.5 nats, or 4 nats ("loud"), with which estimates often matter and only tests can hold them back.
+Simulated runs (tests/support/simulated_run.py) of 16 probes, 64 sequences and a grid of 22 cells. Planted: the harm
+per read of one cell rises to four times what matters, around a random step, within about one interval between probes;
+the onset is found if it is at most one probe away from the first at which the true harm matters. Null: no cell has an
+effect; a sequence's noise is 0.5 nats, or 4 nats ("loud"), with which estimates often matter and only tests can hold
+them back.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from probe.emergence import find_emergence
-from tests.simulated_run import CELLS, NUM_PAIRS, Planted, simulate
+from probe.analysis.emergence import find_emergence
+from tests.support.simulated_run import CELLS, NUM_PAIRS, Planted, simulate
 
 STEPS = np.arange(16) * 20
 RESAMPLES = 500

@@ -26,8 +26,8 @@ from step_memory import STEP_ALONE, peak_of_fit
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from train.cli import main as train
-from train.flops import COUNTED_BY_TORCH
+from train.cli.fit import main as train
+from train.estimate.flops import COUNTED_BY_TORCH
 
 CASES = {
     "tiny": ["--config=configs/demo.yaml"],
@@ -50,7 +50,7 @@ CPU_ATTENTION = {
 
 
 def estimated(options: list[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "train.cli", "estimate", *options, "--trainer.accelerator=cpu", "--json=true"]
+    command = [sys.executable, "-m", "train.cli.fit", "estimate", *options, "--trainer.accelerator=cpu", "--json=true"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 

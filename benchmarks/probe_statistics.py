@@ -23,7 +23,7 @@ import numpy as np
 import scipy
 from scipy.stats import t as student_t
 
-from probe import stats
+from probe.analysis import stats
 
 CLUSTERS = (32, 128, 512)
 QUERIES = 16
@@ -116,7 +116,7 @@ def grid_rejections(
 ) -> dict[str, Any]:
     """Share of simulated grids in which any cell (or the planted one) has p_adjusted <= 0.05.
 
-    As the probe adjusts (`probe.results.estimate`), and beside it by sign flips alone.
+    As the probe adjusts (`probe.analysis.effects.estimate`), and beside it by sign flips alone.
     """
     rejected: dict[str, list[bool]] = {"adjusted": [], "sign_flips_alone": []}
     for seed in range(simulations):

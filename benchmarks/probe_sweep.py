@@ -27,12 +27,12 @@ from scipy.stats import spearmanr
 
 from attnres import AttnResConfig, AttnResForCausalLM
 from attnres.tasks import MQAR
-from probe.checkpoints import load_checkpoint
-from probe.engine import Engine
-from probe.families import FIRST_ORDER, POSITIONS, Cell, build_grid
-from probe.inputs import ProbeInputs
-from probe.interventions import Ablation
-from probe.metrics import CleanRun
+from probe.ablation.engine import Engine
+from probe.ablation.grid import FIRST_ORDER, POSITIONS, Cell, build_grid
+from probe.ablation.interventions import Ablation
+from probe.ablation.metrics import CleanRun
+from probe.examples.inputs import ProbeInputs
+from probe.files.checkpoints import load_checkpoint
 
 SHAPES: dict[str, dict[str, Any]] = {
     "demo": {

@@ -16,9 +16,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from attnres import FAMILIES
 from probe import commands
-from probe.families import ALL_SUBLAYERS, POSITIONS
-from probe.interventions import KINDS
-from probe.metrics import METRICS, PRIMARY
+from probe.ablation.grid import ALL_SUBLAYERS, POSITIONS
+from probe.ablation.interventions import KINDS
+from probe.ablation.metrics import METRICS, PRIMARY
 from probe.runner import ProbeSettings
 
 CHECKPOINT_HELP = "a run directory, a .ckpt file, an exported folder or a hub id"

@@ -18,19 +18,19 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 from attnres import AttnResForCausalLM, wrap_qwen3
 from attnres.tasks import TextRecall, task_from_dict
-from probe import compare as comparison
-from probe import report as reporting
-from probe import storage
-from probe.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, load_tokenizer, read_json
-from probe.figures import write_figures
-from probe.flip import recall_accuracy
-from probe.page import write_page
-from probe.page_data import NEEDED, load_page_runs
-from probe.parts import IDENTITY
-from probe.prompts import TextPrompts
+from probe.analysis import compare as comparison
+from probe.examples.flip import recall_accuracy
+from probe.examples.prompts import TextPrompts
+from probe.examples.tasks import ProbeTask, probe_inputs
+from probe.files import tables as storage
+from probe.files.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, load_tokenizer, read_json
+from probe.files.parts import IDENTITY
+from probe.files.runs import repeated_seeds
+from probe.report import text as reporting
+from probe.report.figures.write import write_figures
+from probe.report.page.build import write_page
+from probe.report.page.data import NEEDED, load_page_runs
 from probe.runner import PARTS, Probe, ProbeSettings, check_probe, probe_model, sweep_share
-from probe.runs import repeated_seeds
-from probe.tasks import ProbeTask, probe_inputs
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

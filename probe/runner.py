@@ -16,17 +16,18 @@ from scipy.stats import spearmanr
 
 from attnres import FAMILIES, AttnResForCausalLM
 from attnres.versions import code_version, package_versions
-from probe import results, storage
-from probe.coalitions import coalition_cells, coalition_table
-from probe.engine import Engine, Plan, ProbeResult
-from probe.families import ALL_SUBLAYERS, FIRST_ORDER, POSITIONS, Cell, all_scopes, build_grid, check_names
-from probe.inputs import ProbeInputs
-from probe.interventions import MIN_REMAINING, Ablation
-from probe.motifs import Reader
-from probe.parts import Parts
-from probe.prompts import TextPrompts
-from probe.results import RunInfo
-from probe.tasks import ProbeTask, flip_inputs, flip_result, num_flips, probe_inputs
+from probe.ablation.engine import Engine, Plan, ProbeResult
+from probe.ablation.grid import ALL_SUBLAYERS, FIRST_ORDER, POSITIONS, Cell, all_scopes, build_grid, check_names
+from probe.ablation.interventions import MIN_REMAINING, Ablation
+from probe.analysis import effects as results
+from probe.analysis.coalitions import coalition_cells, coalition_table
+from probe.analysis.effects import RunInfo
+from probe.analysis.motifs import Reader
+from probe.examples.inputs import ProbeInputs
+from probe.examples.prompts import TextPrompts
+from probe.examples.tasks import ProbeTask, flip_inputs, flip_result, num_flips, probe_inputs
+from probe.files import tables as storage
+from probe.files.parts import Parts
 
 PARTS = "parts"
 """Folder of an unfinished sweep, in the folder of its results."""
@@ -38,15 +39,15 @@ class ProbeSettings:
 
     Args:
         num_sequences: sequences of the `probe` split, at the task's full K; each is one cluster.
-        kinds: interventions, by `kind` (see `probe.interventions`).
+        kinds: interventions, by `kind` (see `probe.ablation.interventions`).
         families, sublayers, scopes: the grid; scopes `None` means thirds, all, every layer and the final read.
             Families are for kinds that act on one; the others act on all four.
         positions: "all" (primary) and / or "query".
         with_aliases: families alone (False) and / or with the sources that are the same tensor (True).
         exact: run the exact sweep.
-        first_order: also estimate the same grid to first order (`probe.first_order`).
+        first_order: also estimate the same grid to first order (`probe.ablation.first_order`).
         first_order_scopes: scopes of these estimates, if others than `scopes`: more of them cost nothing.
-        coalitions: scopes at which every subset of the families is masked (`probe.coalitions`).
+        coalitions: scopes at which every subset of the families is masked (`probe.analysis.coalitions`).
         flip: run the flip test too.
         batch_size: sequences per clean run.
         tokens_per_pass: most tokens of one ablated forward pass; `None` for a default by device (`Engine`).
@@ -254,7 +255,7 @@ def _store(engine: Engine, inputs: ProbeInputs, settings: ProbeSettings, directo
 
 
 def build_all_tables(result: ProbeResult, info: RunInfo, settings: ProbeSettings) -> dict[str, pd.DataFrame]:
-    """The tables of a probe by name (`probe.storage.TABLES`)."""
+    """The tables of a probe by name (`probe.files.tables.TABLES`)."""
     effects, clusters = results.build_tables(result, info, settings.num_resamples, settings.seed)
     tables = {"effects": effects, "clusters": clusters, "geometry": results.geometry_table(result, info)}
     coalitions = coalition_table(result, info, settings.num_resamples, settings.seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; one that asks for it should fail at once
 
@@ -16,7 +15,6 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from attnres import AttnResConfig, AttnResForCausalLM
 from attnres.tasks import MQAR
 
-FIXTURES = Path(__file__).parent / "fixtures"
 SOURCES = ("cumulative", "block_sum")
 MODES = ("block", "full")
 BOTH = pytest.mark.parametrize(("source", "mode"), [(source, mode) for source in SOURCES for mode in MODES])

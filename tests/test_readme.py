@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 BIN = Path(sys.executable).parent
 TASK = ["--data.num_pairs", "4", "--data.vocab_size", "16", "--data.num_validation_examples", "8"]
 TRAIN = ["--trainer.max_steps", "3", "--trainer.accelerator", "cpu", "--data.batch_size", "4", *TASK]

@@ -1,0 +1,309 @@
+"""The probe: a clean run that is measured, then every ablation of a grid, each from where it starts to differ.
+
+One engine serves the training callback and the command line. It needs a model and sequences with answers, nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnres import AttnResForCausalLM, ReadSite
+from probe.ablation.first_order import FORWARDS, Linearised
+from probe.ablation.grid import LABELS, POSITIONS, Cell, source_mask
+from probe.ablation.interventions import Ablation, Context
+from probe.ablation.observer import Observer, Routing
+from probe.ablation.references import References
+from probe.ablation.replay import CleanBatch, replay_cost
+from probe.examples.inputs import ProbeInputs
+
+Effects = dict[str, np.ndarray]
+"""[metric] -> (sequences,) summed ablated - clean."""
+
+
+@dataclass
+class ProbeResult:
+    """Per-sequence results of a sweep, before any statistics.
+
+    Attributes:
+        cells: the grid.
+        sites: the model's reads.
+        counts: (sequences,) queries of each.
+        clean: [metric] -> (sequences,) summed clean value.
+        effects: [cell index, positions] -> effects; absent where the cell is not applicable.
+        routing: masses, applicability, doses and geometry of the clean run.
+        spent, replaced: full forwards times sequences: that were run (a part of a forward counts as that part), and
+            that one forward for every applicable exact ablation would have taken.
+        seconds: wall-clock time.
+    """
+
+    cells: tuple[Cell, ...]
+    sites: tuple[ReadSite, ...]
+    counts: np.ndarray
+    clean: dict[str, np.ndarray]
+    effects: dict[tuple[int, str], Effects]
+    routing: Routing
+    spent: float = 0.0
+    replaced: float = 0.0
+    seconds: float = 0.0
+
+    @classmethod
+    def join(cls, parts: Sequence[ProbeResult]) -> ProbeResult:
+        """The result on all parts' sequences, in their order; cells whose ablation could act nowhere are left out."""
+        first = parts[0]
+        result = cls(
+            cells=first.cells,
+            sites=first.sites,
+            counts=np.concatenate([part.counts for part in parts]),
+            clean={m: np.concatenate([part.clean[m] for part in parts]) for m in first.clean},
+            effects={
+                key: {m: np.concatenate([part.effects[key][m] for part in parts]) for m in effects}
+                for key, effects in first.effects.items()
+            },
+            routing=Routing.join([part.routing for part in parts]),
+            spent=sum(part.spent for part in parts),
+            seconds=sum(part.seconds for part in parts),
+        )
+        result.effects = {key: effects for key, effects in result.effects.items() if result.applicable(*key).any()}
+        exact = [key for key in result.effects if not result.cells[key[0]].is_first_order]
+        result.replaced = float(len(exact) * len(result.counts))
+        return result
+
+    def applicable(self, index: int, positions: str) -> np.ndarray:
+        """(sequences, reads of the cell) share of positions at which the cell's intervention can act."""
+        cell = self.cells[index]
+        kind = Ablation.known[cell.base_kind]
+        if not kind.labels:  # a coalition is always defined
+            return np.ones((len(self.counts), len(cell.reads)))
+        shares = self.routing.applicable[positions, cell.base_kind, cell.with_aliases]
+        return shares[:, cell.reads, kind.labels.index(cell.family)]
+
+    @property
+    def forward_passes(self) -> float:
+        """Forward passes of the whole model over all sequences that the sweep cost."""
+        return self.spent / len(self.counts)
+
+    @property
+    def forward_passes_saved(self) -> float:
+        """How many fewer that is than one for every exact ablation."""
+        return (self.replaced - self.spent) / len(self.counts)
+
+
+class Store(Protocol):
+    """Where finished batches of a sweep are kept, so that a killed one goes on (`probe.files.parts`)."""
+
+    def load(self, number: int) -> ProbeResult | None: ...
+
+    def save(self, number: int, part: ProbeResult) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will cost, known before it is run.
+
+    Attributes:
+        forward_passes: as `ProbeResult.forward_passes`.
+        readouts: runs of the output head at all queries.
+    """
+
+    forward_passes: float
+    readouts: int
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One distinct ablation, and the cells that come to it."""
+
+    start: int
+    ablation: Ablation
+    cells: tuple[int, ...]
+
+
+class Engine:
+    """Runs a grid of ablations on one model.
+
+    Args:
+        model: an AttnRes model; it is neither changed nor moved, and is expected in eval mode.
+        cells: the grid, see `probe.ablation.grid.build_grid`.
+        positions: where to act: "all" positions, "query" positions, or both in turn.
+        batch_size: sequences per clean run, whose states are kept while its ablations run.
+        tokens_per_pass: most tokens of one ablated forward, which bounds memory; one ablation is the least. `None`:
+            4,096 on a CPU, whose caches are small, and 65,536 elsewhere.
+        seed: of partners and random draws.
+        on_progress: called with (done, total) ablated forwards, several ablations in each.
+
+    Raises:
+        ValueError: a kind that means nothing on this model.
+    """
+
+    def __init__(
+        self,
+        model: AttnResForCausalLM,
+        cells: Sequence[Cell],
+        positions: Sequence[str] = POSITIONS,
+        batch_size: int = 64,
+        tokens_per_pass: int | None = None,
+        seed: int = 0,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.sites = model.model.sites
+        self.cells = tuple(cells)
+        self.positions = tuple(positions)
+        self.batch_size = batch_size
+        self.tokens_per_pass = tokens_per_pass or (2**12 if model.device.type == "cpu" else 2**16)
+        self.seed = seed
+        self.on_progress = on_progress or (lambda done, total: None)
+        self.kinds = {cell.base_kind: Ablation.known[cell.base_kind] for cell in cells}
+        for kind in self.kinds.values():
+            kind.check(model.config.attnres_source)
+
+    def run(self, inputs: ProbeInputs, store: Store | None = None) -> ProbeResult:
+        """Sweep the grid over `inputs`. Batches that `store` holds already are taken from it."""
+        return ProbeResult.join(self.run_batches(inputs, range(self.num_batches(inputs)), store))
+
+    def plan(self, inputs: ProbeInputs) -> Plan:
+        """The cost of `run` on `inputs`. The model is not run: it can be on the "meta" device."""
+        tasks, needs = self._tasks(), {kind.needs for kind in self.kinds.values()}
+        linear = any(cell.is_first_order for cell in self.cells)
+        clean = FORWARDS * linear + bool(tasks or not linear)
+        spent = float((clean + len(needs & {"partner", "mean"})) * len(inputs))
+        for number in range(self.num_batches(inputs)):
+            chosen = np.arange(len(inputs))[number * self.batch_size :][: self.batch_size]
+            queries = inputs.take(chosen).queries
+            for positions in self.positions:
+                carried = queries[:, int(queries.any(0).nonzero()[0]) :] if positions == "query" else queries
+                shape = (len(self.sites) // 2, queries.shape[1], carried.numel(), int(queries.sum()))
+                spent += sum(replay_cost(task.start, *shape) for task in tasks)
+        return Plan(spent / len(inputs), clean + len(tasks) * len(self.positions))
+
+    def num_batches(self, inputs: ProbeInputs) -> int:
+        return -(-len(inputs) // self.batch_size)
+
+    def run_batches(self, inputs: ProbeInputs, numbers: Sequence[int], store: Store | None = None) -> list[ProbeResult]:
+        """As `run`, for some of the batches (a process's share)."""
+        found = {number: store.load(number) if store is not None else None for number in numbers}
+        missing = [number for number, part in found.items() if part is None]
+        if missing:
+            inputs = inputs.to(self.model.device)
+            started = time.perf_counter()
+            needs = {kind.needs for kind in self.kinds.values()}
+            with torch.no_grad():
+                references = References(self.model, inputs, needs, self.batch_size, self.seed)
+            tasks = self._tasks()
+            self._done, self._total = 0, len(missing) * len(tasks) * len(self.positions)
+            for number in missing:
+                chosen = np.arange(len(inputs))[number * self.batch_size :][: self.batch_size]
+                part = self._run_batch(inputs.take(chosen), chosen, references, tasks)
+                part.spent, references.spent = part.spent + references.spent, 0
+                now = time.perf_counter()
+                part.seconds, started = now - started, now
+                found[number] = part
+                if store is not None:
+                    store.save(number, part)
+        return [part for part in found.values() if part is not None]
+
+    def _tasks(self) -> tuple[_Task, ...]:
+        """The exact cells' distinct ablations: equal masks at equal reads are one and the same run."""
+        cells: dict[tuple, list[int]] = {}
+        ablations: dict[tuple, Ablation] = {}
+        for index, cell in enumerate(self.cells):
+            if cell.is_first_order:
+                continue
+            ablation = self.kinds[cell.base_kind](cell.families, frozenset(cell.reads), cell.with_aliases)
+            acting = [i for i in cell.reads if ablation.exists_at(self.sites[i])]
+            masks = [(i, source_mask(self.sites[i], cell.families, cell.with_aliases)) for i in acting]
+            key = (cell.base_kind, *masks)
+            if acting:
+                cells.setdefault(key, []).append(index)
+                ablations.setdefault(key, replace(ablation, reads=frozenset(acting)))
+        tasks = [_Task(min(a.reads), a, tuple(cells[key])) for key, a in ablations.items()]
+        return tuple(sorted(tasks, key=lambda task: task.start))
+
+    def _passes(self, tasks: Sequence[_Task], tokens: int) -> Iterator[tuple[_Task, ...]]:
+        """Tasks that run as one batch: those that start at one read, as many as `tokens_per_pass` allows."""
+        together = max(1, self.tokens_per_pass // tokens)
+        current: list[_Task] = []
+        for task in tasks:
+            if current and (current[0].start != task.start or len(current) == together):
+                yield tuple(current)
+                current = []
+            current.append(task)
+        if current:
+            yield tuple(current)
+
+    @torch.no_grad()
+    def _run_batch(
+        self, batch: ProbeInputs, chosen: np.ndarray, references: References, tasks: Sequence[_Task]
+    ) -> ProbeResult:
+        queries, starts = batch.queries, batch.starts
+        context = references.context(chosen)
+        contexts = {"all": context, "query": replace(context, positions=queries)}
+        where = {"all": batch.real, "query": queries}
+        observer = Observer({p: where[p] for p in self.positions}, batch.real, queries, self._observed(context))
+        effects: dict[tuple[int, str], Effects] = {}
+        clean: dict[str, Tensor] = {}
+        spent = 0.0
+        if linear := [(i, cell) for i, cell in enumerate(self.cells) if cell.is_first_order]:
+            linearised = Linearised(self.model, batch, Observer({}, batch.real, queries, {}) if tasks else observer)
+            clean, spent = linearised.run.metrics(), linearised.spent
+            effects |= linearised.effects(linear, contexts, self.positions)
+        if tasks or not linear:
+            clean_batch = CleanBatch(self.model, batch, observer, keep_cache="query" in self.positions)
+            clean = clean_batch.run.metrics()
+            effects |= self._ablate(clean_batch, clean, contexts, tasks)
+            spent += clean_batch.spent
+        return ProbeResult(
+            cells=self.cells,
+            sites=self.sites,
+            counts=starts.sum(1).cpu().numpy(),
+            clean={m: sum_by_sequence(values, starts) for m, values in clean.items()},
+            effects=effects,
+            routing=observer.routing(),
+            spent=spent,
+        )
+
+    def _ablate(
+        self,
+        clean_batch: CleanBatch,
+        clean: Mapping[str, Tensor],
+        contexts: Mapping[str, Context],
+        tasks: Sequence[_Task],
+    ) -> dict[tuple[int, str], Effects]:
+        """The exact effects of all tasks on a batch."""
+        effects: dict[tuple[int, str], Effects] = {}
+        for positions in self.positions:
+            at_queries = positions == "query"
+            for together in self._passes(tasks, clean_batch.num_tokens(at_queries)):
+                ablations = [replace(task.ablation, context=contexts[positions]) for task in together]
+                runs = clean_batch.ablated(together[0].start, ablations, at_queries)
+                for task, ablated in zip(together, runs, strict=True):
+                    sums = {m: sum_by_sequence(ablated[m] - clean[m], clean_batch.inputs.starts) for m in clean}
+                    effects |= {(index, positions): sums for index in task.cells}
+                self._done += len(together)
+                self.on_progress(self._done, self._total)
+        return effects
+
+    def _observed(self, context: Context) -> dict[tuple[str, bool], list[Ablation]]:
+        """By (kind, aliases), an ablation for each label of the kind."""
+        everywhere = frozenset(range(len(self.sites)))
+        pairs = sorted({(cell.base_kind, cell.with_aliases) for cell in self.cells})
+        return {
+            (kind, aliases): [self.kinds[kind](LABELS[name], everywhere, aliases, context) for name in cls.labels]
+            for kind, aliases in pairs
+            if (cls := self.kinds[kind]).labels
+        }
+
+
+def sum_by_sequence(values: Tensor, starts: Tensor) -> np.ndarray:
+    """Sum per-query `values` (queries,) over each sequence of the mask `starts` (B, T): (B,) float64."""
+    starts = starts.cpu()
+    scattered = torch.zeros(starts.shape, dtype=torch.float64)  # on the CPU: not every device has float64
+    scattered[starts] = values.cpu().double()
+    return scattered.sum(1).numpy()

@@ -1,0 +1,109 @@
+"""Games over the families: what every subset of them is worth at a scope, exact Shapley values, pairwise interactions.
+
+Masking one family at a time misses redundancy: where two carry the same content, each alone is dispensable. The value
+v(S) of a set S is the effect of masking all of S at once (`Coalition`: where nothing is left, the read is zero). With
+four families all 16 values are measured, so nothing is sampled:
+
+    Shapley_f       = sum over S without f of |S|! (3 - |S|)! / 4! * (v(S + f) - v(S))        (Shapley 1953)
+    interaction_fg  = sum over S without f, g of |S|! (2 - |S|)! / 3! * (v(S + f + g) - v(S + f) - v(S + g) + v(S))
+                                                                                        (Grabisch and Roubens 1999)
+
+Positive interaction in NLL: the two stand in for each other (redundancy, self-repair). The Shapley values sum to the
+effect of masking everything. A family that is nowhere in the scope is worth nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from attnres import FAMILIES, ReadSite
+from probe.ablation.engine import ProbeResult
+from probe.ablation.grid import COALITIONS, LABELS, Cell, build_grid, label
+from probe.ablation.interventions import Coalition
+from probe.analysis.effects import ESTIMATED, RunInfo, estimate
+
+Terms = dict[str, dict[tuple[str, ...], float]]
+"""Name of a term -> the coefficient of the value of each set of families."""
+
+
+def terms() -> Terms:
+    """Values of all sets, Shapley values and interactions, as linear combinations of the values of sets."""
+    found: Terms = {f"value:{label(members)}": {members: 1.0} for members in COALITIONS}
+    found |= {f"shapley:{family}": _derivative((family,)) for family in FAMILIES}
+    found |= {f"interaction:{a}+{b}": _derivative((a, b)) for a, b in combinations(FAMILIES, 2)}
+    return found
+
+
+def _derivative(players: tuple[str, ...]) -> dict[tuple[str, ...], float]:
+    """Coefficients of the mean discrete derivative of the value with respect to `players` (one or two)."""
+    others = [family for family in FAMILIES if family not in players]
+    coefficients: dict[tuple[str, ...], float] = {}
+    for size in range(len(others) + 1):
+        share = math.factorial(size) * math.factorial(len(others) - size) / math.factorial(len(others) + 1)
+        for rest in combinations(others, size):
+            for taken in range(len(players) + 1):
+                for added in combinations(players, taken):
+                    members = tuple(family for family in FAMILIES if family in (*rest, *added))
+                    sign = (-1) ** (len(players) - taken)
+                    coefficients[members] = coefficients.get(members, 0.0) + sign * share
+    coefficients.pop((), None)  # masking nothing changes nothing
+    return coefficients
+
+
+def coalition_table(result: ProbeResult, info: RunInfo, num_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """A row per sublayer, scope, positions, metric and term; no rows where no coalition was run.
+
+    Multiplicity is controlled over the Shapley values and interactions of all scopes, for each positions and metric.
+    """
+    games: dict[tuple[str, str], dict[tuple[str, ...], int]] = {}
+    for index, cell in enumerate(result.cells):
+        if cell.base_kind == Coalition.kind:
+            games.setdefault((cell.sublayer, cell.scope), {})[LABELS[cell.family]] = index
+    tables = [
+        _estimate_games(result, info, games, positions, metric, num_resamples, seed)
+        for positions in result.routing.mass
+        for metric in result.clean
+        if games
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _estimate_games(
+    result: ProbeResult,
+    info: RunInfo,
+    games: dict[tuple[str, str], dict[tuple[str, ...], int]],
+    positions: str,
+    metric: str,
+    num_resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    rows, sums = [], []
+    for (sublayer, scope), indices in games.items():
+        values = {members: result.effects.get((index, positions)) for members, index in indices.items()}
+        for term, coefficients in terms().items():
+            total = np.zeros(len(result.counts))
+            for members, coefficient in coefficients.items():
+                effects = values[members]
+                if effects is not None:  # else none of them is there: worth nothing
+                    total = total + coefficient * effects[metric]
+            shared = {"run": info.run, "condition": info.condition, "seed": info.seed, "step": info.step}
+            where = {"sublayer": sublayer, "scope": scope, "positions": positions, "metric": metric}
+            rows.append({**shared, "data_id": info.data_id, **where, "term": term})
+            sums.append(total)
+    table, stacked = pd.DataFrame(rows), np.stack(sums, axis=1)
+    is_value = table["term"].str.startswith("value:").to_numpy()
+    estimated = pd.DataFrame(index=table.index, columns=list(ESTIMATED), dtype=float)
+    for chosen in (is_value, ~is_value):
+        found = estimate(stacked[:, chosen], result.counts, metric, info.num_pairs, num_resamples, seed)
+        estimated.loc[chosen] = found.to_numpy()
+    return pd.concat([table, estimated], axis=1)
+
+
+def coalition_cells(sites: Sequence[ReadSite], sublayers: Sequence[str], scopes: Sequence[str]) -> tuple[Cell, ...]:
+    """The cells of the games of these sublayers and scopes: every set of families."""
+    return build_grid(sites, Coalition.kind, [label(members) for members in COALITIONS], sublayers, scopes)

@@ -1,0 +1,112 @@
+"""The flip test: behavioural ground truth for recall, without looking inside.
+
+Change the queried key's value in the context and the output must follow; change another key's and it must not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from attnres.tasks import MQAR, RecallBatch
+from probe.examples.inputs import ProbeInputs
+from probe.examples.prompts import TextPrompts
+
+
+@dataclass(frozen=True)
+class FlipResult:
+    """Shares of queries whose output is the new value, after the value of one key was changed.
+
+    Attributes:
+        follows_queried: over queries of the changed key (should be 1).
+        follows_other: over queries of the other keys of the same context (should be 0).
+        n_queried, n_other: the queries these rest on.
+        n_sequences: contexts.
+    """
+
+    follows_queried: float
+    follows_other: float
+    n_queried: int
+    n_other: int
+    n_sequences: int
+
+
+@torch.no_grad()
+def _predict(model: PreTrainedModel, examples: RecallBatch, batch_size: int) -> Tensor:
+    """The most probable token at each query, (sequences, pairs), on the CPU."""
+    num_pairs = examples.keys.shape[1]
+    predictions = []
+    for input_ids in examples.input_ids.split(batch_size):
+        logits = model(input_ids.to(model.device), logits_to_keep=num_pairs, use_cache=False).logits
+        predictions.append(logits.argmax(-1).cpu())
+    return torch.cat(predictions)
+
+
+@torch.no_grad()
+def recall_accuracy(model: PreTrainedModel, inputs: ProbeInputs, batch_size: int = 64) -> float:
+    """Share of queries that the model answers rightly: with every token of the answer."""
+    answered = []
+    for first in range(0, len(inputs), batch_size):
+        batch = inputs.take(np.arange(first, min(first + batch_size, len(inputs))))
+        first_query = int(batch.queries.any(0).nonzero()[0])
+        kept = batch.input_ids.shape[1] - first_query
+        logits = model(batch.input_ids.to(model.device), logits_to_keep=kept, use_cache=False).logits
+        is_right = logits.argmax(-1).cpu() == batch.labels[:, first_query:]
+        is_right = is_right[batch.queries[:, first_query:]]
+        answered.append((is_right[batch.answer_rows] | (batch.answer_rows < 0)).all(1))
+    return float(torch.cat(answered).double().mean())
+
+
+def flip_test(
+    model: PreTrainedModel, task: MQAR, examples: RecallBatch, changes: int = 4, seed: int = 0, batch_size: int = 64
+) -> FlipResult:
+    """Change `changes` keys' values in turn, in every context, each to a value that was not in it.
+
+    Raises:
+        ValueError: the vocabulary has no value left that is not in the context, or `changes` exceeds the pairs.
+    """
+    num_pairs = examples.keys.shape[1]
+    if num_pairs >= task.num_values:
+        raise ValueError(f"the flip test needs a value that is not in the context: all {num_pairs} values are in use")
+    if changes > num_pairs:
+        raise ValueError(f"changes ({changes}) must be at most the number of pairs ({num_pairs})")
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(examples.keys), task.vocab_size)
+    scores = torch.rand(shape, generator=generator).scatter(1, examples.values.cpu(), -1.0)
+    scores[:, : task.first_value] = scores[:, task.first_noise :] = -1.0
+    new_values = scores.argmax(1)  # a random value outside the context
+    changed_keys = torch.rand(examples.keys.shape, generator=generator).argsort(1)[:, :changes]
+
+    hits = {True: 0, False: 0}
+    counts = {True: 0, False: 0}
+    for changed in changed_keys.unbind(1):
+        values = examples.values.cpu().scatter(1, changed[:, None], new_values[:, None])
+        flipped = replace(examples.to("cpu"), values=values)
+        is_queried = flipped.query_order == changed[:, None]
+        follows = _predict(model, flipped, batch_size) == new_values[:, None]
+        for queried in (True, False):
+            hits[queried] += int(follows[is_queried == queried].sum())
+            counts[queried] += int((is_queried == queried).sum())
+    return FlipResult(
+        follows_queried=hits[True] / counts[True],
+        follows_other=hits[False] / counts[False],
+        n_queried=counts[True],
+        n_other=counts[False],
+        n_sequences=len(examples.keys),
+    )
+
+
+def flip_test_text(
+    model: PreTrainedModel, task: TextPrompts, num_sequences: int, seed: int = 0, batch_size: int = 64
+) -> FlipResult:
+    """Change the code of the name that is asked for, then of another one, in every prompt, to one that was not in it.
+
+    "The output is the new code" where it is the most probable continuation, token by token. The settings must leave a
+    code that is not in the context (`TextRecall.has_spare`).
+    """
+    queried, other = (recall_accuracy(model, inputs, batch_size) for inputs in task.flipped(num_sequences, seed))
+    return FlipResult(queried, other, *[num_sequences] * 3)

@@ -1,0 +1,128 @@
+"""Text recall through a tokenizer: prompts to token ids, and each answer's tokens found exactly.
+
+    prompt      … Os car :
+    input_ids   … Os car :    Ġ    3    3    9          the prompt, then the answer " 3392" but for its last token
+    labels      …         Ġ   3    3    9    2          at the position that predicts, no shift
+
+The space before a code belongs to the answer: some tokenizers write it with the code, others as a token of its own,
+which is the same for all codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from attnres.tasks import IGNORE_INDEX, TextExample, TextRecall
+from probe.examples.inputs import NO_CANDIDATE, ProbeInputs
+
+Row = tuple[Tensor, Tensor, Tensor]
+"""One sequence of `ProbeInputs.collate`."""
+
+
+@dataclass(frozen=True)
+class TextPrompts:
+    """Text recall as one tokenizer writes it.
+
+    Attributes:
+        source: where the tokenizer is from, for messages and the summary.
+    """
+
+    task: TextRecall
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+
+    @property
+    def num_pairs(self) -> int:
+        return self.task.num_pairs
+
+    @property
+    def chance_accuracy(self) -> float:
+        return self.task.chance_accuracy
+
+    @property
+    def plateau_accuracy(self) -> float:
+        return self.task.plateau_accuracy
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokenizer)
+
+    def to_dict(self) -> dict[str, str | int]:
+        return self.task.to_dict()
+
+    def inputs(self, num_sequences: int) -> ProbeInputs:
+        """The first prompts of the stream.
+
+        Raises:
+            ValueError: the tokenizer does not keep an answer apart from its prompt or from its distractors.
+        """
+        return ProbeInputs.collate([self.encode(self.task.example(index)) for index in range(num_sequences)])
+
+    def flipped(self, num_sequences: int, seed: int) -> Iterator[ProbeInputs]:
+        """The same prompts with a new code for the name that is asked for, then for another one; the new code is the
+        answer, which is right in the first case alone. Raises ValueError where no code is left that is not there."""
+        examples = [self.task.example(index) for index in range(num_sequences)]
+        others = np.random.default_rng(seed).integers(1, self.num_pairs, size=num_sequences).tolist()
+        if not self.task.has_spare:
+            raise ValueError("the flip test needs a code that is not in the context: all are in use")
+        for shifts in ([0] * num_sequences, others):
+            rows = []
+            for example, shift in zip(examples, shifts, strict=True):
+                changed = (example.asked + shift) % self.num_pairs
+                codes = [example.spare if i == changed else code for i, code in enumerate(example.codes)]
+                rows.append(self.encode(replace(example, codes=tuple(codes)), answer=changed))
+            yield ProbeInputs.collate(rows)
+
+    def encode(self, example: TextExample, answer: int | None = None) -> Row:
+        """(input_ids, labels, candidates) of an example, with candidate `answer` as the answer; `None`: the right one.
+
+        Raises ValueError as `inputs` does.
+        """
+        prompt, *wholes = self._token_ids(example)
+        if any(whole[: len(prompt)] != prompt for whole in wholes):
+            raise self._error(f"joins the end of the prompt, {example.prompt[-12:]!r}, to what follows it", example)
+        codes = [tuple(whole[len(prompt) :]) for whole in wholes]
+        if any(b[: len(a)] == a for a, b in pairwise(sorted(codes))):
+            raise self._error("does not tell the codes apart", example)
+        runs = {tuple(prompt[i : i + n]) for n in {len(code) for code in codes} for i in range(len(prompt))}
+        if not runs.issuperset(codes):
+            raise self._error("writes a code among the facts otherwise than as an answer", example)
+        tokens = codes[example.asked if answer is None else answer]
+        ids = torch.tensor([*prompt, *tokens[:-1]])
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        labels[len(prompt) - 1 :] = torch.tensor(tokens)
+        longest = max(len(code) for code in codes)
+        return ids, labels, torch.tensor([[*code, *[NO_CANDIDATE] * (longest - len(code))] for code in codes])
+
+    def _token_ids(self, example: TextExample) -> list[list[int]]:
+        """Of the prompt, and of the prompt with each candidate after it.
+
+        With the special tokens that the tokenizer puts before a text, and without those it puts after.
+        """
+        texts = [example.prompt, *(example.prompt + code for code in example.candidates)]
+        encoded = self.tokenizer(texts, return_special_tokens_mask=True)
+        found = []
+        for ids, is_added in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+            if any(
+                token == self.tokenizer.unk_token_id and not added for token, added in zip(ids, is_added, strict=True)
+            ):
+                raise self._error("has no token for a part of the text", example)
+            end = len(ids)
+            while end and is_added[end - 1]:
+                end -= 1
+            found.append(list(ids[:end]))
+        return found
+
+    def _error(self, what: str, example: TextExample) -> ValueError:
+        about = f"template '{self.task.template}', answer '{example.answer}'"
+        return ValueError(f"the tokenizer of {self.source} {what} ({about}): choose another template or alphabet")
+
+
+__all__ = ["TextPrompts"]

@@ -1,0 +1,115 @@
+"""Finished batches of a sweep on disk: a killed sweep goes on where it stopped, and processes share one sweep."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attnres import ReadSite
+from attnres.files import replacing
+from probe.ablation.engine import ProbeResult
+from probe.ablation.grid import Cell
+from probe.ablation.observer import Routing
+
+IDENTITY = "sweep.json"
+
+
+class Parts:
+    """Parts of one sweep in `directory`, a file for each batch; each appears at once or not at all.
+
+    Args:
+        directory: made if it is not there.
+        identity: what the sweep is (model, data, grid, settings), as JSON values. A directory that holds parts of
+            another sweep is refused.
+        cells, sites: the sweep's grid and the model's reads.
+
+    Raises:
+        ValueError: the directory holds parts of another sweep.
+    """
+
+    def __init__(
+        self, directory: Path, identity: Mapping[str, Any], cells: tuple[Cell, ...], sites: tuple[ReadSite, ...]
+    ) -> None:
+        self.directory, self.cells, self.sites = directory, cells, sites
+        text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
+        path = directory / IDENTITY
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            now = json.loads(text)
+            if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+                raise ValueError(
+                    f"{directory} holds an unfinished probe with another {', '.join(changed)}: give the same settings "
+                    "to go on with it, or choose another --output"
+                )
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            with replacing(path, shared=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+    def load(self, number: int) -> ProbeResult | None:
+        """A finished batch, or None. Arrays only: nothing is unpickled."""
+        path = self._path(number)
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as arrays:
+            return _from_arrays({name: arrays[name] for name in arrays.files}, self.cells, self.sites)
+
+    def save(self, number: int, part: ProbeResult) -> None:
+        with replacing(self._path(number), shared=True) as temporary, temporary.open("wb") as file:
+            np.savez(file, **_to_arrays(part))  # type: ignore[arg-type]
+
+    def remove(self) -> None:
+        """Once the tables are written."""
+        shutil.rmtree(self.directory)
+
+    def _path(self, number: int) -> Path:
+        return self.directory / f"batch-{number:05d}.npz"
+
+
+_ROUTING = ("mass", "applicable", "dose", "weight_left")
+
+
+def _to_arrays(part: ProbeResult) -> dict[str, np.ndarray]:
+    arrays = {"counts": part.counts, "cost": np.array([part.spent, part.seconds])}
+    arrays |= {f"clean/{metric}": values for metric, values in part.clean.items()}
+    for (index, positions), effects in part.effects.items():
+        arrays |= {f"effects/{index}/{positions}/{metric}": values for metric, values in effects.items()}
+    for name in _ROUTING:
+        for key, values in getattr(part.routing, name).items():
+            keys = (key,) if isinstance(key, str) else key
+            arrays["/".join([name, *(str(int(k)) if isinstance(k, bool) else k for k in keys)])] = values
+    return arrays | {"is_query": part.routing.is_query, "geometry": part.routing.geometry}
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray], cells: tuple[Cell, ...], sites: tuple[ReadSite, ...]) -> ProbeResult:
+    clean: dict[str, np.ndarray] = {}
+    effects: dict[tuple[int, str], dict[str, np.ndarray]] = {}
+    routing: dict[str, dict[Any, np.ndarray]] = {name: {} for name in _ROUTING}
+    for name, values in arrays.items():
+        match name.split("/"):
+            case ["clean", metric]:
+                clean[metric] = values
+            case ["effects", index, positions, metric]:
+                effects.setdefault((int(index), positions), {})[metric] = values
+            case ["mass", positions]:
+                routing["mass"][positions] = values
+            case ["applicable", positions, kind, aliases]:
+                routing["applicable"][positions, kind, aliases == "1"] = values
+            case [("dose" | "weight_left") as which, kind, aliases]:
+                routing[which][kind, aliases == "1"] = values
+    spent, seconds = arrays["cost"].tolist()
+    return ProbeResult(
+        cells=cells,
+        sites=sites,
+        counts=arrays["counts"],
+        clean=clean,
+        effects=effects,
+        routing=Routing(**routing, is_query=arrays["is_query"], geometry=arrays["geometry"]),
+        spent=spent,
+        seconds=seconds,
+    )

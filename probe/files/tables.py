@@ -1,0 +1,200 @@
+"""Files of a probe: tables keyed by (run, step), each replaced at once, and a summary."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pandas.api.types import is_integer_dtype
+
+from attnres.files import replacing
+from probe.analysis import stats
+
+Contents = TypeVar("Contents")
+
+CELL_KEYS = ["run", "step", "sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"]
+"""One row of `effects.parquet` each."""
+EFFECT_COLUMNS = [
+    *("run", "condition", "seed", "step", "data_id"),
+    *("sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"),
+    *("mass", "mass_applicable", "aliased_mass", "mass_uniform", "mass_schedule"),
+    *("dose", "weight_left_p05", "weight_left_p50"),
+    *("clean", "effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "q_value", "p_equivalent"),
+    *("applicable", "applicable_share", "task_learned", "few_sequences"),
+    *("n_reads", "n_unaliased_reads", "n_sequences", "n_queries"),
+]
+CLUSTER_COLUMNS = [*CELL_KEYS, "sequence", "n_queries", "summed_clean", "summed_effect", "mass"]
+TABLES = ("effects", "clusters", "coalitions", "geometry")
+DROPPED = "dropped.json"
+"""Steps whose rows a resumed run has removed, until they are there again."""
+
+
+def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Add rows to the tables (by name, see `TABLES`) in `directory`; rows of the same (run, step) are replaced.
+
+    `q_value` of the effects, which looks across steps, is taken anew over all rows. Other tables stay Arrow's: the
+    clusters of many steps take seconds to become DataFrames and go back.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    probed = set(tables["effects"][["run", "step"]].itertuples(index=False, name=None))
+    for name, rows in sorted(tables.items(), key=lambda item: item[0] == "effects"):  # last: its steps have all tables
+        path = directory / f"{name}.parquet"
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        if path.exists():
+            table = pa.concat_tables([_without(pq.read_table(path), probed), table], promote_options="permissive")
+        if name == "effects":
+            rows = table.to_pandas()
+            table = pa.Table.from_pandas(rows.assign(q_value=across_steps(rows)), preserve_index=False)
+        with replacing(path) as part:
+            pq.write_table(table, part, compression="zstd")
+
+
+def _without(table: pa.Table, probed: Iterable[tuple[str, int]]) -> pa.Table:
+    """The rows of no (run, step) in `probed`."""
+    for run, step in probed:
+        same = pc.and_(pc.equal(table["run"], run), pc.equal(table["step"], int(step)))  # type: ignore[attr-defined]
+        table = table.filter(pc.invert(same))  # type: ignore[attr-defined]
+    return table
+
+
+def across_steps(effects: pd.DataFrame) -> np.ndarray:
+    """Benjamini–Hochberg over the checkpoints of a run, cell by cell, of the p-values adjusted within each."""
+    cells = effects.groupby([key for key in CELL_KEYS if key != "step"], sort=False)["p_adjusted"]
+    return cells.transform(lambda p: stats.false_discovery(p.to_numpy())).to_numpy()
+
+
+def drop_steps_after(directory: Path, step: int) -> list[int]:
+    """Remove the rows of later steps from the tables in `directory`, if there are any tables; returns these steps.
+
+    Those that were removed before, and have not been probed again since, are among them: a file remembers them.
+    """
+    record, dropped = directory / DROPPED, set()
+    if record.exists():
+        dropped.update(json.loads(record.read_text(encoding="utf-8")))
+    paths = [path for name in TABLES if (path := directory / f"{name}.parquet").exists()]
+    for path in paths:
+        dropped.update(pq.read_table(path, columns=["step"])["step"].to_pylist())
+    later = sorted(found for found in dropped if found > step)
+    if later:
+        with replacing(record) as part:
+            part.write_text(json.dumps(later) + "\n", encoding="utf-8")
+    else:
+        record.unlink(missing_ok=True)
+    for path in paths:
+        rows = pd.read_parquet(path)
+        if (rows["step"] > step).any():
+            kept = rows[rows["step"] <= step]
+            with replacing(path) as part:
+                kept.to_parquet(part, index=False, compression="zstd")
+    return later
+
+
+def forget_dropped(directory: Path) -> None:
+    """All dropped steps have been probed again, or will not be: the run has ended."""
+    (directory / DROPPED).unlink(missing_ok=True)
+
+
+def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
+    """Write `summary.json`; numbers that are not finite become null."""
+    text = json.dumps(_finite(summary), indent=2) + "\n"
+    directory.mkdir(parents=True, exist_ok=True)
+    with replacing(directory / "summary.json") as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def find_results(directory: Path) -> Path:
+    """The folder with a probe's results: a run directory's `probe/final/` is preferred to its `probe/`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    candidates = (directory / "probe" / "final", directory, directory / "probe")
+    found = next((folder for folder in candidates if (folder / "effects.parquet").exists()), None)
+    if found is None:
+        raise ValueError(f"{directory} holds no probe results: expected effects.parquet there or in its probe/ folder")
+    return found
+
+
+def find_training(directory: Path) -> Path | None:
+    """The folder with the probes of a run while it trained: `probe/` of a run directory, or the folder itself."""
+    candidates = (directory / "probe", directory)
+    return next((folder for folder in candidates if (folder / "effects.parquet").exists()), None)
+
+
+def read_effects(directory: Path) -> pd.DataFrame:
+    """`effects.parquet` of `directory`. Raises ValueError if it is not there or lacks columns."""
+    return _read_table(directory, "effects", EFFECT_COLUMNS)
+
+
+def read_clusters(directory: Path) -> pd.DataFrame:
+    """`clusters.parquet` of `directory`. Raises ValueError if it is not there or lacks columns."""
+    return _read_table(directory, "clusters", CLUSTER_COLUMNS)
+
+
+def check_clusters(directory: Path) -> None:
+    """Raise ValueError, as `read_clusters` does, from the end of the file alone: it is the largest of the tables."""
+    path = _existing(directory, "clusters")
+    _check_columns(path, _readable(path, pq.read_schema).names, CLUSTER_COLUMNS)
+
+
+def read_geometry(directory: Path) -> pd.DataFrame:
+    """`geometry.parquet` of `directory`. Raises ValueError if it is not there."""
+    return _read_table(directory, "geometry", ["run", "step", "read"])
+
+
+def read_coalitions(directory: Path) -> pd.DataFrame | None:
+    """`coalitions.parquet` of `directory`, or None where no coalition was probed. Raises ValueError if it is torn."""
+    if not (directory / "coalitions.parquet").exists():
+        return None
+    return _read_table(directory, "coalitions", ["run", "step", "sublayer", "scope", "positions", "metric", "term"])
+
+
+def _read_table(directory: Path, name: str, columns: list[str]) -> pd.DataFrame:
+    path = _existing(directory, name)
+    rows = _readable(path, pd.read_parquet)
+    _check_columns(path, rows.columns, columns)
+    if not is_integer_dtype(rows["step"]):
+        raise ValueError(f"{path} is not a table of this version: its column step does not hold integers")
+    return rows
+
+
+def _existing(directory: Path, name: str) -> Path:
+    path = directory / f"{name}.parquet"
+    if not path.exists():
+        path = directory / "probe" / path.name  # of a run directory
+    if not path.exists():
+        if name != "effects" and (directory / "effects.parquet").exists():
+            raise ValueError(f"{directory} is incomplete: it has effects.parquet but no {name}.parquet; probe it again")
+        raise ValueError(f"{directory} holds no probe results: expected {name}.parquet there or in its probe/ folder")
+    return path
+
+
+def _readable(path: Path, read: Callable[[Path], Contents]) -> Contents:
+    try:
+        return read(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{path} is torn or not a parquet file ({reason}): probe again, into a new folder") from error
+
+
+def _check_columns(path: Path, present: Iterable[str], columns: list[str]) -> None:
+    if missing := [column for column in columns if column not in set(present)]:
+        raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,158 @@
+"""Heat maps: mass beside effect, layer (or region) by family, of one probed step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon, Rectangle
+from matplotlib.path import Path
+
+from attnres import FAMILIES, REGIONS, SUBLAYERS
+from probe.analysis.motifs import ESTIMATE, EXACT, LEVEL, MATTERS, primary_rows
+from probe.report.figures.style import EFFECT_LABEL, GREY, PAGE, SUBLAYER_LABELS, in_paper_style
+
+VALUES = {"mass": "routing mass", "effect": EFFECT_LABEL}
+COLORS = {"mass": "Greys", "effect": "RdBu_r"}
+SHORT_FAMILIES = ("emb.", "current", "prev.", "older")
+CORNER = Path([(-1, 1), (1, 1), (1, -1), (-1, 1)])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The rows that a heat map shows: by single `layer` or by `region`, exact or to first order."""
+
+    rows: pd.DataFrame
+    unit: str
+    first_order: bool
+
+    @property
+    def scopes(self) -> list[str]:
+        """From the shallowest."""
+        found = set(self.rows["scope"])
+        if self.unit == "region":
+            return [region for region in REGIONS if region in found]
+        return sorted(found, key=lambda scope: int(scope.removeprefix("layer:")))
+
+    def table(self, sublayer: str, value: str) -> np.ndarray:
+        """(scopes, families) of a column of numbers; NaN where the family cannot be ablated, or was not."""
+        rows = self.rows[(self.rows["sublayer"] == sublayer) & self.rows["applicable"]]
+        table = rows.pivot(index="scope", columns="family", values=value)
+        return table.reindex(index=self.scopes, columns=list(FAMILIES)).to_numpy(dtype=float)
+
+
+def heat_map_grid(effects: pd.DataFrame) -> Grid | None:
+    """The finest exact grid that the table has (layers, else regions), else the finest to first order, else None."""
+    for first_order in (False, True):
+        rows = primary_rows(effects, kind=ESTIMATE if first_order else EXACT)
+        rows = rows[rows["sublayer"].isin(SUBLAYERS)]
+        by_unit = {"layer": rows["scope"].str.startswith("layer:"), "region": rows["scope"].isin(REGIONS)}
+        for unit, chosen in by_unit.items():
+            if chosen.any():
+                return Grid(rows[chosen], unit, first_order)
+    return None
+
+
+@in_paper_style
+def plot_heat_maps(effects: pd.DataFrame, num_pairs: int, title: str = "") -> Figure:
+    """Layer x family, or region x family where single layers were not ablated: mass beside effect, for each sublayer.
+
+    Exact effects if there are any, else those to first order; the title says which. The colours of effects are the
+    same for all panels, symmetric, and span at least what matters (5 % of ln K), so that noise does not look like a
+    finding.
+
+    Args:
+        effects: the table of one (run, step).
+        num_pairs: K.
+
+    Raises:
+        ValueError: the table has no effects of masking in layers or regions.
+    """
+    grid = heat_map_grid(effects)
+    if grid is None:
+        raise ValueError("no heat map: the table has no effects of mask_renormalise in layers or regions")
+    matters = MATTERS * math.log(num_pairs)
+    largest = max(float(np.nanmax(np.abs(grid.table(s, "effect")), initial=matters)) for s in SUBLAYERS)
+    limits = {"mass": (0.0, 1.0), "effect": (-largest, largest)}
+    figure = Figure(figsize=(PAGE, 1.45 + 0.19 * len(grid.scopes)), layout="constrained")
+    axes = figure.subplots(1, 4, sharey=True)
+    images: dict[str, AxesImage] = {}
+    for column, (sublayer, value) in enumerate((s, v) for s in SUBLAYERS for v in VALUES):
+        images[value] = _heat_map(axes[column], grid, sublayer, value, limits[value], matters)
+        axes[column].set_title(f"{SUBLAYER_LABELS[sublayer]}:\n{VALUES[value]}")
+    axes[0].set_yticks(range(len(grid.scopes)), [scope.removeprefix("layer:") for scope in grid.scopes])
+    axes[0].set_ylabel(grid.unit)
+    for value, above in (("mass", axes[:2]), ("effect", axes[2:])):
+        bar = figure.colorbar(images[value], ax=above, location="bottom", aspect=30, shrink=0.8, pad=0.04)
+        bar.set_label(VALUES[value])
+        bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    figure.legend(handles=_legend(grid), loc="outside lower center", ncols=3, columnspacing=1.2)
+    how = "first order (linearised)" if grid.first_order else "exact masks"
+    figure.suptitle(f"{title + ': ' if title else ''}mass and effect of masking, by {grid.unit}; {how}")
+    return figure
+
+
+def _heat_map(
+    axes: Axes, grid: Grid, sublayer: str, value: str, limits: tuple[float, float], matters: float
+) -> AxesImage:
+    table, unaliased = grid.table(sublayer, value), grid.table(sublayer, "n_unaliased_reads")
+    findings = (grid.table(sublayer, "effect") >= matters) & (grid.table(sublayer, "p_adjusted") <= LEVEL)
+    image = axes.imshow(table, aspect="auto", cmap=COLORS[value], vmin=limits[0], vmax=limits[1], origin="lower")
+    for row, column in np.ndindex(*table.shape):
+        number = float(table[row, column])
+        if np.isnan(number):
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **_hatched()))
+            continue
+        ink = "w" if _is_dark(image, number) else "k"
+        weight = "bold" if value == "effect" and findings[row, column] else "normal"
+        axes.text(column, row, _short(number), ha="center", va="center", color=ink, weight=weight)
+        if unaliased[row, column] == 0:
+            right, top = column + 0.5, row + 0.5
+            axes.add_patch(Polygon([(right - 0.2, top), (right, top), (right, top - 0.35)], color=ink, linewidth=0))
+    axes.set_xticks(range(len(FAMILIES)), SHORT_FAMILIES, rotation=40, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def _hatched() -> dict[str, Any]:
+    return {"fill": False, "hatch": "/////", "edgecolor": "#c4c4c4", "linewidth": 0}
+
+
+def _is_dark(image: AxesImage, number: float) -> bool:
+    red, green, blue, _ = image.to_rgba(np.array([number]))[0]
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+
+
+def _short(number: float) -> str:
+    """At most four characters and a sign; what rounds to zero has none."""
+    text = f"{number:.2f}" if abs(number) < 9.995 else f"{number:.1f}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
+
+
+def _legend(grid: Grid) -> list[Artist]:
+    """What the marks mean; only those that are there."""
+    tables = [(grid.table(s, "effect"), grid.table(s, "n_unaliased_reads")) for s in SUBLAYERS]
+    handles: list[Artist] = []
+    if any(np.isnan(effect).any() for effect, _ in tables):
+        handles.append(Patch(label="not applicable", **_hatched()))
+    if any((unaliased == 0).any() for _, unaliased in tables):
+        corner: dict[str, Any] = {"marker": CORNER, "markersize": 4, "linestyle": "", "color": GREY}
+        handles.append(Line2D([], [], label="aliased: stays readable as another family", **corner))
+    bold: dict[str, Any] = {
+        "marker": r"$\mathbf{0.2}$",
+        "markersize": 11,
+        "linestyle": "",
+        "color": "k",
+        "markeredgewidth": 0,
+    }
+    return [*handles, Line2D([], [], label="at least 5 % of ln K, adjusted p ≤ 0.05", **bold)]

@@ -1,0 +1,85 @@
+"""Shapley values and interactions against their definitions by permutation."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from attnres import FAMILIES
+from attnres.tasks import MQAR
+from probe.ablation.engine import Engine
+from probe.ablation.grid import COALITIONS, build_grid, label
+from probe.analysis import effects as results
+from probe.analysis.coalitions import coalition_cells, coalition_table, terms
+from probe.examples.inputs import ProbeInputs
+
+INPUTS = ProbeInputs.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
+INFO = results.RunInfo("r", "c", 0, 0, "d", 4)
+
+
+def game(seed: int = 0) -> dict[frozenset, float]:
+    rng = np.random.default_rng(seed)
+    return {frozenset(members): float(rng.normal()) for members in COALITIONS} | {frozenset(): 0.0}
+
+
+def evaluate(coefficients, values) -> float:
+    return sum(c * values[frozenset(members)] for members, c in coefficients.items())
+
+
+def test_shapley_is_the_mean_over_orders_of_what_a_family_adds():
+    values = game()
+    for family in FAMILIES:
+        added = []
+        for order in itertools.permutations(FAMILIES):
+            before = frozenset(order[: order.index(family)])
+            added.append(values[before | {family}] - values[before])
+        assert evaluate(terms()[f"shapley:{family}"], values) == pytest.approx(np.mean(added))
+
+
+def test_interaction_is_the_mean_over_orders_of_the_pair_as_one_player():
+    """Shapley value of the pair's surplus when the two enter together (Grabisch and Roubens)."""
+    values = game(1)
+    for a, b in itertools.combinations(FAMILIES, 2):
+        surplus = []
+        for order in itertools.permutations([f for f in FAMILIES if f not in (a, b)] + ["pair"]):
+            rest = frozenset(order[: order.index("pair")])
+            surplus.append(values[rest | {a, b}] - values[rest | {a}] - values[rest | {b}] + values[rest])
+        assert evaluate(terms()[f"interaction:{a}+{b}"], values) == pytest.approx(np.mean(surplus))
+
+
+def test_shares_sum_to_the_whole_and_null_players_get_nothing():
+    values = game(2)
+    assert sum(evaluate(terms()[f"shapley:{f}"], values) for f in FAMILIES) == pytest.approx(
+        values[frozenset(FAMILIES)]
+    )
+    without = {s: values[s - {"older"}] for s in values}
+    assert evaluate(terms()["shapley:older"], without) == pytest.approx(0)
+    assert evaluate(terms()["interaction:embedding+older"], without) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+def test_a_model_s_games(make_model, source):
+    model = make_model(attnres_source=source)
+    cells = coalition_cells(model.model.sites, ["self_attn", "mlp"], ["early", "all"])
+    result = Engine(model, cells, ("all",)).run(INPUTS)
+    table = coalition_table(result, INFO, 50)
+    rows = table[table["metric"] == "nll"].set_index(["sublayer", "scope", "term"])["effect"]
+    for (sublayer, scope), game_rows in rows.groupby(["sublayer", "scope"]):
+        values = game_rows.loc[sublayer, scope]
+        assert values[[f"shapley:{f}" for f in FAMILIES]].sum() == pytest.approx(values["value:all"], abs=1e-9)
+        assert set(values.index) == set(terms())
+        if scope == "early":  # no older block there
+            assert values["shapley:older"] == pytest.approx(0, abs=1e-12)
+            assert values["value:older"] == 0
+    for key, effects in result.effects.items():
+        name = label(cells[key[0]].families)
+        mean = effects["nll"].sum() / result.counts.sum()
+        assert rows[cells[key[0]].sublayer, cells[key[0]].scope, f"value:{name}"] == pytest.approx(mean)
+
+
+def test_without_coalitions_there_is_no_table(make_model):
+    model = make_model()
+    result = Engine(model, build_grid(model.model.sites, scopes=["all"]), ("all",)).run(INPUTS)
+    assert coalition_table(result, INFO, 20).empty

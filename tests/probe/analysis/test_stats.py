@@ -1,0 +1,363 @@
+"""Statistics against loops that say what they mean, and against simulated truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from probe.analysis import stats
+
+
+def simulate(num_clusters: int, effect: float, seed: int, cells: int = 1, skewed: bool = False):
+    """(sums, counts): 16 queries per cluster, half of the variance of an effect shared within a cluster."""
+    rng = np.random.default_rng(seed)
+    shared, own = rng.normal(size=(num_clusters, 1, cells)), rng.normal(size=(num_clusters, 16, cells))
+    queries = np.sqrt(0.5) * shared + np.sqrt(0.5) * own
+    if skewed:
+        queries = np.exp(queries) - np.exp(0.5)
+    return (effect + queries).sum(1), np.full(num_clusters, 16)
+
+
+def loop_bootstrap_t(sums, counts, num_resamples, seed):
+    """(mean, error, t) by lists of drawn clusters; one cell."""
+
+    def ratio_and_error(s, c):
+        ratio, n = sum(s) / sum(c), len(s)
+        squares = sum((a - ratio * b) ** 2 for a, b in zip(s, c, strict=True))
+        return ratio, (n / (n - 1) * squares) ** 0.5 / sum(c)
+
+    mean, error = ratio_and_error(sums, counts)
+    times = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=num_resamples)
+    t = []
+    for row in times:
+        drawn = [i for i, count in enumerate(row) for _ in range(count)]
+        ratio, resampled_error = ratio_and_error([sums[i] for i in drawn], [counts[i] for i in drawn])
+        t.append((ratio - mean) / resampled_error)
+    return mean, error, np.array(t)
+
+
+def test_bootstrap_t_equals_resampling_written_as_a_loop():
+    sums, _ = simulate(12, 0.3, seed=1, cells=3)
+    counts = np.arange(1, 13)
+    found = stats.bootstrap_t(sums, counts, num_resamples=60, seed=5)
+    for cell in range(3):
+        mean, error, t = loop_bootstrap_t(sums[:, cell].tolist(), counts.tolist(), 60, 5)
+        assert found.mean[cell] == pytest.approx(mean)
+        assert found.error[cell] == pytest.approx(error)
+        np.testing.assert_allclose(found.t[:, cell], t, rtol=1e-9)
+
+
+def test_resamples_draw_as_many_clusters_as_there_are():
+    weights = stats.resample_weights(7, 4000, seed=2)
+    assert (weights.sum(1) == 7).all()
+    np.testing.assert_allclose(weights.mean(0), 1, atol=0.07)
+    np.testing.assert_allclose(weights.var(0), 6 / 7, atol=0.1)
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 20), st.integers(1, 8), st.integers(0, 1000))
+def test_bootstrap_treats_cells_alike_whatever_their_order_and_scale(num_clusters, cells, seed):
+    rng = np.random.default_rng(seed)
+    sums, counts = rng.normal(1, 1, size=(num_clusters, cells)), rng.integers(1, 9, num_clusters)
+    scale, shuffled = 10.0 ** rng.integers(-3, 3, cells), rng.permutation(cells)
+    one = stats.bootstrap_t(sums, counts, 99, seed)
+    other = stats.bootstrap_t((sums * scale)[:, shuffled], counts, 99, seed)
+    np.testing.assert_allclose(other.t, one.t[:, shuffled], rtol=1e-5, atol=1e-5)  # two clusters: near-zero errors
+    np.testing.assert_allclose(other.mean, (one.mean * scale)[shuffled])
+    np.testing.assert_allclose(other.error, (one.error * scale)[shuffled])
+
+
+def test_interval_turns_the_tails_of_t_around():
+    bootstrap = stats.BootstrapT(np.array([10.0]), np.array([2.0]), np.linspace(-1, 3, 10_001)[:, None])
+    low, high = bootstrap.interval(0.9)
+    assert low[0] == pytest.approx(10 - 2.8 * 2, abs=1e-3)
+    assert high[0] == pytest.approx(10 + 0.8 * 2, abs=1e-3)
+
+
+def test_one_sided_and_equivalence_p_values_count_resamples():
+    t = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, -3.0, 0.5, -0.5])[:, None]
+    bootstrap = stats.BootstrapT(np.array([0.3]), np.array([0.2]), t)
+    assert bootstrap.p_above(0.1)[0] == (1 + sum(t[:, 0] >= 1.0 - 1e-9)) / 10
+    assert bootstrap.p_below(0.5)[0] == (1 + sum(t[:, 0] <= -1.0 + 1e-9)) / 10
+    assert bootstrap.p_equivalent(0.5)[0] == max(bootstrap.p_above(-0.5)[0], bootstrap.p_below(0.5)[0])
+
+
+@pytest.mark.parametrize(("num_clusters", "skewed"), [(64, False), (128, True)])
+def test_intervals_cover_the_truth_where_queries_of_a_sequence_agree(num_clusters, skewed):
+    """Full simulations: benchmarks/probe_statistics.py."""
+    sums, counts = simulate(num_clusters, 0.2, seed=2, cells=1000, skewed=skewed)
+    low, high = stats.bootstrap_t(sums, counts, 1000).interval()
+    coverage = ((low <= 0.2) & (high >= 0.2)).mean()
+    assert 0.925 <= coverage <= 0.975
+    naive = 1.96 * sums.std() / 16 / np.sqrt(num_clusters * 16)
+    assert (high - low).mean() > 2 * naive
+
+
+@pytest.mark.parametrize("num_resamples", [99, 999, 2000])
+def test_tests_and_intervals_agree(num_resamples):
+    sums, counts = simulate(64, 0.05, seed=8, cells=300)
+    bootstrap = stats.bootstrap_t(sums, counts, num_resamples)
+    low, high = bootstrap.interval(0.9)
+    inside = (low > -0.3) & (high < 0.3)
+    assert 0.05 < inside.mean() < 0.95
+    np.testing.assert_array_equal(bootstrap.p_above(-0.3) <= 0.05, low > -0.3)
+    np.testing.assert_array_equal(bootstrap.p_below(0.3) <= 0.05, high < 0.3)
+    np.testing.assert_array_equal(bootstrap.p_equivalent(0.3) <= 0.05, inside)
+
+
+def test_too_few_resamples_for_a_tail_give_all_they_have():
+    bootstrap = stats.BootstrapT(np.zeros(1), np.ones(1), np.array([[-1.0], [2.0], [0.0]]))
+    assert bootstrap.interval(0.99) == ([-2.0], [1.0])
+
+
+def test_equivalence_is_rarely_claimed_at_the_margin():
+    sums, counts = simulate(128, 0.3, seed=9, cells=1000)
+    assert (stats.bootstrap_t(sums, counts, 999).p_equivalent(0.3) <= 0.05).mean() <= 0.07
+    sums, counts = simulate(128, 0.0, seed=9, cells=200)
+    assert (stats.bootstrap_t(sums, counts, 999).p_equivalent(0.3) <= 0.05).mean() > 0.9
+
+
+def test_a_constant_effect_has_an_interval_of_no_width():
+    bootstrap = stats.bootstrap_t(np.full((8, 1), 32.0), np.full(8, 16), 99)
+    low, high = bootstrap.interval()
+    assert (low, bootstrap.mean, high) == ([2.0], [2.0], [2.0])
+    assert bootstrap.p_equivalent(2.5) == 0.01
+    assert bootstrap.p_equivalent(1.5) == 1
+    assert bootstrap.p_above(1.0) == 0.01
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_a_constant_effect_is_not_beyond_itself(value):
+    """Without spread the estimate is a fact: on the threshold it is neither above nor below it."""
+    counts = np.arange(1, 12)
+    bootstrap = stats.bootstrap_t(value * counts[:, None], counts, 99)
+    mean = float(bootstrap.mean[0])
+    assert (bootstrap.error, bootstrap.p_above(mean), bootstrap.p_below(mean)) == ([0], [1], [1])
+    assert (bootstrap.p_above(mean + 1e-3), bootstrap.p_above(mean - 1e-3)) == ([1], [0.01])
+
+
+def test_resamples_without_spread_are_beyond_any_threshold():
+    sums = np.zeros((6, 1))
+    sums[0] = 5.0
+    bootstrap = stats.bootstrap_t(sums, np.full(6, 2), 500, seed=1)
+    times = stats.resample_weights(6, 500, seed=1)[:, 0]
+    assert (bootstrap.t[times == 0] == -np.inf).all()
+    assert (bootstrap.t[times == 1] == 0).all()
+    assert np.isfinite(bootstrap.t[times > 0]).all()
+    assert bootstrap.interval()[1] == np.inf
+    assert bootstrap.p_below(100.0) == (1 + (times == 0).sum()) / 501
+
+
+def test_sequences_without_queries_are_refused():
+    with pytest.raises(ValueError, match="positive number"):
+        stats.bootstrap_t(np.ones((2, 1)), np.array([0, 5]))
+    with pytest.raises(ValueError, match="each of the 2"):
+        stats.bootstrap_t(np.ones((2, 1)), np.ones(1))
+
+
+def test_a_cell_without_numbers_has_no_p_value_and_changes_no_other():
+    sums, counts = simulate(30, 0.0, seed=3, cells=5)
+    known = [0, 2, 3, 4]
+    expected, intervals = stats.sign_flip_test(sums[:, known], 199), stats.bootstrap_t(sums, counts, 99).interval()
+    sums[7, 1] = np.nan
+    found, bootstrap = stats.sign_flip_test(sums, 199), stats.bootstrap_t(sums, counts, 99)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one[known], other)
+        assert np.isnan(one[1])
+    np.testing.assert_array_equal(np.array(bootstrap.interval())[:, known], np.array(intervals)[:, known])
+    assert np.isnan([*(end[1] for end in bootstrap.interval()), bootstrap.p_above(0)[1], bootstrap.p_below(0)[1]]).all()
+    assert np.isnan(stats.sign_flip_test(np.full((9, 2), np.nan), 9)).all()
+    assert stats.sign_flip_test(np.ones((9, 0)), 9)[1].shape == (0,)
+
+
+def test_one_cluster_tells_nothing():
+    bootstrap = stats.bootstrap_t(np.ones((1, 2)), np.ones(1), 50)
+    assert np.isnan([*bootstrap.interval(), bootstrap.p_above(0), bootstrap.p_equivalent(1)]).all()
+    assert np.isnan(stats.sign_flip_test(np.ones((1, 2)))).all()
+
+
+def test_an_effect_of_few_sequences_gives_a_wide_interval_not_a_warning():
+    sums = np.zeros((64, 1))
+    sums[3] = 5.0
+    low, high = stats.bootstrap_t(sums, np.full(64, 16)).interval()
+    assert low[0] <= 5 / 1024 < high[0]
+
+
+def loop_sign_flips(sums, num_flips, seed):
+    """Raw and step-down max-t p-values, flip by flip and cell by cell."""
+    n, cells = sums.shape
+
+    def statistic(column):
+        return abs(np.mean(column)) / (np.std(column, ddof=1) / np.sqrt(n))
+
+    observed = [statistic(sums[:, j]) for j in range(cells)]
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(num_flips, n))
+    flipped = [[statistic(row * sums[:, j]) for j in range(cells)] for row in signs]
+    raw = [(1 + sum(f[j] >= observed[j] for f in flipped)) / (1 + num_flips) for j in range(cells)]
+    order, adjusted, previous = sorted(range(cells), key=lambda j: -observed[j]), [0.0] * cells, 0.0
+    for place, j in enumerate(order):
+        rest = order[place:]
+        share = (1 + sum(max(f[k] for k in rest) >= observed[j] for f in flipped)) / (1 + num_flips)
+        previous = adjusted[j] = max(previous, share)
+    return raw, adjusted
+
+
+def test_sign_flips_equal_a_loop_over_flips():
+    sums, _ = simulate(10, 0.0, seed=7, cells=4)
+    sums[:, 2] += 12
+    raw, adjusted = stats.sign_flip_test(sums, 200, seed=3)
+    loop_raw, loop_adjusted = loop_sign_flips(sums, 200, 3)
+    np.testing.assert_allclose(raw, loop_raw)
+    np.testing.assert_allclose(adjusted, loop_adjusted)
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 20), st.integers(1, 8), st.integers(0, 1000))
+def test_adjusted_p_values_are_no_smaller_and_keep_the_order(num_clusters, cells, seed):
+    rng = np.random.default_rng(seed)
+    sums = rng.normal(size=(num_clusters, cells)) * 10.0 ** rng.integers(-3, 3, cells)
+    raw, adjusted = stats.sign_flip_test(sums, 99, seed)
+    assert (adjusted >= raw).all()
+    shuffled = rng.permutation(cells)
+    again = stats.sign_flip_test(sums[:, shuffled], 99, seed)
+    np.testing.assert_allclose(again, (raw[shuffled], adjusted[shuffled]))
+    np.testing.assert_allclose(stats.sign_flip_test(1000 * sums, 99, seed), (raw, adjusted))
+
+
+def test_raw_p_values_are_uniform_under_the_null():
+    sums, _ = simulate(64, 0.0, seed=3, cells=1000)
+    p_values, _ = stats.sign_flip_test(sums, 999)
+    assert 0.03 <= (p_values <= 0.05).mean() <= 0.07
+    assert 0.45 <= p_values.mean() <= 0.55
+
+
+def test_a_grid_without_effects_is_rarely_called_significant():
+    rejected = [
+        (stats.sign_flip_test(simulate(48, 0.0, seed, cells=20)[0], 299)[1] <= 0.05).any() for seed in range(300)
+    ]
+    assert np.mean(rejected) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_p_values_find_an_effect_and_call_its_absence_by_name():
+    strong, _ = simulate(64, 1.0, seed=4, cells=5)
+    assert all((p == 1 / 1000).all() for p in stats.sign_flip_test(strong, 999))
+    assert all((p == 1).all() for p in stats.sign_flip_test(np.zeros((64, 2)), 99))
+    strong[:, 2] = 0
+    assert all((p == [0.01, 0.01, 1, 0.01, 0.01]).all() for p in stats.sign_flip_test(strong, 99))
+
+
+@pytest.mark.parametrize("column", [[1.0, 2.0, 3.0, 4.0], [0.1] * 4, [1 / 3] * 4])
+def test_sign_flips_enumerate_to_the_exact_p_value(column):
+    """Four clusters have 16 sign patterns: the share at least as extreme as observed is 2/16 for equal signs."""
+    assert stats.sign_flip_test(np.array(column)[:, None], 20_000)[0][0] == pytest.approx(2 / 16, abs=0.01)
+
+
+def test_bootstrap_max_t_equals_a_loop_over_resamples():
+    rng = np.random.default_rng(2)
+    t, observed = rng.normal(size=(99, 4)), np.array([3.0, -2.5, 0.5, 2.0])
+    bootstrap = stats.BootstrapT(observed, np.ones(4), t)
+    for side, sign in (("above", 1), ("below", -1)):
+        order, adjusted, previous = sorted(range(4), key=lambda j, s=sign: -s * observed[j]), {}, 0.0
+        for place, j in enumerate(order):
+            rest = order[place:]
+            count = sum(max(sign * row[k] for k in rest) >= sign * observed[j] for row in t)
+            previous = adjusted[j] = max(previous, (1 + count) / 100)
+        if side == "above":
+            above = adjusted
+    expected = [min(1, 2 * min(above[j], adjusted[j])) for j in range(4)]
+    np.testing.assert_allclose(bootstrap.p_adjusted(), expected)
+
+
+def test_an_effect_of_few_sequences_hides_no_other():
+    sums, counts = simulate(64, 1.0, seed=4, cells=6)
+    sums[:, 3] = 0
+    sums[9, 3] = -5
+    p_adjusted = stats.bootstrap_t(sums, counts, 999).p_adjusted()
+    assert p_adjusted[3] > 0.3
+    assert (np.delete(p_adjusted, 3) <= 0.01).all()
+
+
+def test_skewed_nulls_need_the_bootstrap():
+    """Effects that are zero in the mean but of which most are a little below it: sign flips alone reject too often."""
+    flips, both = [], []
+    for seed in range(150):
+        sums, counts = simulate(32, 0.0, seed, cells=10, skewed=True)
+        by_flips = stats.sign_flip_test(sums, 299)[1]
+        flips.append((by_flips <= 0.05).any())
+        both.append((np.maximum(by_flips, stats.bootstrap_t(sums, counts, 299).p_adjusted()) <= 0.05).any())
+    assert np.mean(both) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 150)
+    assert np.mean(flips) > np.mean(both)
+
+
+def test_step_down_rejects_more_than_single_step():
+    """Beside an overwhelming cell, a moderate one is compared with the moderate ones only."""
+    rng = np.random.default_rng(0)
+    sums = rng.normal(size=(200, 2)) + np.array([5.0, 0.15])
+    raw, adjusted = stats.sign_flip_test(sums, 1999)
+    assert adjusted[1] == raw[1]
+
+
+def test_results_are_seeded():
+    sums, counts = simulate(16, 0.1, seed=6, cells=4)
+    one, two, other = (stats.bootstrap_t(sums, counts, 200, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one.t, two.t)
+    assert (one.t != other.t).any()
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 4)])
+def test_false_discovery_and_holm_equal_their_definitions(shape):
+    p_values = np.random.default_rng(4).uniform(0, 0.2, size=shape)
+    p_values.flat[[2, 5]] = np.nan, p_values.flat[6]  # a tie
+    kept = sorted(p for p in p_values.ravel() if p == p)
+    m = len(kept)
+    for p, q, h in zip(p_values.flat, stats.false_discovery(p_values).flat, stats.holm(p_values).flat, strict=True):
+        if np.isnan(p):
+            assert np.isnan([q, h]).all()
+            continue
+        assert q == pytest.approx(min([m * kept[i] / (i + 1) for i in range(m) if kept[i] >= p] + [1.0]))
+        assert h == pytest.approx(min(1.0, max((m - i) * kept[i] for i in range(m) if kept[i] <= p)))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        stats.false_discovery(np.array([1.5]))
+
+
+def test_false_discovery_and_holm_leave_unknowns_alone():
+    p_values = np.array([0.01, np.nan, 0.04, 0.03])
+    np.testing.assert_allclose(stats.holm(p_values), [0.03, np.nan, 0.06, 0.06])
+    np.testing.assert_allclose(stats.false_discovery(p_values), [0.03, np.nan, 0.04, 0.04])
+    assert np.isnan(stats.holm(np.array([np.nan]))).all()
+    assert np.isnan(stats.false_discovery(np.array([np.nan]))).all()
+    np.testing.assert_allclose(stats.holm(np.array([0.6, 0.7])), [1.0, 1.0])
+
+
+def test_across_seeds_is_the_one_sample_t_test():
+    effects = np.random.default_rng(1).normal(0.3, 1, size=(4, 3))
+    mean, low, high, p_value = stats.across_seeds(effects)
+    reference = scipy_stats.ttest_1samp(effects, 0)
+    np.testing.assert_allclose(p_value, reference.pvalue)
+    np.testing.assert_allclose((low, high), reference.confidence_interval(0.95))
+    np.testing.assert_allclose(mean, effects.mean(0))
+    assert np.isnan(stats.across_seeds(effects[:1])[1:]).all()
+    assert stats.across_seeds(np.full((3, 1), 0.0)) == ([0], [0], [0], [1])
+    assert stats.across_seeds(np.full((3, 1), 0.5)) == ([0.5], [0.5], [0.5], [0])
+
+
+@pytest.mark.parametrize("level", [0.05, 0.2])
+def test_critical_values_reject_where_p_values_do(level):
+    """Cells from clearly null to clearly not: exceeding the critical value and p <= level are one and the same."""
+    rng = np.random.default_rng(3)
+    strength = np.linspace(0.0, 0.9, 12)
+    counts, rejected = np.full(24, 4), 0
+    for _ in range(20):
+        sums = rng.exponential(size=(24, 12)) - 1 + strength
+        bootstrap = stats.bootstrap_t(sums, counts, 199)
+        t = bootstrap.mean / bootstrap.error
+        assert ((t > bootstrap.critical(level)) == ((bootstrap.p_adjusted() <= level) & (t > 0))).all()
+        assert ((t > bootstrap.critical(level, grid=False)) == (bootstrap.p_above(0.0) <= level)).all()
+        flips = np.abs(sums.sum(0)) / np.sqrt(24 * np.square(sums).sum(0))
+        adjusted = stats.sign_flip_test(sums, 199)[1] <= level
+        assert ((flips > stats.sign_flip_critical(sums, level, 199)) == adjusted).all()
+        rejected += adjusted.sum()
+    assert 20 < rejected < 220

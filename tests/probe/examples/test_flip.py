@@ -1,0 +1,65 @@
+"""The flip test on models whose behaviour is known by construction."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from attnres.tasks import MQAR
+from probe.examples.flip import flip_test, recall_accuracy
+from probe.examples.inputs import ProbeInputs
+
+TASK = MQAR(num_pairs=4, vocab_size=40)
+EXAMPLES = TASK.batch("probe", range(32))
+
+
+class Scripted(torch.nn.Module):
+    """A model that answers each query by `rule(keys, values, query)`, read off the tokens."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rule) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, input_ids, logits_to_keep, use_cache):
+        keys, values = input_ids[:, :8:2], input_ids[:, 1:8:2]
+        queries = input_ids[:, 8:]
+        answers = torch.stack([self.rule(keys, values, queries[:, i]) for i in range(logits_to_keep)], 1)
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(answers, TASK.vocab_size).float())
+
+
+def lookup(keys, values, query):
+    return values.gather(1, (keys == query[:, None]).long().argmax(1, keepdim=True)).squeeze(1)
+
+
+def newest(keys, values, query):
+    return values[:, -1]
+
+
+def test_a_lookup_follows_the_queried_key_only():
+    result = flip_test(Scripted(lookup), TASK, EXAMPLES, changes=4)
+    assert (result.follows_queried, result.follows_other) == (1.0, 0.0)
+    assert (result.n_queried, result.n_other) == (32 * 4, 32 * 4 * 3)
+    assert recall_accuracy(Scripted(lookup), ProbeInputs.from_recall(EXAMPLES)) == 1.0
+
+
+def test_a_model_that_copies_the_last_value_is_found_out():
+    """It follows a change of the last pair whatever is asked: 1/4 of the changes, queried or not."""
+    result = flip_test(Scripted(newest), TASK, EXAMPLES, changes=4)
+    assert result.follows_queried == result.follows_other == 0.25
+    assert recall_accuracy(Scripted(newest), ProbeInputs.from_recall(EXAMPLES)) == 0.25
+
+
+def test_batches_do_not_matter():
+    assert flip_test(Scripted(newest), TASK, EXAMPLES) == flip_test(Scripted(newest), TASK, EXAMPLES, batch_size=5)
+
+
+def test_errors():
+    full = MQAR(num_pairs=4, vocab_size=8)
+    with pytest.raises(ValueError, match="not in the context"):
+        flip_test(Scripted(lookup), full, full.batch("probe", range(2)))
+    with pytest.raises(ValueError, match="changes"):
+        flip_test(Scripted(lookup), TASK, EXAMPLES, changes=5)

@@ -1,0 +1,175 @@
+"""Sweeps that are killed, shared by processes, and compared."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from attnres.tasks import MQAR
+from probe.ablation.engine import Engine
+from probe.ablation.grid import build_grid
+from probe.analysis.compare import compare
+from probe.cli import main
+from probe.examples.inputs import ProbeInputs
+from probe.files import tables as storage
+from probe.files.parts import Parts
+
+TASK = MQAR(num_pairs=4, vocab_size=40, seed=3)
+QUICK = ["--num-resamples", "50", "--positions", "all", "query"]
+
+
+def export(model, folder: Path, seed: int = 3) -> Path:
+    model.save_pretrained(folder / "hf")
+    (folder / "hf" / "task.json").write_text(json.dumps(TASK.to_dict()))
+    (folder / "hf" / "attnres_run.json").write_text(json.dumps({"condition": "cumulative", "seed": seed, "step": 40}))
+    return folder
+
+
+def tables(folder: Path) -> dict[str, pd.DataFrame]:
+    return {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
+
+
+def test_parts_come_back_as_they_were(make_model, tmp_path):
+    model = make_model()
+    kinds = ("mask_renormalise", "mean", "mask_renormalise_first_order")
+    cells = tuple(c for kind in kinds for c in build_grid(model.model.sites, kind, scopes=["all", "layer:1"]))
+    engine = Engine(model, cells, batch_size=2)
+    inputs = ProbeInputs.from_recall(TASK.batch("probe", range(6)))
+    store = Parts(tmp_path / "parts", {"a": 1}, cells, model.model.sites)
+    whole = engine.run(inputs, store)
+    assert len(list((tmp_path / "parts").glob("*.npz"))) == 3
+    again = engine.run(inputs, Parts(tmp_path / "parts", {"a": 1}, cells, model.model.sites))
+    for key, effects in whole.effects.items():
+        assert all(np.array_equal(effects[m], again.effects[key][m]) for m in effects)
+    for name in ("mass", "applicable", "dose", "weight_left"):
+        old, new = getattr(whole.routing, name), getattr(again.routing, name)
+        assert old.keys() == new.keys()
+        assert all(np.array_equal(old[key], new[key], equal_nan=True) for key in old)
+    with pytest.raises(ValueError, match="unfinished probe with another a, b: give the same settings"):
+        Parts(tmp_path / "parts", {"a": 2, "b": 3}, cells, model.model.sites)
+
+
+def test_a_killed_probe_goes_on_where_it_stopped(make_model, tmp_path, capsys):
+    """SIGKILL after a batch or more; the same command finishes with the rows of an uninterrupted probe, bit for bit."""
+    run = export(make_model(num_hidden_layers=6), tmp_path / "run")
+    options = ["--num-sequences", "96", "--batch-size", "4", "--kinds", "mask_renormalise", "resample", *QUICK]
+    main(["run", str(run), "--output", str(tmp_path / "whole"), *options])
+    script = str(Path(sys.executable).parent / "attnres-probe")
+    process = subprocess.Popen([script, "run", str(run), "--output", str(tmp_path / "killed"), *options])
+    parts, deadline = tmp_path / "killed" / "parts", time.monotonic() + 120
+    while len(list(parts.glob("*.npz"))) < 2:
+        assert process.poll() is None, "finished before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
+    assert 2 <= len(finished) < 24
+    assert not (tmp_path / "killed" / "effects.parquet").exists()
+
+    with pytest.raises(SystemExit):  # another probe is not mixed in
+        main(["run", str(run), "--output", str(tmp_path / "killed"), *options, "--seed", "1"])
+    assert "unfinished probe with another seed" in capsys.readouterr().err
+    assert finished.items() <= {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npz")}.items()
+
+    main(["run", str(run), "--output", str(tmp_path / "killed"), *options])
+    assert "going on with the unfinished probe" in capsys.readouterr().err
+    assert not parts.exists()
+    whole, resumed = tables(tmp_path / "whole"), tables(tmp_path / "killed")
+    assert whole.keys() == resumed.keys() == {"effects", "clusters", "geometry"}
+    for name, rows in whole.items():
+        pd.testing.assert_frame_equal(rows, resumed[name], check_exact=True)
+
+
+def test_processes_share_a_probe(make_model, tmp_path):
+    """Two processes (Lightning Fabric, gloo) give the table of one."""
+    run = export(make_model(), tmp_path / "run")
+    script = str(Path(sys.executable).parent / "attnres-probe")
+    options = ["--num-sequences", "10", "--kinds", "mask_renormalise", "mean", *QUICK]
+    for devices in ("1", "2"):
+        output = str(tmp_path / devices)
+        command = [script, "run", str(run), "--output", output, "--device", "cpu", "--devices", devices, *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    one, two = tables(tmp_path / "1"), tables(tmp_path / "2")
+    inference = ["ci_low", "ci_high", "p_value", "p_adjusted", "q_value", "p_equivalent"]
+    is_real = one["effects"]["effect"].abs() > 1e-5  # not the rounding at reads where nothing changes
+    assert is_real.sum() > 100
+    a, b = (tables["effects"][is_real] for tables in (one, two))
+    among_all = ["p_adjusted", "q_value"]  # that rounding counts for in these, a little
+    pd.testing.assert_frame_equal(a.drop(columns=among_all), b.drop(columns=among_all), atol=1e-5, rtol=1e-3)
+    pd.testing.assert_frame_equal(a[among_all], b[among_all], atol=0.05, rtol=0)
+    for name, rows in one.items():
+        kept = [column for column in rows if column not in inference]
+        pd.testing.assert_frame_equal(rows[kept], two[name][kept], atol=1e-5, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def two_probes(make_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    for seed, name in ((0, "a"), (1, "b")):
+        run = export(make_model(seed=seed), folder / name, seed)
+        main(["run", str(run), "--output", str(run / "probe" / "final"), "--num-sequences", "12", *QUICK])
+    return folder / "a", folder / "b"
+
+
+def test_comparison_is_paired_by_sequence(two_probes):
+    rows = compare(*two_probes, num_resamples=100)
+    clusters = [storage.read_clusters(path / "probe" / "final") for path in two_probes]
+    keys = ["kind", "sublayer", "scope", "family", "positions", "metric"]
+    row = rows[(rows["scope"] == "all") & (rows["metric"] == "nll")].iloc[3]
+    sums = []
+    for table in clusters:
+        chosen = table
+        for key in keys:
+            chosen = chosen[chosen[key] == row[key]]
+        sums.append(chosen.sort_values("sequence")["summed_effect"].to_numpy())
+    assert row["effect_a"] == pytest.approx(sums[0].sum() / 48)
+    assert row["effect_b"] == pytest.approx(sums[1].sum() / 48)
+    assert row["effect"] == pytest.approx((sums[1] - sums[0]).sum() / 48)
+    assert row["std_error"] == pytest.approx(np.std(sums[1] - sums[0], ddof=1) / np.sqrt(12) / 4)
+    assert rows.loc[rows["metric"] != "kl", "p_adjusted"].between(0, 1).all()
+
+
+def test_a_probe_compared_with_itself_differs_nowhere(two_probes):
+    rows = compare(two_probes[0], two_probes[0], num_resamples=100)
+    assert (rows["effect"] == 0).all()
+    assert (rows["ci_low"] == 0).all()
+    assert (rows.loc[rows["metric"] != "kl", "p_adjusted"] == 1).all()
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".parquet"])
+def test_compare_prints_a_table_and_writes_all_rows(two_probes, tmp_path, capsys, suffix):
+    output = tmp_path / "new" / f"rows{suffix}"
+    main(["compare", *map(str, two_probes), "--output", str(output), "--num-resamples", "50"])
+    printed = capsys.readouterr().out
+    assert "B - A on the same 12 sequences" in printed
+    assert "mlp        embedding" in printed
+    read = {".json": pd.read_json, ".csv": pd.read_csv, ".parquet": pd.read_parquet}[suffix]
+    rows = read(output)
+    assert {"effect_a", "effect_b", "effect", "ci_low", "p_adjusted"} <= set(rows.columns)
+    assert len(rows) == len(compare(*two_probes, num_resamples=50))
+
+
+def test_probes_of_other_examples_are_not_compared(two_probes, make_model, tmp_path):
+    run = export(make_model(), tmp_path / "c")
+    main(["run", str(run), "--output", str(run / "probe"), "--num-sequences", "8", *QUICK])
+    with pytest.raises(ValueError, match="were not probed on the same examples"):
+        compare(two_probes[0], run)
+
+
+def test_report_over_seeds(two_probes, capsys):
+    main(["report", *map(str, two_probes)])
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].startswith("NOT LEARNED")
+    assert "FEW SEQUENCES" in printed
+    assert "cumulative, over 2 seeds (0, 1)" in printed

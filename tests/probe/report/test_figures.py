@@ -1,0 +1,539 @@
+"""Figures show what the tables hold, legibly and in one style; the same input gives the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import struct
+import tomllib
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, Rectangle
+from matplotlib.text import Text
+from scipy import stats as scipy_stats
+
+from attnres import FAMILIES, REGIONS, SUBLAYERS
+from attnres.tasks import MQAR
+from probe.analysis.emergence import Emergence, load_emergence
+from probe.files import tables as storage
+from probe.files.runs import load_run
+from probe.report import figures as plots
+from probe.report.figures import comparison, style
+from probe.report.figures.write import write_figures
+from probe.runner import ProbeSettings, probe_model
+from tests.support.paths import ROOT
+
+K = 16
+MATTERS, EQUIVALENT = 0.05 * math.log(K), 0.01 * math.log(K)
+MASK, LINEAR = "mask_renormalise", "mask_renormalise_first_order"
+LAYERS = tuple(f"layer:{i}" for i in range(4))
+STEPS = (0, 10, 20, 40)
+
+
+def effects_table(scopes, kinds=(MASK,), sublayers=SUBLAYERS, steps=(40,), seed=0, size=0.2) -> pd.DataFrame:
+    """Primary rows with random numbers; `older` is not applicable at layer 0 and in the early region."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for step, kind, sublayer, scope, family in itertools.product(steps, kinds, sublayers, scopes, FAMILIES):
+        applicable = not (family == "older" and scope in ("early", "layer:0"))
+        effect = rng.normal(0, size) if applicable else math.nan
+        half = abs(rng.normal(0, size / 4))
+        rows.append(
+            {
+                **{"run": "run", "condition": "cumulative", "seed": seed, "step": step, "data_id": "x"},
+                **{"sublayer": sublayer, "scope": scope, "family": family, "kind": kind},
+                **{"positions": "all", "with_aliases": False, "metric": "nll", "applicable": applicable},
+                **{"mass": rng.uniform(0, 0.5) if applicable else 0.0, "aliased_mass": 0.0, "effect": effect},
+                **{"ci_low": effect - half, "ci_high": effect + 2 * half, "p_adjusted": rng.choice([0.001, 0.5])},
+                **{"n_unaliased_reads": int(rng.integers(0, 2)), "n_reads": 1},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def emergence_of(effects: pd.DataFrame, motifs: list[dict] | None = None, half: float = 20.0) -> Emergence:
+    """Curves of the exact rows of a table, with mass intervals and the given rows of motifs."""
+    exact = effects[effects["kind"] == MASK]
+    curves = exact.assign(mass_low=exact["mass"] - 0.02, mass_high=exact["mass"] + 0.03, holds=False)
+    steps = sorted(set(effects["step"]))
+    accuracy = pd.DataFrame({"step": steps, "accuracy": np.linspace(0, 1, len(steps))})
+    accuracy = accuracy.assign(low=accuracy["accuracy"] - 0.05, high=accuracy["accuracy"] + 0.02, pairs=math.nan)
+    never = {"sublayer": "mlp", "family": "current", "region": "early", "status": "never"}
+    table = pd.DataFrame([*(motifs or []), never])
+    halves = {"accuracy_half": half, "accuracy_half_low": half - 5, "accuracy_half_high": half + 5}
+    return Emergence(table.assign(**halves), curves, accuracy)
+
+
+MOTIFS = [
+    {
+        **{"sublayer": "self_attn", "family": "older", "region": "late", "status": "emerged"},
+        **{"onset": 20.0, "onset_low": 10.0, "onset_high": 40.0},
+    },
+    {
+        **{"sublayer": "self_attn", "family": "current", "region": "late", "status": "transient"},
+        **{"first_held": 10.0, "last_held": 20.0},
+    },
+    {
+        **{"sublayer": "mlp", "family": "embedding", "region": "early", "status": "transient"},
+        **{"first_held": 20.0, "last_held": 20.0},
+    },
+]
+TRAINING = pd.DataFrame({"accuracy": [0.1, math.nan, 0.9], "pairs": [1.0, 4.0, 16.0]}, index=[5, 15, 35])
+
+
+def depth(seed=0, condition="cumulative", sublayers=SUBLAYERS, num_pairs=K, size=0.2, **numbers) -> plots.DepthCells:
+    """A model's families over its depth, with random numbers and the dissociation that follows from them."""
+    cells = effects_table(["all"], sublayers=sublayers, seed=seed, size=size)
+    cells = cells.assign(mass_low=cells["mass"] - 0.01, mass_high=cells["mass"] + 0.02).assign(**numbers)
+    dissociation = {}
+    for sublayer, rows in cells.groupby("sublayer"):
+        rows = rows.set_index("family")
+        heaviest, harmful = rows["mass"].idxmax(), rows["effect"].idxmax()
+        dissociated = heaviest != harmful if rows["effect"].max() >= MATTERS else None
+        dissociation[sublayer] = {"heaviest": heaviest, "most_harmful": harmful, "dissociated": dissociated}
+    return plots.DepthCells(
+        f"{condition} (seed {seed}, step 40)", condition, seed, condition, num_pairs, cells, dissociation
+    )
+
+
+def only(rows: pd.DataFrame, **values) -> pd.DataFrame:
+    """Rows with these values, in the order of their steps."""
+    for column, value in values.items():
+        rows = rows[rows[column] == value]
+    return rows.sort_values("step", kind="stable")
+
+
+def emergence_figure() -> Figure:
+    effects = effects_table(["all", *REGIONS], (MASK, LINEAR), steps=STEPS)
+    return plots.plot_emergence(emergence_of(effects), effects, TRAINING, K, "a run")
+
+
+def motif_figure() -> Figure:
+    effects = effects_table(["all", *REGIONS], steps=STEPS)
+    return plots.plot_motifs(emergence_of(effects, MOTIFS), effects, K, "a run")
+
+
+DRAWN = {
+    "emergence": emergence_figure,
+    "motifs": motif_figure,
+    "heat maps of layers": lambda: plots.plot_heat_maps(effects_table(LAYERS), K, "a run"),
+    "heat maps of regions": lambda: plots.plot_heat_maps(effects_table(REGIONS, size=20), K, "a run"),
+    "heat maps to first order": lambda: plots.plot_heat_maps(effects_table(LAYERS, [LINEAR]), K, "a run"),
+    "dissociation": lambda: plots.plot_dissociation([depth(0), depth(1, "wrapped")]),
+    "dissociation of one": lambda: plots.plot_dissociation([depth(0, sublayers=(*SUBLAYERS, "final"))]),
+    "dissociation of five": lambda: plots.plot_dissociation([depth(seed) for seed in range(5)]),
+    "dissociation of twelve": lambda: plots.plot_dissociation([depth(seed) for seed in range(12)]),
+    "comparison": lambda: plots.plot_comparison([depth(0), depth(1), depth(0, "wrapped")]),
+    "comparison of three sublayers": lambda: plots.plot_comparison(
+        [depth(0, size=5), depth(2, "block_sum", (*SUBLAYERS, "final"), num_pairs=64)]
+    ),
+}
+
+
+def draw(figure: Figure) -> list[Text]:
+    """Draw, and say which texts were really drawn."""
+    texts: list[Text] = []
+    original = Text.draw
+
+    def noted(text: Text, renderer) -> None:
+        if text.get_visible() and text.get_text().strip():
+            texts.append(text)
+        original(text, renderer)
+
+    with style.paper_style(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", noted)
+        FigureCanvasAgg(figure).draw()
+    return texts
+
+
+def said(figure: Figure) -> list[str]:
+    return [text.get_text() for text in draw(figure)]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_figures_fit_a_paper_and_can_be_read(name):
+    """A column or a page wide, no text below 7 pt, none cut off, none on another."""
+    figure = DRAWN[name]()
+    texts = draw(figure)
+    assert len(texts) > 10
+    assert figure.get_figwidth() in (3.25, 6.75)
+    assert figure.get_figheight() < 9
+    assert min(text.get_fontsize() for text in texts) >= 7
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    for what, box in boxes:
+        assert min(box.x0, box.y0) >= -0.5, what
+        assert box.x1 <= figure.bbox.width + 0.5, what
+        assert box.y1 <= figure.bbox.height + 0.5, what
+    for (a, first), (b, second) in itertools.combinations(boxes, 2):
+        across = min(first.x1, second.x1) - max(first.x0, second.x0)
+        down = min(first.y1, second.y1) - max(first.y0, second.y0)
+        assert across <= 1 or down <= 1, f"{a!r} is on {b!r}"
+
+
+# Machado, Oliveira and Fernandes (IEEE TVCG 15, 2009), severity 1.
+BLINDNESS = {
+    "none": np.eye(3),
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+
+
+def lab(color: str, blindness: str) -> np.ndarray:
+    """CIELAB of a colour as it is seen."""
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = TO_XYZ @ np.clip(np.array(BLINDNESS[blindness]) @ linear, 0, 1) / [0.95047, 1, 1.08883]
+    x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("blindness", BLINDNESS)
+def test_families_can_be_told_apart_by_colour_alone(blindness):
+    seen = [lab(color, blindness) for color in style.FAMILY_COLORS.values()]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 30
+    assert min(lab("white", blindness)[0] - color[0] for color in seen) > 35  # and from paper
+    assert len(set(style.FAMILY_MARKERS.values())) == len(FAMILIES)
+
+
+def test_the_style_file_is_part_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "probe.report.figures" in project["packages"]
+    assert any(style.STYLE_FILE.match(pattern) for pattern in project["package-data"]["probe.report.figures"])
+    assert style.STYLE_FILE.is_file()
+
+
+def curves_of(axes) -> dict[str, np.ndarray]:
+    """label -> (points, 2) of the lines that have one."""
+    return {line.get_label(): line.get_xydata() for line in axes.get_lines() if not line.get_label().startswith("_")}
+
+
+def test_emergence_draws_the_rows_with_their_intervals():
+    effects = effects_table(["all"], steps=STEPS)
+    emergence = emergence_of(effects)
+    axes = plots.plot_emergence(emergence, effects, TRAINING, K).axes
+    panels = {("effect", "self_attn"): axes[2], ("effect", "mlp"): axes[3]}
+    panels |= {("mass", "self_attn"): axes[4], ("mass", "mlp"): axes[5]}
+    for (value, sublayer), panel in panels.items():
+        assert panel.get_subplotspec().colspan.start == SUBLAYERS.index(sublayer)
+        bands = [collection for collection in panel.collections if isinstance(collection, PolyCollection)]
+        low, high = ("ci_low", "ci_high") if value == "effect" else ("mass_low", "mass_high")
+        for family, band in zip(FAMILIES, bands, strict=True):
+            rows = only(emergence.curves, sublayer=sublayer, family=family)
+            assert curves_of(panel)[family].tolist() == rows[["step", value]].to_numpy().tolist()
+            corners = {tuple(vertex) for vertex in band.get_paths()[0].vertices}
+            assert set(rows[["step", low]].itertuples(index=False, name=None)) <= corners
+            assert set(rows[["step", high]].itertuples(index=False, name=None)) <= corners
+            assert np.allclose(band.get_facecolor()[0][:3], to_rgb(style.FAMILY_COLORS[family]))
+
+
+def test_emergence_draws_accuracy_of_both_splits_and_the_pairs():
+    effects = effects_table(["all"], steps=STEPS)
+    emergence = emergence_of(effects)
+    figure = plots.plot_emergence(emergence, effects, TRAINING, K)
+    top, behind = figure.axes[0], figure.axes[-1]
+    assert curves_of(top)["validation"].tolist() == [[5, 0.1], [35, 0.9]]
+    probed = emergence.accuracy
+    assert curves_of(top)["probe accuracy (95 %)"].tolist() == probed[["step", "accuracy"]].to_numpy().tolist()
+    segments = next(c for c in top.collections if isinstance(c, LineCollection)).get_segments()
+    assert np.allclose([s[:, 1] for s in segments], probed[["low", "high"]])
+    assert any(set(line.get_ydata()) == {1 / K} for line in top.get_lines())
+    area = behind.collections[0].get_paths()[0].vertices
+    assert {(15.0, 1.0), (15.0, 4.0), (35.0, 4.0), (35.0, 16.0)} <= {tuple(vertex) for vertex in area}  # steps
+
+
+def test_first_order_is_a_curve_of_its_own():
+    effects = effects_table(["all"], (MASK, LINEAR), steps=STEPS)
+    effects = effects[(effects["kind"] == MASK) | (effects["step"] != 10)]
+    figure = plots.plot_emergence(emergence_of(effects), effects, None, K)
+    exact = only(effects, kind=MASK, sublayer="mlp")
+    linear = only(effects, kind=LINEAR, sublayer="mlp")
+    panel = figure.axes[3]
+    for line in panel.get_lines():
+        values = set(line.get_ydata()) - {0.0, MATTERS}
+        assert not (values & set(exact["effect"]) and values & set(linear["effect"]))
+    for family in FAMILIES:
+        line = next(line for line in panel.get_lines() if line.get_label() == f"{family}, first order")
+        assert line.get_xydata().tolist() == only(linear, family=family)[["step", "effect"]].to_numpy().tolist()
+        assert (line.get_linestyle(), line.get_markerfacecolor()) == ("--", "w")
+        solid = next(line for line in panel.get_lines() if line.get_label() == family)
+        assert (solid.get_linestyle(), solid.get_color()) == ("-", line.get_color())
+    assert "first order (linearised)" in said(figure)
+    assert "first order (linearised)" not in said(motif_figure())
+
+
+def test_motifs_are_marked_where_they_set_in_or_held():
+    figure = motif_figure()
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_title(loc="left")}
+    late = panels["attention reads, late"]
+    onset = next(line for line in late.get_lines() if line.get_label() == "onset")
+    assert list(onset.get_xdata()) == [20]
+    assert onset.get_color() == style.FAMILY_COLORS["older"]
+    segments = [s for c in late.collections if isinstance(c, LineCollection) for s in c.get_segments()]
+    assert [s[:, 0].tolist() for s in segments] == [[10, 40]]
+    held = next(line for line in late.get_lines() if line.get_label() == "transient")
+    assert (list(held.get_xdata()), held.get_color()) == ([10, 20], style.FAMILY_COLORS["current"])
+    highest = max(c["ci_high"] for c in figure_rows("self_attn"))
+    assert highest < min(*onset.get_ydata(), *held.get_ydata())  # above the curves
+    assert max(*onset.get_ydata(), *held.get_ydata()) < late.get_ylim()[1]
+    marked = {name for name, axes in panels.items() if {"onset", "transient"} & curves_of(axes).keys()}
+    assert marked == {"attention reads, late", "MLP reads, early"}
+    for axes in panels.values():
+        assert any(set(line.get_xdata()) == {20.0} and line.get_linestyle() == "--" for line in axes.get_lines())
+
+
+def figure_rows(sublayer: str) -> list[dict]:
+    rows = only(effects_table(["all", *REGIONS], steps=STEPS), sublayer=sublayer, applicable=True)
+    return rows[rows["scope"].isin(REGIONS)].to_dict("records")
+
+
+def test_motif_panels_draw_their_region():
+    figure = motif_figure()
+    panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    for axes, (sublayer, region) in zip(panels, itertools.product(SUBLAYERS, REGIONS), strict=True):
+        rows = [row for row in figure_rows(sublayer) if row["scope"] == region]
+        found = {family: points.tolist() for family, points in curves_of(axes).items() if family in FAMILIES}
+        assert found.keys() == {row["family"] for row in rows}
+        for family, points in found.items():
+            assert points == [[row["step"], row["effect"]] for row in rows if row["family"] == family]
+
+
+@pytest.mark.parametrize(("scopes", "unit"), [(LAYERS, "layer"), (REGIONS, "region")])
+def test_heat_maps_hold_the_table(scopes, unit):
+    effects = effects_table(scopes)
+    figure = plots.plot_heat_maps(effects, K, "a run")
+    assert f"by {unit}; exact" in figure.get_suptitle()
+    panels = figure.axes[:4]
+    for axes, (sublayer, value) in zip(panels, itertools.product(SUBLAYERS, ("mass", "effect")), strict=True):
+        image = np.ma.filled(axes.get_images()[0].get_array(), np.nan)
+        hatched = {p.get_xy() for p in axes.patches if isinstance(p, Rectangle) and p.get_hatch()}
+        corners = {tuple(p.get_xy()[1]) for p in axes.patches if isinstance(p, Polygon)}
+        bold = {text.get_position() for text in axes.texts if text.get_fontweight() == "bold"}
+        for row, column in np.ndindex(len(scopes), len(FAMILIES)):
+            cell = only(effects, sublayer=sublayer, scope=scopes[row], family=FAMILIES[column]).iloc[0]
+            assert ((column - 0.5, row - 0.5) in hatched) == (not cell["applicable"])
+            assert ((column + 0.5, row + 0.5) in corners) == (cell["applicable"] and cell["n_unaliased_reads"] == 0)
+            matters = value == "effect" and cell["effect"] >= MATTERS and cell["p_adjusted"] <= 0.05
+            assert ((column, row) in bold) == matters
+            if cell["applicable"]:
+                assert image[row, column] == cell[value]
+            else:
+                assert np.isnan(image[row, column])
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == [s.removeprefix("layer:") for s in scopes]
+
+
+def test_heat_maps_prefer_exact_effects_to_finer_ones():
+    """Probes in training: regions exactly, layers to first order."""
+    both = pd.concat([effects_table(REGIONS), effects_table(LAYERS, [LINEAR])])
+    assert "by region; exact" in plots.plot_heat_maps(both, K).get_suptitle()
+    linear = plots.plot_heat_maps(both[both["kind"] == LINEAR], K)
+    assert "by layer; first order (linearised)" in linear.get_suptitle()
+    with pytest.raises(ValueError, match="no effects of mask_renormalise in layers or regions"):
+        plots.plot_heat_maps(effects_table(["all"]), K)
+
+
+@pytest.mark.parametrize("size", [1e-6, 3.0])
+def test_colours_of_effects_are_symmetric_and_do_not_magnify_noise(size):
+    effects = effects_table(LAYERS, size=size)
+    figure = plots.plot_heat_maps(effects, K)
+    low, high = figure.axes[1].get_images()[0].get_clim()
+    assert (low, high) == figure.axes[3].get_images()[0].get_clim()
+    assert high == -low == pytest.approx(max(MATTERS, effects["effect"].abs().max()))
+
+
+def lines_between(axes) -> list[list[list[float]]]:
+    return [s.tolist() for c in axes.collections if isinstance(c, LineCollection) for s in c.get_segments()]
+
+
+def test_dissociation_draws_each_family_with_both_intervals():
+    runs = [depth(0), depth(1, "wrapped", aliased_mass=1.0)]
+    figure = plots.plot_dissociation(runs)
+    panels = np.array(figure.axes).reshape(2, 2)
+    for (row, column), axes in np.ndenumerate(panels):
+        cells = runs[column].of(SUBLAYERS[row])
+        drawn = {line.get_label(): line for line in axes.get_lines()}
+        for family in FAMILIES:
+            cell = cells.loc[family]
+            mass, effect = cell["mass"], cell["effect"]
+            assert drawn[family].get_xydata().tolist() == [[mass, effect]]
+            assert (drawn[family].get_markerfacecolor() == "w") == (column == 1)
+            assert [[mass, cell["ci_low"]], [mass, cell["ci_high"]]] in lines_between(axes)
+            assert [[cell["mass_low"], effect], [cell["mass_high"], effect]] in lines_between(axes)
+        assert any(line.get_ydata()[0] == pytest.approx(MATTERS) for line in axes.get_lines())
+        assert axes.get_yscale() == "symlog"
+        assert (axes.get_xlim(), axes.get_ylim()) == (panels[0, 0].get_xlim(), panels[0, 0].get_ylim())
+        low, high = axes.get_ylim()
+        assert low < min(-EQUIVALENT, cells["ci_low"].min())
+        assert high > max(MATTERS, cells["ci_high"].max())
+
+
+def test_dissociation_names_the_heaviest_and_the_most_harmful():
+    run = next(run for run in map(depth, range(9)) if run.dissociation["self_attn"]["dissociated"])
+    names = {text.get_text(): text for text in plots.plot_dissociation([run]).axes[0].texts}
+    found = run.dissociation["self_attn"]
+    assert names["most mass"].get_color() == style.FAMILY_COLORS[found["heaviest"]]
+    assert names["most harm"].get_color() == style.FAMILY_COLORS[found["most_harmful"]]
+    assert names["most harm"].xy == tuple(run.of("self_attn").loc[found["most_harmful"], ["mass", "effect"]])
+    harmless = depth(0, effect=0.001, ci_low=0.0, ci_high=0.002)
+    names = [text.get_text() for text in plots.plot_dissociation([harmless]).axes[0].texts]
+    assert "attention reads: no harm that matters" in names
+    assert "most harm" not in names
+
+
+def test_comparison_of_seeds_draws_points_and_the_interval_over_seeds():
+    runs = [depth(seed) for seed in range(3)] + [depth(0, "wrapped")]
+    figure = plots.plot_comparison(runs)
+    for axes, (sublayer, value) in zip(figure.axes, itertools.product(SUBLAYERS, ("mass", "effect")), strict=True):
+        heights = {tick.get_text(): [] for tick in figure.axes[0].get_yticklabels()}
+        for at, tick in zip(figure.axes[0].get_yticks(), figure.axes[0].get_yticklabels(), strict=True):
+            heights[tick.get_text()].append(at)
+        for at_seeds, at_one, family in zip(heights["cumulative, 3 seeds"], heights["wrapped"], FAMILIES, strict=True):
+            values = [run.of(sublayer).loc[family, value] for run in runs[:3]]
+            points = {tuple(point) for line in axes.get_lines() for point in line.get_xydata()}
+            assert {(v, at_seeds) for v in values} <= points
+            assert any(at == at_seeds and x == pytest.approx(np.mean(values)) for x, at in points)
+            ends = scipy_stats.t.interval(0.95, 2, np.mean(values), scipy_stats.sem(values))
+            drawn = {s[0][1]: (s[0][0], s[1][0]) for s in lines_between(axes)}
+            assert drawn[at_seeds] == pytest.approx(ends)
+            one, (low, high) = runs[3].of(sublayer).loc[family], comparison.ENDS[value]
+            assert (one[value], at_one) in points
+            assert drawn[at_one] == pytest.approx((one[low], one[high]))
+
+
+def test_comparison_keeps_a_seed_that_is_there_twice_apart():
+    labels = [group.label for group in comparison.groups_of([depth(0), depth(0), depth(1, "frozen")])]
+    assert labels == ["cumulative (seed 0, step 40) #1", "cumulative (seed 0, step 40) #2", "frozen"]
+
+
+def test_comparison_says_where_a_family_is_not_applicable():
+    runs = [depth(0), depth(0, "block_sum", (*SUBLAYERS, "final"))]
+    marks = [text.get_text() for text in plots.plot_comparison(runs).axes[4].texts]  # mass of the final read
+    assert marks == ["n/a"] * len(FAMILIES)  # of the model that has none
+
+
+@pytest.mark.parametrize("end", [math.nan, math.inf])
+def test_intervals_without_ends_are_no_error_and_do_not_stretch_the_axes(end):
+    plain = plots.plot_dissociation([depth(0)]).axes[0].get_ylim()
+    bent = plots.plot_dissociation([depth(0, ci_high=end)]).axes[0]
+    assert np.isfinite(bent.get_ylim()).all()
+    assert bent.get_ylim()[1] <= plain[1]
+    assert any(max(s[0][1], s[1][1]) > plain[1] for s in lines_between(bent)) == (end == math.inf)
+    effects = effects_table(["all", *REGIONS], steps=STEPS).assign(ci_low=end)
+    for figure in (
+        plots.plot_comparison([depth(0, ci_low=end, mass_low=math.nan), depth(0, "wrapped")]),
+        plots.plot_emergence(emergence_of(effects, half=math.nan), effects, TRAINING, K),
+        plots.plot_motifs(emergence_of(effects, MOTIFS), effects, K),
+    ):
+        draw(figure)
+        assert all(np.isfinite(axes.get_ylim()).all() for axes in figure.axes)
+        assert max(abs(end) for axes in figure.axes for end in axes.get_ylim()) < 100
+
+
+@pytest.mark.parametrize("name", ["emergence", "heat maps of layers"])
+def test_the_same_input_gives_the_same_bytes_whatever_the_users_style(tmp_path, name):
+    first = plots.save(DRAWN[name](), tmp_path / "a")
+    with mpl.rc_context({"font.size": 20, "savefig.dpi": 40, "pdf.fonttype": 3, "axes.facecolor": "red"}):
+        second = plots.save(DRAWN[name](), tmp_path / "b")
+    assert [path.name for path in first] == ["a.png", "a.pdf"]
+    for path, again in zip(first, second, strict=True):
+        assert path.read_bytes() == again.read_bytes()
+    assert struct.unpack(">I", first[0].read_bytes()[16:20]) == (6.75 * 300,)
+    pdf = first[1].read_bytes()
+    assert b"/FontFile2" in pdf  # TrueType, embedded
+    assert b"CreationDate" not in pdf
+    assert b"/MediaBox [ 0 0 486 " in pdf  # 6.75 inches, in points
+
+
+def probed(model, directory: Path, condition: str, seed: int, steps=(40,), **settings) -> Path:
+    """A folder with the results of real probes at `steps`."""
+    settings = ProbeSettings(num_sequences=8, num_resamples=40, positions=["all"], batch_size=8, **settings)
+    for step in steps:
+        task = MQAR(num_pairs=4, vocab_size=40, seed=3)
+        about = {"run": directory.name, "condition": condition, "seed": seed}
+        probe_model(model, task, settings, directory / "probe", step=step, **about)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def directories(make_model, tmp_path_factory) -> dict[str, Path]:
+    """Real probes: through training, of block_sum with its final read, of the whole depth alone, and others."""
+    root = tmp_path_factory.mktemp("probed")
+    model, block_sum = make_model(), make_model(attnres_source="block_sum")
+    trained = probed(model, root / "trained", "cumulative", 0, (0, 40), scopes=["all", *REGIONS], first_order=True)
+    return {
+        "trained": trained,
+        "block_sum": probed(block_sum, root / "block_sum", "block_sum", 0),
+        "depth": probed(make_model(seed=1), root / "depth", "cumulative", 1, scopes=["all"]),
+        "linear": probed(model, root / "linear", "cumulative", 2, exact=False, first_order=True),
+        "other": probed(model, root / "other", "cumulative", 3, kinds=["zero"], scopes=["all"]),
+    }
+
+
+def write(directories: list[Path]) -> list[Path]:
+    return write_figures([load_run(d) for d in directories], [load_emergence(d) for d in directories])
+
+
+def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
+    paths = write([directories[name] for name in ("trained", "block_sum", "depth")])
+    names: dict[str, set[str]] = {}
+    for path in paths:
+        assert path.stat().st_size > 5_000
+        assert {path.with_suffix(".png"), path.with_suffix(".pdf")} <= set(paths)
+        assert path.parent.name == "figures"
+        names.setdefault(path.parent.parent.name, set()).add(path.stem)
+    through_training = {"emergence", "motifs", "heat_maps_peak"}
+    assert names.pop("trained") == {"heat_maps", "dissociation", "comparison", *through_training}
+    assert names == {"block_sum": {"heat_maps"}}
+    monkeypatch.setattr(plots, "save", lambda figure, path: [path])
+    assert write([directories["depth"]]) == [directories["depth"] / "figures" / "dissociation"]
+    assert write([directories["linear"]]) == [directories["linear"] / "figures" / "heat_maps"]
+    assert write([directories["other"]]) == []
+
+
+def test_layers_to_first_order_in_training_are_a_figure_of_their_own(make_model, tmp_path, monkeypatch):
+    run = probed(make_model(), tmp_path / "run", "cumulative", 0, (0, 40), scopes=["all", *REGIONS])
+    layers = storage.read_effects(
+        probed(make_model(), tmp_path / "layers", "cumulative", 0, exact=False, first_order=True)
+    )
+    effects = storage.read_effects(run / "probe")
+    linear = layers[layers["scope"].str.startswith("layer:")]
+    mixed = pd.concat([effects, *(linear.assign(step=step, run="run") for step in (0, 40))])
+    mixed.to_parquet(run / "probe" / "effects.parquet")
+    titles: dict[str, str] = {}
+    monkeypatch.setattr(plots, "save", lambda figure, path: titles.update({path.name: figure.get_suptitle()}) or [])
+    write([run])
+    assert "by region; exact" in titles["heat_maps_peak"]
+    assert "by layer; first order" in titles["heat_maps_peak_layers"]
+
+
+def test_mass_intervals_are_those_of_the_sequences(directories):
+    run = load_run(directories["block_sum"])
+    found = plots.depth_cells(run)
+    assert found is not None
+    assert set(found.cells["sublayer"]) == {"self_attn", "mlp", "final"}
+    clusters = storage.read_clusters(directories["block_sum"])
+    for row in found.cells.to_dict("records"):
+        same = (
+            clusters[list(keys := ("sublayer", "scope", "family", "kind", "metric"))] == [row[k] for k in keys]
+        ).all(axis=1)
+        masses = clusters.loc[same, "mass"].to_numpy()
+        assert len(masses) == 8
+        assert row["mass"] == pytest.approx(masses.mean(), abs=1e-6)
+        assert row["mass_low"] <= row["mass"] <= row["mass_high"]
+        error = scipy_stats.sem(masses)
+        if error > 1e-7:
+            assert 2 * error < row["mass_high"] - row["mass_low"]
+    summary = json.loads((directories["block_sum"] / "probe" / "summary.json").read_text())
+    assert found.dissociation == summary["dissociation"]
+    assert "not learned" in found.label

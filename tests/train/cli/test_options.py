@@ -1,0 +1,92 @@
+"""Options that save memory or time, each against a run without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.train.cli.test_fit import TINY
+from train.cli.fit import main
+
+SHORT = ["--trainer.max_steps=4", "--probe.enabled=false", "--model.learning_rate=0.02", "--data.curriculum.kind=off"]
+
+
+ONE_LAYER = ["--model.num_hidden_layers=1", "--model.attnres_num_blocks=1"]
+
+
+def train_losses(folder: Path, *options: str) -> list[float]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        main(["fit", f"--run_dir={folder}", *TINY, *SHORT, *options])
+    return pd.read_csv(folder / "metrics.csv")["train/loss"].dropna().tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch, when it first compiles
+@pytest.mark.parametrize(
+    ("option", "shape", "tolerance"),
+    [
+        ("--model.gradient_checkpointing=true", [], 1e-6),
+        ("--model.compile=true", ONE_LAYER, 1e-5),  # takes a while
+        ("--trainer.precision=bf16-mixed", [], 5e-3),
+    ],
+)
+def test_options_that_save_memory_or_time_change_losses_by_rounding_only(tmp_path, option, shape, tolerance):
+    losses = train_losses(tmp_path / "plain", *shape)
+    assert len(losses) == 4
+    changed = train_losses(tmp_path / "option", *shape, option)
+    assert changed == pytest.approx(losses, abs=tolerance)
+    if "precision" in option:
+        assert changed != losses  # it has been applied; of the others test_train_module.py says so
+
+
+def test_a_smaller_clip_takes_smaller_steps(tmp_path):
+    losses = train_losses(tmp_path / "plain")
+    clipped = train_losses(tmp_path / "clipped", "--trainer.gradient_clip_val=1e-9")  # below Adam's epsilon
+    assert clipped[0] == losses[0]
+    assert clipped[1:] != losses[1:]
+
+
+def test_accumulated_batches_are_logged_as_the_one_they_make(tmp_path):
+    sizes = {"whole": ["--data.batch_size=16"], "parts": ["--data.batch_size=8", "--trainer.accumulate_grad_batches=2"]}
+    for name, options in sizes.items():
+        train_losses(tmp_path / name, *options)
+    whole, parts = (pd.read_csv(tmp_path / name / "metrics.csv") for name in sizes)
+    columns = ["step", "train/loss", "train/accuracy", "val/loss"]
+    pd.testing.assert_frame_equal(whole[columns], parts[columns], check_exact=False, atol=1e-6, rtol=0)
+
+
+def test_a_run_goes_on_with_another_number_of_batches_in_a_step(tmp_path):
+    options = ["--model.warmup_steps=9", "--data.batch_size=8"]
+    train_losses(tmp_path / "whole", *options)
+    run = tmp_path / "run"
+    train_losses(run, *options, "--trainer.max_steps=2")
+    train_losses(run, *options, "--ckpt_path=last", "--data.batch_size=4", "--trainer.accumulate_grad_batches=2")
+    whole, both = (pd.read_csv(folder / "metrics.csv") for folder in (tmp_path / "whole", run))
+    columns = ["step", "train/loss", "train/accuracy", "val/loss"]
+    pd.testing.assert_frame_equal(whole[columns], both[columns], check_exact=False, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.learning_rate=0.5", "a run with model.learning_rate 0.02, the configuration says 0.5"),
+        ("--model.routing_learning_rates.queries=0.1", "a run with model.routing_learning_rates"),
+        ("--seed_everything=7", "a run with data.seed 0, the configuration says 7"),
+    ],
+)
+def test_what_a_resumed_run_would_not_take_up_is_refused(option, message, tmp_path, capsys):
+    train_losses(tmp_path / "run", "--trainer.max_steps=2")
+    saved = (tmp_path / "run" / "config.yaml").read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train_losses(tmp_path / "run", "--ckpt_path=last", option)
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").read_text() == saved
+
+
+def test_a_run_directory_may_end_like_an_option(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    main(["fit", "--run_dir", str(tmp_path / "run-c"), "--trainer.max_steps", "1", *TINY])
+    assert (tmp_path / "run-c" / "config.yaml").exists()

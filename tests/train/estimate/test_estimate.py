@@ -1,0 +1,407 @@
+"""`attnres-train estimate` against what training then takes: bytes given out, operations counted, probes run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+import probe.training.callback
+import train.estimate.cost
+import train.estimate.measure
+from attnres.tasks import MQAR
+from probe.ablation.engine import Engine
+from probe.ablation.grid import build_grid
+from probe.ablation.interventions import KINDS, Ablation
+from probe.examples.inputs import ProbeInputs
+from probe.runner import plan_probe
+from probe.training.callback import ProbeCallback
+from tests.support.paths import CONFIGS
+from tests.train.cli.test_fit import TINY, refused, snapshot
+from train.cli.fit import main
+from train.estimate.flops import COUNTED_BY_TORCH, forward_flops, training_flops
+from train.estimate.simulate import Workload, simulate_step, training_step
+from train.recall.module import RetrievalModule
+
+pytestmark = pytest.mark.usefixtures("quiet_wandb")
+
+SIZE_20M = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 6}
+SIZE_20M |= {"head_dim": 64, "vocab_size": 8192, "num_pairs": 32}
+FEW = ["--data.batch_size=8"]
+SHALLOW = ["--model.num_hidden_layers=2", "--model.attnres_num_blocks=2"]
+CASES = {
+    "tiny": ["demo", "cumulative"],
+    "tiny, vanilla, checkpointing": ["demo", "vanilla", *SHALLOW, "--model.gradient_checkpointing=true"],
+    "tiny, frozen, noise, mixed": [
+        "demo",
+        "frozen",
+        *SHALLOW,
+        "--data.noise_tokens=32",
+        "--trainer.precision=bf16-mixed",
+    ],
+    "20m": ["20m", "cumulative", *FEW],
+    "20m, accumulating": ["20m", "cumulative", *FEW, *SHALLOW, "--trainer.accumulate_grad_batches=2"],
+    "20m, block_sum, checkpointing": ["20m", "block_sum", *FEW, *SHALLOW, "--model.gradient_checkpointing=true"],
+    "20m, vanilla, float32": ["20m", "vanilla", *FEW, *SHALLOW, "--trainer.precision=32-true"],
+}
+STEP_ALONE = [
+    "--probe.enabled=false",
+    "--data.curriculum.kind=off",
+    "--data.num_workers=0",
+    "--trainer.max_steps=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.limit_val_batches=0",
+    "--trainer.enable_checkpointing=false",
+    "--trainer.enable_progress_bar=false",
+]
+# FlopCounterMode does not know the attention kernels of CPUs.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+def options_of(size: str, condition: str, *options: str) -> list[str]:
+    files = (CONFIGS / f"{size}.yaml", CONFIGS / "conditions" / f"{condition}.yaml")
+    return [*(f"--config={file}" for file in files), "--trainer.accelerator=cpu", *options]
+
+
+def estimated(*options: str) -> dict:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main(["estimate", *options, "--json=true"])
+    return json.loads(printed.getvalue())
+
+
+def given_out(function: Callable[[], object]) -> int:
+    """Most bytes that PyTorch's allocator had given out at once, by its own record."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        function()
+    now = peak = 0
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_memory_is_what_a_run_is_given(case, tmp_path):
+    options = options_of(*case)
+    measured = given_out(lambda: main(["fit", *options, *STEP_ALONE, f"--run_dir={tmp_path / 'run'}"]))
+    assert sum(estimated(*options)["memory"].values()) == pytest.approx(measured, rel=0.05)
+
+
+def module_of(size: dict, device: str = "cpu", **options) -> RetrievalModule:
+    with torch.device(device):
+        return RetrievalModule(**size, **options)
+
+
+FLOP_CASES = {
+    "cumulative": ({}, 0.001),
+    "vanilla": ({"architecture": "vanilla"}, 0.001),
+    "block_sum": ({"attnres_source": "block_sum"}, 0.001),
+    "frozen": ({"attnres_routing": "frozen"}, 0.001),
+    "full": ({"attnres_mode": "full"}, 0.001),
+    "checkpointing": ({"gradient_checkpointing": True}, 0.05),  # it stops a little before the end of a layer
+}
+
+
+@pytest.mark.parametrize("size", [{}, SIZE_20M], ids=["tiny", "20m"])
+@pytest.mark.parametrize(("options", "tolerance"), FLOP_CASES.values(), ids=FLOP_CASES.keys())
+def test_flops_are_those_that_torch_counts(size, options, tolerance):
+    module, workload = module_of({**size, "num_hidden_layers": 5}, **options), Workload(1, size.get("num_pairs", 16))
+    batch = MQAR(num_pairs=workload.num_pairs).batch("train", [0])
+    optimizer = module.build_optimizer()
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        training_step(module, optimizer, batch, workload)
+    flops = training_flops(module.model, workload.seq, workload.num_pairs)
+    counted = sum(flops[part] for part in COUNTED_BY_TORCH if part in flops)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=tolerance)
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, torch.no_grad():
+        module(batch)
+    flops = forward_flops(module.model.config, workload.seq, workload.num_pairs)
+    assert sum(flops[part] for part in COUNTED_BY_TORCH if part in flops) == counter.get_total_flops()
+
+
+def test_weighted_sums_are_counted_source_by_source():
+    """Two layers in two blocks: the reads see 2, 2, 3, 3 sources (cumulative)."""
+    config = module_of({}, "meta", num_hidden_layers=2, attnres_num_blocks=2).model.config
+    assert forward_flops(config, 12, 4)["routing_sums"] == 2 * 12 * config.hidden_size * (2 + 2 + 3 + 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"attnres_routing": "frozen"}])
+def test_parameters_are_counted_once(options):
+    counts = train.estimate.cost.count_parameters(module_of({}, "meta", **options))
+    model = module_of({}, **options).model
+    assert counts["total"] == sum(parameter.numel() for parameter in model.parameters())
+    assert counts["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert counts["embedding"] + counts["head"] == 64 * 256 * (1 if options.get("tie_word_embeddings") else 2)
+    assert counts["routing"] == sum(p.numel() for p in model.routing_parameters().values())
+    assert sum(counts.values()) == 2 * counts["total"] + counts["trainable"]
+
+
+def bytes_of(workload: Workload, foreach: bool = False, layers: int = 1, **options) -> int:
+    module = module_of({"num_hidden_layers": layers, "attnres_num_blocks": 1}, "meta", **options)
+    return sum(simulate_step(module, workload, foreach).memory.values())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch, when it may compile
+def test_memory_grows_with_the_work_and_shrinks_with_the_options_that_save_it():
+    workload = Workload(16, 16)
+    plain = bytes_of(workload)
+    assert bytes_of(replace(workload, batch_size=32)) > 1.8 * plain  # activations are nearly all of it
+    assert bytes_of(replace(workload, num_pairs=32)) > 1.8 * plain
+    assert bytes_of(workload, layers=3, gradient_checkpointing=True) < 0.8 * bytes_of(workload, layers=3)
+    assert bytes_of(replace(workload, autocast=torch.bfloat16)) < plain
+    assert 1.7 * plain < bytes_of(replace(workload, dtype=torch.float64)) < 2 * plain  # logits stay in float32
+    assert bytes_of(workload, compile=True) == plain  # and nothing is compiled
+    small = Workload(1, 1)  # its peak is the optimiser's
+    assert bytes_of(small, foreach=True) > bytes_of(small)
+
+
+def test_a_large_model_is_not_allocated():
+    options = [f"--config={CONFIGS / '0.6b.yaml'}", "--model.num_hidden_layers=2", "--model.attnres_num_blocks=2"]
+    found = {}
+    assert given_out(lambda: found.update(estimated(*options))) < 2**20
+    assert sum(found["memory"].values()) > 2**31
+
+
+@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+@pytest.mark.parametrize("positions", [("all",), ("query",), ("all", "query")])
+def test_a_sweep_takes_the_passes_that_were_planned(source, positions, make_model):
+    model = make_model(attnres_source=source, num_hidden_layers=2)
+    kinds = [kind for kind in KINDS if source in Ablation.known[kind].attnres_sources]
+    inputs = ProbeInputs.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(5)))
+    for names in (
+        ["mask_renormalise"],
+        ["mask_renormalise_first_order"],
+        kinds,
+        ["mask_renormalise_first_order", *kinds],
+    ):
+        cells = []
+        for kind in names:
+            labels = Ablation.known[kind.removesuffix("_first_order")].labels
+            cells += build_grid(model.model.sites, kind, labels)
+        engine = Engine(model, cells, positions, batch_size=2)
+        assert engine.plan(inputs).forward_passes == pytest.approx(engine.run(inputs).forward_passes)
+
+
+def test_probes_are_those_that_a_run_makes(tmp_path, monkeypatch):
+    options = [*TINY, "--trainer.max_steps=3", "--probe.enabled=true", "--probe.every_n_steps=3"]
+    options += ["--probe.accuracy_jump=0", "--probe.num_resamples=20", "--data.batch_size=16"]
+    options += ["--probe.max_probe_fraction=null"]
+    found, summaries, probe_model = estimated(*options)["probing"], [], probe.training.callback.probe_model
+
+    def note(*args, **kwargs):
+        made = probe_model(*args, **kwargs)
+        summaries.append(made.summary)
+        return made
+
+    monkeypatch.setattr("probe.training.callback.probe_model", note)
+    main(["fit", *options, f"--run_dir={tmp_path / 'run'}"])
+    *in_training, last = summaries
+    assert [summary["step"] for summary in in_training] == [0, 1, 2]
+    assert found["probes"] == found["always"] + 2 == len(in_training)
+    for summary in in_training:
+        assert summary["flip"] is None
+        assert found["sequences"] == summary["probe"]["n_sequences"]
+        assert found["forward_passes"] == pytest.approx(summary["probe"]["forward_passes"])
+    assert found["last_forward_passes"] == pytest.approx(last["probe"]["forward_passes"] + 4)  # and the flip test
+
+
+def test_a_budget_bounds_what_is_scheduled():
+    """At most a fraction of training and validation, but for step 0 and those asked for by name; the last on top."""
+    options = [
+        *TINY,
+        "--probe.enabled=true",
+        "--probe.every_n_steps=1",
+        "--trainer.max_steps=100",
+        "--peak_tflops=1e-3",
+    ]
+    free, tight, named = (
+        estimated(*options, *more)
+        for more in (
+            ["--probe.max_probe_fraction=null"],
+            ["--probe.max_probe_fraction=0.5"],
+            ["--probe.max_probe_fraction=0.01", "--probe.at_steps=[0, 3, 4, 100]"],
+        )
+    )
+    probing = free["probing"]
+    assert probing["probes"] == 100
+    for found, limit in ((free, math.inf), (tight, 0.5), (named, 0.01)):
+        amounts = found["flops"], {part: found["hours"][0][part] for part in ("training", "validation", "probing")}
+        for amount, unit in zip(amounts, (1, 1e9 * 0.3 * 3600), strict=True):
+            each, last = (probing[name] / unit for name in ("flops", "last_flops"))
+            always = each * (3 if found is named else 1)
+            bound = max(always, limit * (amount["training"] + amount["validation"]))
+            assert amount["probing"] == pytest.approx(min(100 * each, bound) + last)
+    assert tight["flops"]["probing"] < free["flops"]["probing"]
+
+
+def test_the_head_is_part_of_a_probes_cost():
+    """Every ablation reads out all queries, however short its replay."""
+    module = module_of({}, "meta", num_hidden_layers=2, attnres_num_blocks=2)
+    task, settings = MQAR(), ProbeCallback().settings_for(MQAR(), module.model, full=True)
+    cost = plan_probe(module.model, task, settings)
+    cells = [cell for cell in settings.grid(module.model) if Ablation.known[cell.kind].labels]
+    assert 4 < cost.readouts <= len(cells) + 1 + 4  # at most one for each cell, the clean run and the flip test
+    assert cost.readouts > cost.forward_passes
+
+
+def test_probing_is_free_where_there_is_none():
+    for options in (["--model.architecture=vanilla", "--probe.enabled=true"], ["--probe.enabled=false"]):
+        found = estimated(*TINY, *options)
+        assert found["probing"]["probes"] == found["probing"]["share_of_training"] == found["hours"][0]["probing"] == 0
+
+
+def test_work_and_hours_are_in_proportion():
+    options = [*TINY, "--probe.enabled=true", "--data.num_pairs=8", "--peak_tflops=1e-3"]
+    options += ["--probe.max_probe_fraction=null"]
+    one = estimated(*options, "--trainer.max_steps=100")
+    two = estimated(*options, "--trainer.max_steps=200", "--mfu=0.6")
+    four = estimated(*options, "--trainer.max_steps=100", "--trainer.devices=4", "--trainer.strategy=ddp")
+    assert two["tokens"]["total"] == 2 * one["tokens"]["total"] == 2 * 100 * 8 * 24
+    assert four["tokens"]["step"] == 4 * one["tokens"]["step"]
+    assert two["flops"]["training"] == 200 * sum(one["flops_per_token"].values()) * one["tokens"]["step"]
+    assert two["hours"][0]["training"] == pytest.approx(one["hours"][0]["training"])
+    assert four["hours"][0]["training"] == pytest.approx(one["hours"][0]["training"])
+    assert four["hours"][0]["probing"] == pytest.approx(one["hours"][0]["probing"] / 4, rel=1e-6)
+    assert one["hours"][0]["training"] == pytest.approx(one["flops"]["training"] / (1e9 * 0.3 * 3600))
+    assert one["flops"]["validation"] > 0
+    assert four["memory"]["ddp_buckets"] == 4 * one["parameters"]["trainable"]
+
+
+def test_small_steps_take_the_time_to_issue_their_operations():
+    options = [*TINY, "--hardware=h100", "--trainer.max_steps=1000", "--probe.enabled=true"]
+    found = estimated(*options)
+    (hours,) = found["hours"]
+    module = module_of({"num_hidden_layers": 2, "attnres_num_blocks": 2}, "meta")
+    operations = simulate_step(module, Workload(8, 4), foreach=True).operations
+    assert 300 < operations < 3000
+    seconds = 1000 * operations * train.estimate.cost.ISSUE_SECONDS
+    assert hours["training"] * 3600 == pytest.approx(seconds)
+    for part in ("validation", "probing"):  # as slow as training is
+        assert hours[part] / hours["training"] == pytest.approx(found["flops"][part] / found["flops"]["training"])
+    assert hours["total"] == pytest.approx(hours["training"] + hours["validation"] + hours["probing"])
+    with_large_steps = [*options, "--peak_tflops=1e-3"]
+    with_large_steps.remove("--hardware=h100")
+    found = estimated(*with_large_steps)
+    assert found["hours"][0]["probing"] == pytest.approx(found["flops"]["probing"] / (1e9 * 0.3 * 3600))
+
+
+def test_what_fits_is_said():
+    for memory_gb, fits in ((1, True), (1e-4, False)):
+        found = estimated(*TINY, "--peak_tflops=1", f"--memory_gb={memory_gb}")
+        assert [each["fits"] for each in found["hours"]] == [fits]
+    assert estimated(*TINY, "--peak_tflops=1")["hours"][0]["fits"] is None
+
+
+def test_what_fits_only_when_divided_is_not_known():
+    options = [*TINY, "--peak_tflops=1", "--trainer.devices=4"]
+    whole = sum(estimated(*options, "--trainer.strategy=fsdp2")["memory"].values())
+    for share, fits in ((1.01, True), (0.99, None), (0.2, False)):
+        found = estimated(*options, "--trainer.strategy=fsdp2", f"--memory_gb={share * whole / 1e9}")
+        assert found["hours"][0]["fits"] is fits
+    assert estimated(*options, f"--memory_gb={0.99 * whole / 1e9}")["hours"][0]["fits"] is False
+
+
+def test_doubles_have_the_rate_that_is_stated():
+    found = estimated(*TINY, "--trainer.precision=64-true", "--peak_tflops=1e-3")
+    assert found["hours"][0]["training"] == pytest.approx(found["flops"]["training"] / (1e9 * 0.3 * 3600))
+
+
+def test_a_device_that_is_not_here_is_not_measured(monkeypatch, capsys):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for name in ("gpu", "cuda"):
+        options = [*TINY, "--hardware=here", f"--trainer.accelerator={name}"]
+        assert f"trainer.accelerator {name} is not on this machine" in refused(capsys, "estimate", *options)
+    assert train.estimate.measure.local_device("auto") == torch.device("cpu")
+
+
+def test_hours_here_are_measured_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--run_dir=run", *TINY, "--trainer.max_steps=1"])
+    before = snapshot(tmp_path)
+    found = estimated("--config=run/config.yaml", "--hardware=here", "--trainer.max_steps=1000", "--probe.enabled=true")
+    (hours,) = found["hours"]
+    assert hours["hardware"] == "here (cpu)"
+    assert hours["total"] == pytest.approx(hours["training"] + hours["validation"] + hours["probing"])
+    assert min(hours["training"], hours["validation"], hours["probing"]) > 0
+    assert 1e-4 < hours["training"] * 3600 / 1000 < 1  # seconds a step
+    assert snapshot(tmp_path) == before
+    monkeypatch.setattr(train.estimate.cost, "memory_of", lambda device: 2**10)
+    capsys.readouterr()
+    assert "data.batch_size" in refused(capsys, "estimate", *TINY, "--hardware=here")
+
+
+def test_the_table_says_it_all(capsys):
+    capsys.readouterr()
+    main(["estimate", *TINY, "--trainer.devices=2", "--trainer.strategy=ddp", "--probe.enabled=true"])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    for text in (
+        "parameters",
+        "FLOPs per token",
+        "memory at the peak",
+        "gradient buckets",
+        "scheduled probes",
+        "h200",
+        "step: yes",
+    ):
+        assert text in captured.out
+    assert "on 2 devices" in captured.out
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+def test_assumptions_are_stated():
+    assert not any("curriculum" in note for note in estimated(*TINY, "--data.curriculum.kind=off")["notes"])
+    notes = " ".join(
+        estimated(
+            *TINY, "--trainer.strategy=fsdp2", "--model.compile=true", "--data.min_pairs=2", "--probe.enabled=true"
+        )["notes"]
+    )
+    for word in ("curriculum", "min_pairs", "one device", "30%", "fsdp2", "torch.compile", "jumps"):
+        assert word in notes
+
+
+BAD_INPUT = {
+    "unknown hardware": (["--hardware=tpu"], ["hardware 'tpu'", "h100", "peak_tflops"]),
+    "two kinds of hardware": (["--hardware=h100", "--peak_tflops=3"], ["hardware", "peak_tflops"]),
+    "memory of what": (["--memory_gb=3"], ["memory_gb", "peak_tflops"]),
+    "no rate": (["--peak_tflops=0"], ["peak_tflops", "positive"]),
+    "utilisation": (["--mfu=1.5"], ["mfu", "at most 1"]),
+    "unknown option": (["--hardwar=h100"], ["hardwar", "did you mean hardware?"]),
+    "unknown option of training": (["--model.hiden_size=3"], ["model.hidden_size"]),
+    "precision": (["--trainer.precision=transformer-engine"], ["trainer.precision", "bf16-mixed"]),
+    "rates of doubles": (["--trainer.precision=64-true"], ["trainer.precision 64-true", "peak_tflops", "'here'"]),
+    "accelerator": (["--trainer.accelerator=foo"], ["trainer.accelerator foo", "cpu"]),
+    "devices": (["--trainer.devices=many"], ["trainer.devices", "many"]),
+    "no devices": (["--trainer.devices=0"], ["trainer.devices", "at least 1"]),
+    "no steps": (["--trainer.max_steps=0"], ["trainer.max_steps", "positive"]),
+    "more blocks than layers": (["--model.attnres_num_blocks=3"], ["attnres_num_blocks"]),
+    "few queries": (["--probe.enabled=true", "--probe.num_sequences=64"], ["probe.num_sequences"]),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_is_refused_in_one_line(options, words, capsys):
+    message = refused(capsys, "estimate", *TINY, *options)
+    for word in words:
+        assert word in message
+
+
+def test_devices_are_counted_as_lightning_does():
+    counts = {"auto": 1, -1: 1, "-1": 1, 3: 3, "3": 3, "0,2": 2, "1,": 1}
+    assert {devices: train.estimate.cost.count_devices(devices) for devices in counts} == counts
+    assert train.estimate.cost.count_devices([0, 3]) == 2

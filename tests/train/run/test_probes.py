@@ -1,0 +1,126 @@
+"""`attnres-train` with probes: what the run directory and W&B hold, gradient accumulation, resuming."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+import probe.training.callback
+from probe.analysis.effects import CELL_KEYS
+from probe.analysis.motifs import primary_rows
+from tests.support.wandb_server import synced_history
+from tests.train.cli.test_fit import fit
+from train.cli.fit import main
+
+PROBED = [
+    "--probe.enabled=true",
+    "--probe.log_spaced=false",
+    "--probe.accuracy_jump=0",
+    "--probe.num_resamples=20",
+    "--probe.max_probe_fraction=null",  # which steps are probed is then no matter of time
+]
+
+
+def test_a_probed_run_reaches_disk_and_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = fit(tmp_path / "run", *PROBED, "--trainer.max_steps=4", "--probe.every_n_steps=2")
+    expected = {"config.yaml", "provenance.json", "checkpoints", "hf", "metrics.csv", "wandb", "probe"}
+    assert {path.name for path in run.iterdir()} == expected
+    probe_files = {"effects.parquet", "clusters.parquet", "geometry.parquet", "summary.json"}
+    assert {path.name for path in (run / "probe").iterdir()} == probe_files
+
+    rows = [row for row in synced_history(run) if "probe/accuracy" in row]
+    assert [row["trainer/global_step"] for row in rows] == [0, 2, 4]
+    effects = primary_rows(pd.read_parquet(run / "probe/effects.parquet"))
+    late = effects[(effects["sublayer"] == "mlp") & (effects["scope"] == "all") & (effects["family"] == "embedding")]
+    for column, quantity in (("mass", "probe_mass"), ("effect", "probe_effect")):
+        assert [row[f"{quantity}/mlp/all/embedding"] for row in rows] == pytest.approx(list(late[column]))
+
+
+def test_accumulated_batches_are_probed_once_a_step(tmp_path, monkeypatch):
+    steps, probe_model = [], probe.training.callback.probe_model
+
+    def count(*args, step: int, **kwargs):
+        steps.append(step)
+        return probe_model(*args, step=step, **kwargs)
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr("probe.training.callback.probe_model", count)
+    options = ["--trainer.max_steps=5", "--trainer.accumulate_grad_batches=3", "--probe.every_n_steps=2"]
+    fit(tmp_path / "run", *PROBED, *options, "--probe.accuracy_jump=0.001")  # at validations, steps 2 and 4 as well
+    assert steps == [0, 2, 4, 5]
+
+
+def test_resuming_repeats_no_row(tmp_path, monkeypatch):
+    """A run that is interrupted after its last checkpoint probes the steps since then again, and ends as if whole."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    options = [*PROBED, "--probe.every_n_steps=1", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
+    whole = fit(tmp_path / "whole", *options, "--trainer.max_steps=5")
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run.callbacks.RunExport.on_train_end", lambda *_: None)
+        half = fit(tmp_path / "half", *options, "--trainer.max_steps=3")
+    checkpoint = half / "checkpoints/last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    main(["fit", f"--config={half / 'config.yaml'}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=5"])
+    for name, keys in (("effects", CELL_KEYS), ("clusters", [*CELL_KEYS, "sequence"])):
+        table, expected = (pd.read_parquet(run / f"probe/{name}.parquet") for run in (half, whole))
+        assert not table.duplicated(keys).any()
+        assert set(table["step"]) == set(range(6))
+        pd.testing.assert_frame_equal(table.drop(columns="run"), expected.drop(columns="run"))
+
+
+def test_steps_that_loggers_know_are_probed_again_whatever_it_costs(tmp_path, monkeypatch):
+    """And a resumed run goes on with the budget it had."""
+    options = [*PROBED, "--probe.every_n_steps=1", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run.callbacks.RunExport.on_train_end", lambda *_: None)
+        run = fit(tmp_path / "run", *options, "--trainer.max_steps=3")
+    spent = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["ProbeCallback"]["budget"][
+        "spent"
+    ]
+    tight = ["--trainer.max_steps=6", "--probe.max_probe_fraction=1e-9", "--ckpt_path=last"]
+    main(["fit", f"--config={run / 'config.yaml'}", *tight])
+    assert set(pd.read_parquet(run / "probe/effects.parquet")["step"]) == {0, 1, 2, 3, 6}  # 3 was there before
+    cost = json.loads((run / "probe/summary.json").read_text())["probe"]
+    assert cost["skipped_steps"] == [4, 5]
+    assert cost["n_probed"] == 4
+    assert cost["in_training_seconds"] > spent > 0
+    assert not (run / "probe/dropped.json").exists()
+
+
+def test_a_run_that_was_stopping_when_it_was_killed_stops(tmp_path, monkeypatch):
+    probe_model = probe.training.callback.probe_model
+
+    def planted(*args, **kwargs):
+        made = probe_model(*args, **kwargs)
+        made.summary["motifs"] = [{"family": "older", "sublayer": "self_attn", "region": "late"}]
+        made.summary["clean"]["task_learned"] = True
+        return made
+
+    monkeypatch.setattr("probe.training.callback.probe_model", planted)
+    options = [*PROBED, "--probe.every_n_steps=2", "--probe.stop_when_settled=true", "--probe.settled_probes=3"]
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run.callbacks.RunExport.on_train_end", lambda *_: None)
+        run = fit(tmp_path / "run", *options, "--trainer.max_steps=10")
+    for _ in range(2):  # also when it has been stopped
+        main(["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last"])
+        assert json.loads((run / "hf/attnres_run.json").read_text())["step"] == 4
+        assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+        rows = pd.read_parquet(run / "probe/effects.parquet")
+        assert set(rows["step"]) == {0, 2, 4}
+        assert "layer:0" in set(rows.loc[rows["step"] == 4, "scope"])
+        assert json.loads((run / "probe/summary.json").read_text())["probe"]["stopped_when_settled"] == 4
+        assert not rows.duplicated(CELL_KEYS).any()
+
+
+def test_a_finished_run_that_goes_on_numbers_its_steps_as_one_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    options = ["--trainer.val_check_interval=2", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
+    whole = fit(tmp_path / "whole", *options, "--trainer.max_steps=4")
+    longer = fit(tmp_path / "longer", *options, "--trainer.max_steps=2")
+    main(["fit", f"--config={longer / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_steps=4"])
+    columns = ["step", "train/loss", "val/loss"]
+    tables = [pd.read_csv(run / "metrics.csv")[columns] for run in (whole, longer)]
+    pd.testing.assert_frame_equal(*tables)
+    assert list(tables[0]["step"][tables[0]["train/loss"].notna()]) == [0, 1, 2, 3]

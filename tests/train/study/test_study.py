@@ -1,0 +1,477 @@
+"""`attnres-train study`: all runs, killed and resumed, failures, the table."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import probe.cli
+import probe.commands
+import train.cli.fit
+import train.run.checkpoints
+from attnres import FAMILIES
+from probe.files.parts import Parts
+from train.study import cli as study_cli
+from train.study import runs as study_runs
+from train.study.description import load_study
+from train.study.table import runs_table
+
+SIZE = {
+    "model": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8, "warmup_steps": 1},
+    "data": {"num_pairs": 4, "vocab_size": 32, "batch_size": 8, "num_validation_examples": 8},
+    "trainer": {"accelerator": "cpu", "val_check_interval": 2, "log_every_n_steps": 1, "max_steps": 6},
+    "probe": {"every_n_steps": 3, "log_spaced": False, "num_resamples": 20},
+}
+SIZE["model"] |= {"num_attention_heads": 2, "num_key_value_heads": 2, "attnres_num_blocks": 2, "learning_rate": 0.02}
+STUDY = {
+    "base": ["size.yaml", "data.curriculum.kind=off"],
+    "conditions": {"cumulative": ["model.attnres_source=cumulative"], "vanilla": ["vanilla.yaml"]},
+    "seeds": [0, 1],
+    "probe": "--num-sequences 8 --num-resamples 20 --sublayers self_attn mlp --scopes all --device cpu",
+    "baseline": "--num-blocks 2",
+}
+MAIN = {"attnres-train": train.cli.fit.main, "attnres-probe": probe.cli.main}
+
+
+def write_study(folder: Path, **changes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "size.yaml").write_text(yaml.safe_dump(SIZE))
+    (folder / "vanilla.yaml").write_text(yaml.safe_dump({"model": {"architecture": "vanilla"}}))
+    (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+    return folder / "study.yaml"
+
+
+def execute(command: list[str], lock) -> int:
+    """As `study_runs._execute`, in a fork that has imported everything: seconds sooner."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            MAIN[command[0]](command[1:])
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die_in(moment: str | None) -> None:
+    """From now on, the whole study is killed at a moment of one of its runs."""
+
+    def die_after(do, is_the_moment):
+        def wrapped(*args, **kwargs):
+            done = do(*args, **kwargs)
+            if is_the_moment(*args):
+                os.killpg(0, signal.SIGKILL)
+            return done
+
+        return wrapped
+
+    if moment == "training":
+        save = train.run.checkpoints.save_checkpoint
+        train.run.checkpoints.save_checkpoint = die_after(
+            save, lambda t: t.default_root_dir.endswith("cumulative-seed1")
+        )
+    elif moment == "probe":
+        Parts.save = die_after(Parts.save, lambda parts, *_: "cumulative-seed0" in str(parts.directory))
+    elif moment == "end of a probe":  # its parts are gone, and it has not said yet that it is whole
+        probe.commands.recall_accuracy = die_after(probe.commands.recall_accuracy, lambda *_: True)
+
+
+def run_study(arguments: list[str], output: Path, moment: str | None = None) -> None:
+    """In a process and group of its own."""
+    os.setsid()
+    os.environ["WANDB_MODE"] = "disabled"
+    study_runs._execute = execute
+    die_in(moment)
+    with output.open("w", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file
+        sys.exit(study_cli.main(arguments))
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that have imported everything before they start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.train.study.test_study"])
+    return context
+
+
+def study(processes, file: Path, directory: Path, *options: str, moment: str | None = None) -> tuple[int, str]:
+    """Exit code, and what was printed."""
+    output = directory.with_suffix(".log")
+    arguments = ["--config", str(file), "--dir", str(directory), *options]
+    process = processes.Process(target=run_study, args=(arguments, output, moment))
+    process.start()
+    process.join()
+    return process.exitcode, output.read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(processes, tmp_path_factory):
+    """A study that was left alone: its description, its folder, what it printed."""
+    folder = tmp_path_factory.mktemp("study")
+    file, directory = write_study(folder), folder / "runs"
+    code, printed = study(processes, file, directory)
+    assert code == 0, printed
+    return file, directory, printed
+
+
+def starts(run: Path) -> list[int]:
+    """The steps from which training was started."""
+    return [segment["from_step"] for segment in json.loads((run / "provenance.json").read_text())["segments"]]
+
+
+def tables_of(printed: str) -> str:
+    return printed[printed.index("\ncondition ") : printed.index("\nwritten:")]
+
+
+def test_killed_at_several_moments_it_ends_as_if_left_alone(whole, processes, tmp_path):
+    file, directory, printed = whole
+    killed = tmp_path / "runs"
+    logs = []
+    for moment in ("probe", "end of a probe", "training"):
+        code, log = study(processes, file, killed, moment=moment)
+        assert code == -signal.SIGKILL
+        logs.append(log)
+    assert "going on with the unfinished probe" in logs[1]
+    assert "vanilla-seed0-wrapped is not whole and is made again" in logs[2]
+    code, log = study(processes, file, killed)
+    assert code == 0, log
+    commands = [line for line in log.splitlines() if ": attnres-" in line]
+    assert [re.sub(r"\S+/runs/", "", line).split(" --")[0] for line in commands] == [
+        "[3/4] cumulative-seed1: attnres-train fit",
+        "[3/4] cumulative-seed1: attnres-probe run cumulative-seed1",
+        "[4/4] vanilla-seed1: attnres-train fit",
+        "[4/4] vanilla-seed1: attnres-probe baseline vanilla-seed1",
+    ]
+    assert [line.endswith("--ckpt_path last") for line in commands] == [True, False, False, False]
+    assert {run.name: starts(run) for run in sorted(killed.glob("*-seed?"))} == {
+        "cumulative-seed0": [0],
+        "cumulative-seed1": [0, 2],
+        "vanilla-seed0": [0],
+        "vanilla-seed1": [0],
+    }
+    for run in directory.glob("*-seed?"):
+        a, b = ((folder / run.name / "hf/model.safetensors").read_bytes() for folder in (directory, killed))
+        assert a == b
+    for name in ("study", "study_seeds"):
+        tables = [pd.read_parquet(folder / f"{name}.parquet") for folder in (directory, killed)]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
+        assert len(tables[0]) == len(pd.read_csv(killed / f"{name}.csv"))
+    assert tables_of(log) == tables_of(printed)
+
+
+def test_finished_runs_are_left_as_they_are_and_failed_ones_reported(whole, processes, tmp_path):
+    directory = shutil.copytree(whole[1], tmp_path / "runs")
+    runs = sorted(directory.glob("*-seed*"))
+    before = {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*")}
+    conditions = {"broken": ["model.num_attention_heads=3"], **STUDY["conditions"]}
+    more = write_study(tmp_path / "more", conditions=conditions)
+    code, log = study(processes, more, directory, "--seed", "1")
+    assert code == 1
+    assert "num_key_value_heads (2) must divide num_attention_heads (3)" in log
+    assert {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*")} == before
+    rows = pd.read_parquet(directory / "study.parquet").set_index("run")
+    failed = "failed: attnres-train fit (exit status 2)"
+    assert rows["status"].to_dict() == {
+        **dict.fromkeys([run.name for run in runs if not run.name.endswith("wrapped")], "finished"),
+        **{"broken-seed0": "not begun", "broken-seed1": failed},
+    }
+    (line,) = (line for line in log.splitlines() if line.startswith("broken ") and " 1 " in line)
+    assert line.endswith(failed)
+    assert "broken: 0 of 2 runs finished" in log
+
+
+def test_a_file_emptied_by_a_kill_is_written_again(whole, processes, tmp_path):
+    file, whole_directory, printed = whole
+    directory = shutil.copytree(whole_directory, tmp_path / "runs")
+    killed, wrapped = directory / "cumulative-seed0", directory / "vanilla-seed0-wrapped"
+    (killed / "hf/attnres_run.json").write_text("")  # in the export, before its checkpoint
+    (killed / "checkpoints/previous.ckpt").replace(killed / "checkpoints/last.ckpt")
+    (wrapped / "probe/summary.json").write_text("")
+    code, log = study(processes, file, directory)
+    assert code == 0, log
+    commands = [line.partition(": attnres-")[2].split()[0] for line in log.splitlines() if ": attnres-" in line]
+    assert commands == ["train", "probe", "probe"]
+    assert starts(killed) == [0, 4]
+    assert tables_of(log) == tables_of(printed)
+
+
+def test_the_table_is_what_the_runs_say(whole):
+    _, directory, _ = whole
+    rows = pd.read_parquet(directory / "study.parquet").set_index(["condition", "seed"])
+    assert sorted(rows.index) == [(name, seed) for name in ("cumulative", "vanilla") for seed in (0, 1)]
+    effects = {}
+    for (condition, seed), row in rows.iterrows():
+        run = directory / f"{condition}-seed{seed}"
+        metrics = pd.read_csv(run / "metrics.csv")
+        assert row["step"] == 6
+        assert row["validation_accuracy"] == metrics["val/accuracy"].dropna().iloc[-1]
+        wrapped = condition == "vanilla"
+        results = directory / f"{run.name}-wrapped/probe" if wrapped else run / "probe/final"
+        summary = json.loads((results / "summary.json").read_text())
+        assert row["model"] == summary["condition"] == ("wrapped" if wrapped else "cumulative")
+        assert row["clean_nll"] == summary["clean"]["nll"]
+        assert bool(row["task_learned"]) is summary["clean"]["task_learned"]
+        table = pd.read_parquet(results / "effects.parquet").query(
+            "metric == 'nll' and positions == 'all' and scope == 'all' and kind == 'mask_renormalise'"
+        )
+        cells = table.set_index(["sublayer", "family"])
+        effects[condition, seed] = cells["effect"]
+        for sublayer in ("self_attn", "mlp"):
+            for family in FAMILIES:
+                cell = cells.loc[(sublayer, family)]
+                for what in ("mass", "effect"):
+                    np.testing.assert_equal(row[f"{what}/{sublayer}/{family}"], cell[what])
+        assert row["largest_effect"] == cells["effect"].max()
+        assert row["largest_effect_of"] == " ".join(cells["effect"].idxmax())
+
+    seeds = pd.read_parquet(directory / "study_seeds.parquet").set_index(["condition", "quantity"])
+    for condition in ("cumulative", "vanilla"):
+        a, b = (effects[condition, seed]["mlp", "current"] for seed in (0, 1))
+        row = seeds.loc[(condition, "effect/mlp/current")]
+        assert (row["n_seeds"], row["median"]) == (2, pytest.approx((a + b) / 2))
+        assert (row["smallest"], row["largest"]) == (min(a, b), max(a, b))
+        # t of one degree of freedom: 12.706 standard errors, of half the difference each
+        assert row["ci_high"] - row["mean"] == pytest.approx(12.7062 * abs(a - b) / 2, rel=1e-4)
+        p_values = seeds.loc[condition]["p_value"].dropna().sort_values()
+        assert set(p_values.index) <= {f"effect/{s}/{f}" for s in ("self_attn", "mlp") for f in FAMILIES}
+        smallest = seeds.loc[(condition, p_values.index[0])]
+        assert smallest["p_adjusted"] == pytest.approx(min(1, len(p_values) * p_values.iloc[0]))  # Holm's first
+
+
+def test_the_first_solved_step_is_of_the_model_that_was_validated(tmp_path, whole):
+    """`metrics.csv` counts batches from 0: the row of step 3 is of the model after 4 steps."""
+    file, directory, _ = whole
+    run = next(load_study(file).runs(directory))
+    metrics = pd.read_csv(run.directory / "metrics.csv")
+    metrics["val/accuracy"] = metrics["step"].map({1: 0.98, 3: 0.99, 5: 0.985})
+    solved = tmp_path / "solved" / run.name
+    (solved / "hf").mkdir(parents=True)
+    (solved / "hf/attnres_run.json").write_text('{"step": 6}')
+    metrics.to_csv(solved / "metrics.csv", index=False)
+    row = runs_table([next(load_study(file).runs(tmp_path / "solved"))], {run.name: "unfinished"}).iloc[0]
+    assert (row["first_solved_step"], row["validation_accuracy"]) == (4, 0.985)
+    assert pd.isna(row["clean_nll"])
+
+
+def test_runs_that_never_validate_have_a_table(processes, tmp_path):
+    options = ["trainer.val_check_interval=100", "trainer.max_steps=2", "probe.enabled=false"]
+    file = write_study(tmp_path, base=[*STUDY["base"], *options], seeds=[0], probe=None)
+    code, log = study(processes, file, tmp_path / "runs")
+    assert code == 0, log
+    rows = pd.read_parquet(tmp_path / "runs/study.parquet")
+    assert rows["status"].tolist() == ["finished"] * 2
+    assert rows["step"].tolist() == [2, 2]
+    assert rows[["validation_accuracy", "first_solved_step", "clean_nll"]].isna().all(axis=None)
+
+
+DAMAGE = {
+    "effects": ("cumulative-seed1", "cumulative-seed1/probe/final/effects.parquet", "size is 0 bytes"),
+    "a wrapped model's summary": (
+        "vanilla-seed0",
+        "vanilla-seed0-wrapped/probe/summary.json",
+        "it lacks run, condition",
+    ),
+    "metrics": ("vanilla-seed1", "vanilla-seed1/metrics.csv", "metrics.csv is not a readable table"),
+}
+
+
+def test_a_damaged_run_is_a_row_that_says_so(whole, tmp_path, capsys):
+    file, directory = whole[0], shutil.copytree(whole[1], tmp_path / "runs")
+    for _, path, _ in DAMAGE.values():
+        (directory / path).write_text('{"wraps": {}}' if path.endswith("json") else "")
+    assert study_cli.main(["--config", str(file), "--dir", str(directory), "--table"]) == 0
+    printed = capsys.readouterr().out
+    rows = pd.read_parquet(directory / "study.parquet").set_index("run")
+    for run, _, reason in DAMAGE.values():
+        assert rows.loc[run, "status"].startswith("damaged: ")
+        assert reason in rows.loc[run, "status"]
+        assert rows.loc[run, "status"] in printed
+    assert rows["status"].eq("finished").sum() == 1
+    assert rows.loc["cumulative-seed1", "step"] == 6
+
+
+def test_the_commands_are_those_of_a_person(tmp_path, capsys):
+    file, directory = write_study(tmp_path), tmp_path / "runs"
+    (directory / "vanilla-seed1").mkdir(parents=True)
+    (directory / "vanilla-seed1/config.yaml").touch()
+    arguments = ["study", "--config", str(file), "--dir", str(directory), "--dry_run", "--seed", "1"]
+    with pytest.raises(SystemExit) as end:
+        train.cli.fit.main(arguments)
+    assert end.value.code == 0
+    base = f"attnres-train fit --config {tmp_path}/size.yaml --data.curriculum.kind=off"
+    place = f"--seed_everything 1 --run_dir {directory}"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{base} --model.attnres_source=cumulative {place}/cumulative-seed1",
+        f"attnres-probe run {directory}/cumulative-seed1 --output {directory}/cumulative-seed1/probe/final "
+        + STUDY["probe"],
+        f"{base} --config {tmp_path}/vanilla.yaml {place}/vanilla-seed1 --ckpt_path last",
+        f"attnres-probe baseline {directory}/vanilla-seed1 --output {directory}/vanilla-seed1-wrapped --num-blocks 2 "
+        + STUDY["probe"],
+    ]
+    assert [path.name for path in directory.iterdir()] == ["vanilla-seed1"]
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        train.cli.fit.main(["study", *arguments])
+    captured = capsys.readouterr()
+    assert (end.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
+    assert captured.err.startswith("attnres-train study: error: ")
+    return captured.err
+
+
+CHANGES = {
+    "a seed is gone": ({"seeds": [1, 2]}, [], ["the seed 0, which is gone"]),
+    "a condition is gone": ({"conditions": {"x": []}}, [], ["the condition cumulative, which is gone"]),
+    "an option": ({}, ["trainer.max_steps=7"], ["conditions.cumulative.trainer.max_steps (6, now 7)"]),
+    "the probe": ({"probe": None}, [], ["another probe (", "now null"]),
+}
+
+
+@pytest.mark.parametrize(("change", "options", "words"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_changed_study_is_refused(change, options, words, whole, tmp_path, capsys):
+    _, directory, _ = whole
+    before = (directory / "study.json").read_text()
+    file = write_study(tmp_path, **{"base": [*STUDY["base"], *options], **change})
+    message = refused(capsys, "--config", str(file), "--dir", str(directory))
+    for word in [str(directory), *words]:
+        assert word in message
+    assert (directory / "study.json").read_text() == before
+
+
+BAD_STUDIES = {
+    "no list of seeds": ({"seeds": 3}, ["seeds", "integers", "got 3"]),
+    "the same seed twice": ({"seeds": [1, 1]}, ["seeds", "different"]),
+    "a negative seed": ({"seeds": [0, -1]}, ["seeds", "from 0"]),
+    "no conditions": ({"conditions": {}}, ["conditions", "at least one"]),
+    "a condition no folder can have": ({"conditions": {"a/b": []}}, ["conditions.a/b", "letters"]),
+    "an option of the study": ({"base": ["run_dir=x"]}, ["base", "run_dir", "the study does"]),
+    "an unknown option": ({"conditions": {"a": ["model.hiden_size=3"]}}, ["conditions.a", "model.hidden_size"]),
+    "a missing file": ({"base": ["nothing.yaml"]}, ["conditions.cumulative", "nothing.yaml"]),
+    "no list of options": ({"base": "size.yaml"}, ["base", "list"]),
+    "an unknown key": ({"seed": [1]}, ["seed ", "seeds"]),
+    "an unknown option of the probe": ({"probe": "--familys embedding"}, ["probe", "--families"]),
+    "an unknown kind": ({"probe": "--kinds mask"}, ["probe", "mask_renormalise"]),
+    "the probe's output": ({"probe": "--output x"}, ["probe", "--output"]),
+    "options of the probe as a list": ({"probe": ["--kinds"]}, ["probe", "command line"]),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), BAD_STUDIES.values(), ids=BAD_STUDIES.keys())
+def test_a_bad_study_is_refused_before_it_begins(change, words, tmp_path, capsys):
+    file = write_study(tmp_path, **change)
+    message = refused(capsys, "--config", str(file), "--dir", str(tmp_path / "runs"))
+    for word in [str(file), *words]:
+        assert word in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_lists_it(capsys):
+    for arguments, words in (([], ["attnres-train study", "one table"]), (["study"], ["--dry_run", "--sweep"])):
+        with pytest.raises(SystemExit) as end:
+            train.cli.fit.main([*arguments, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert end.value.code == 0
+        assert all(word in shown for word in words)
+
+
+def test_bad_arguments_are_refused(tmp_path, capsys):
+    config = ["--config", str(write_study(tmp_path))]
+    directory = ["--dir", str(tmp_path / "runs")]
+    assert "--dir is required" in refused(capsys, *config)
+    assert "has cumulative, vanilla" in refused(capsys, *config, *directory, "--condition", "frozen")
+    assert "--seed 7" in refused(capsys, *config, *directory, "--seed", "7")
+    assert "did you mean --dry_run" in refused(capsys, *config, *directory, "--dry_runs")
+    assert "is not empty and holds no study" in refused(capsys, *config, "--dir", str(tmp_path))
+    assert "cannot be read" in refused(capsys, "--config", str(tmp_path / "nothing.yaml"), *directory)
+
+
+def test_a_study_of_another_shape_is_refused(tmp_path, capsys):
+    directory = tmp_path / "runs"
+    directory.mkdir()
+    (directory / "study.json").write_text("{}")
+    config = ["--config", str(write_study(tmp_path)), "--dir", str(directory)]
+    for options in ([], ["--table"]):
+        assert "study.json' is not a study's: it lacks seeds" in refused(capsys, *config, *options)
+
+
+def test_runs_that_were_copied_together_have_a_table(whole, tmp_path, capsys):
+    file, directory, printed = whole
+    together = tmp_path / "together"
+    arguments = ["--config", str(file), "--dir", str(together), "--table"]
+    assert "is no folder" in refused(capsys, *arguments)
+    assert not together.exists()
+    for run in directory.glob("*-seed*"):
+        shutil.copytree(run, together / run.name)
+    assert study_cli.main(arguments) == 0
+    assert tables_of(capsys.readouterr().out) == tables_of(printed)
+    assert not (together / "study.json").exists()
+    shutil.copy(directory / "study.json", together)
+    other = str(write_study(tmp_path / "other", seeds=[1]))
+    assert "the seed 0, which is gone" in refused(capsys, "--config", other, *arguments[2:])
+
+
+def hold(file: Path, directory: Path, fifo: Path) -> None:
+    """A study whose only command reads from a pipe."""
+    run = next(load_study(file).runs(directory))
+    study_runs.all_commands = lambda _: [["cat", str(fifo)]]
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (as long as the process lives)
+    study_cli._run_until_stopped([run])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_run_is_worked_on_twice(number, processes, tmp_path):
+    """A run is free when its command has ended: at once if the study is told to end, later if it is killed."""
+    file, directory, fifo = write_study(tmp_path), tmp_path / "runs", tmp_path / "fifo"
+    directory.mkdir()
+    os.mkfifo(fifo)
+    process = processes.Process(target=hold, args=(file, directory, fifo))
+    process.start()
+    run = next(load_study(file).runs(directory))
+    with opened(fifo):  # the command has begun
+        assert study_runs.run_all(run, "second") == study_runs.BUSY
+        os.kill(process.pid, number)
+        process.join()
+        if number == signal.SIGTERM:
+            assert process.exitcode == 128 + signal.SIGTERM
+            assert is_free(run)
+        else:
+            assert study_runs.run_all(run, "second") == study_runs.BUSY
+    assert any(is_free(run) or time.sleep(0.02) for _ in range(250))
+
+
+def opened(fifo: Path) -> IO[bytes]:
+    """The end of a pipe that is written to, once the other end is read from."""
+    for _ in range(1500):
+        with contextlib.suppress(OSError):
+            return os.fdopen(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK), "wb")
+        time.sleep(0.02)
+    raise TimeoutError("nothing reads from the pipe")
+
+
+def is_free(run) -> bool:
+    with (run.directory.parent / "locks" / run.name).open() as file, contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

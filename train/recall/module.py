@@ -1,0 +1,312 @@
+"""The LightningModule: a Block AttnRes or vanilla Qwen3, trained to answer recall queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_scheduler
+
+from attnres import AttnResConfig, AttnResForCausalLM, read_sites
+from attnres.sharded import is_divided
+from attnres.tasks import RecallBatch, sequence_length
+from train.estimate.flops import forward_flops
+from train.recall.metrics import PositionAccuracy, RoutingEntropy
+from train.recall.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
+from train.run.sharding import clip_gradient_norm, shard
+
+MIN_LEARNING_RATE_RATIO = 0.1
+SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
+
+
+class RetrievalModule(LightningModule):
+    """A Qwen3 model, with Block Attention Residuals or without, and its optimiser.
+
+    Model options have Hugging Face's names and meanings; those that start with `attnres_` are not used by `vanilla`.
+
+    Args:
+        architecture: `attnres` (Block Attention Residuals Qwen3) or `vanilla` (transformers' Qwen3).
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the MLP.
+        num_hidden_layers: Number of layers, each of an attention and an MLP sublayer.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key and value heads; divides num_attention_heads.
+        head_dim: Width of a head, even.
+        tie_word_embeddings: Use the input embeddings as output head.
+        attnres_num_blocks: Number of blocks the layers are divided into.
+        attnres_source: What a completed block is: `cumulative` (a snapshot of the stream) or `block_sum`.
+        attnres_mode: `block`, or `full`: every sublayer closes a block of its own.
+        attnres_routing: `learned`, or `frozen`: routing parameters stay as they are at the start.
+        attnres_recency_bias_init: Initial logit added to the current stream at every read.
+        embedding_init_std: Standard deviation of the initial input embeddings; null for Hugging Face's 0.02.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay. Not applied to gains, biases, pseudo-queries, key gains.
+        betas: AdamW's decay rates of the two moments.
+        warmup_steps: Steps of linear warm-up; then a cosine to 10 % of the peak at trainer.max_steps.
+        vocab_size: Number of token ids.
+        routing_learning_rates: Peak learning rates of queries, key gains and biases of their own.
+        gradient_checkpointing: Compute the layers again in the backward pass instead of keeping what they computed.
+        compile: Compile the model with torch.compile.
+        num_pairs: K; sets max_position_embeddings to the 3 K tokens of the full task, and noise_tokens.
+        noise_tokens: Tokens of noise in every example.
+        seed: Recorded in checkpoints and exports; seeding is the caller's.
+
+    Raises:
+        ValueError: a size or rate that is not positive, heads that do not divide, or an unsupported `attnres_` value.
+    """
+
+    def __init__(
+        self,
+        architecture: Literal["attnres", "vanilla"] = "attnres",
+        hidden_size: int = 64,
+        intermediate_size: int = 128,
+        num_hidden_layers: int = 8,
+        num_attention_heads: int = 4,
+        num_key_value_heads: int = 4,
+        head_dim: int = 16,
+        tie_word_embeddings: bool = False,
+        attnres_num_blocks: int = 4,
+        attnres_source: Literal["cumulative", "block_sum"] = "cumulative",
+        attnres_mode: Literal["block", "full"] = "block",
+        attnres_routing: Literal["learned", "frozen"] = "learned",
+        attnres_recency_bias_init: float = 0.0,
+        embedding_init_std: float | None = None,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.95),
+        warmup_steps: int = 50,
+        routing_learning_rates: RoutingLearningRates = RoutingLearningRates(),  # noqa: B008 (frozen)
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        vocab_size: int = 256,
+        num_pairs: int = 16,
+        noise_tokens: int = 0,
+        seed: int = 0,
+    ) -> None:
+        options = dict(locals())  # first of all, while it is the options by name and nothing else
+        super().__init__()
+        _check_optimizer(learning_rate, weight_decay, betas, warmup_steps, embedding_init_std)
+        self.model = _build_model(options)
+        if embedding_init_std is not None:
+            nn.init.normal_(self.model.get_input_embeddings().weight, std=embedding_init_std)  # type: ignore[arg-type]
+        if gradient_checkpointing:  # newer releases of transformers have renamed it
+            getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
+        if compile:  # in place, so that the names of the parameters stay; of this module it would fail at logging
+            self.model.compile()
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup_steps = warmup_steps
+        self.routing_learning_rates = routing_learning_rates
+        self.flops_per_batch = 0.0  # of the last one; ThroughputMonitor reads it
+        self._of_step: list[Tensor] = []  # loss and accuracy of each batch of a step
+        # Metrics of torchmetrics count examples over all devices; Lightning's own mean would take the parts for equal.
+        self.val_accuracy = PositionAccuracy(num_pairs)
+        self.val_loss = MeanMetric()
+        config = self.model.config
+        self.val_routing_entropy = RoutingEntropy(read_sites(config)) if isinstance(config, AttnResConfig) else None
+        # Plain values only, so that checkpoints load with weights_only=True; enough to build the model again.
+        model_config = json.loads(json.dumps(self.model.config.to_dict(), default=str))
+        optimizer = {key: options[key] for key in ("learning_rate", "weight_decay", "betas", "warmup_steps")}
+        optimizer = {**optimizer, "betas": list(betas), "routing_learning_rates": asdict(routing_learning_rates)}
+        hparams = {"model_config": model_config, "condition": self.condition, "seed": int(seed), "optimizer": optimizer}
+        self.save_hyperparameters(hparams)
+
+    @property
+    def condition(self) -> str:
+        """`vanilla`, `cumulative`, `block_sum`, `frozen` or `frozen_block_sum`; with `_full` in full mode."""
+        config = self.model.config
+        if not isinstance(config, AttnResConfig):
+            return "vanilla"
+        name = config.attnres_source
+        if config.attnres_routing == "frozen":
+            name = "frozen" if name == "cumulative" else f"frozen_{name}"
+        return name if config.attnres_mode == "block" else f"{name}_{config.attnres_mode}"
+
+    def configure_model(self) -> None:
+        """Divide the model over devices, where the strategy asks for that."""
+        if self.device_mesh is not None and not is_divided(self.model):
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val and is_divided(self.model):
+            clip_gradient_norm(self.model.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def forward(self, batch: RecallBatch, **options: Any) -> Any:
+        """Outputs of the model called with `options`; logits (batch, positions, vocab_size) are where queries are."""
+        positions = batch.query_positions
+        return self.model(batch.input_ids, logits_to_keep=positions, use_cache=False, **options)
+
+    def answer(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
+        """As `score`, of the model as it is."""
+        return self.score(batch, self(batch))
+
+    @staticmethod
+    def score(batch: RecallBatch, outputs: Any) -> tuple[Tensor, Tensor]:
+        """Mean answer NLL in nats, scalar, and where answers are right, (batch, positions) bool."""
+        answers, logits = batch.labels[:, batch.query_positions], outputs.logits.float()
+        if batch.num_pairs is None:
+            loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
+        else:
+            losses = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
+            loss = mean_over_queries(losses.view_as(answers), batch)
+        return loss, logits.argmax(dim=-1) == answers
+
+    def training_step(self, batch: RecallBatch, batch_idx: int) -> dict[str, Tensor]:
+        loss, correct = self.answer(batch)
+        self.flops_per_batch = self._model_flops(len(batch.labels), batch.labels.shape[1], len(batch.query_positions))
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._of_step.clear()
+        self._of_step.append(torch.stack((loss.detach(), mean_over_queries(correct.float(), batch))))
+        mean_loss, mean_accuracy = torch.stack(self._of_step).mean(0)  # of the step's batches so far
+        metrics = {
+            "train/loss": mean_loss,
+            "train/accuracy": mean_accuracy,
+            "train/pairs": float(batch.keys.shape[1]),
+            "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        self.log_dict(metrics, batch_size=len(batch.keys), sync_dist=True)  # of the whole batch, on all devices
+        return {"loss": loss, "accuracy": metrics["train/accuracy"]}
+
+    @cache  # noqa: B019 (there is one module, as long as the process trains)
+    def _model_flops(self, batch_size: int, seq: int, queries: int) -> float:
+        """FLOPs of a batch for the model's utilisation (MFU): what is computed again does not count (arXiv:2204.02311,
+        appendix B)."""
+        return 3 * batch_size * sum(forward_flops(self.model.config, seq, queries).values())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Norms of the routing parameters' gradients, before they are clipped, at the steps that are logged."""
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            norms = routing_gradient_norms(self.model)
+            self.log_dict({f"train/grad_norm_{kind}": norm for kind, norm in norms.items()})
+
+    def validation_step(self, batch: RecallBatch, batch_idx: int) -> None:
+        entropy = self.val_routing_entropy
+        outputs = self(batch, output_routing_weights=True) if entropy is not None else self(batch)
+        if entropy is not None:
+            entropy.update(outputs.routing_weights)
+        loss, correct = self.score(batch, outputs)
+        self.val_accuracy.update(correct)
+        self.val_loss.update(loss, len(batch.keys))
+
+    def on_validation_epoch_end(self) -> None:
+        by_position = self.val_accuracy.compute()
+        metrics = {"val/loss": self.val_loss.compute(), "val/accuracy": by_position.mean()}
+        metrics |= {f"val/accuracy_position_{i}": accuracy for i, accuracy in enumerate(by_position)}
+        if self.val_routing_entropy is not None:
+            shares = self.val_routing_entropy.compute()
+            metrics |= {f"val/routing_entropy_{sublayer}": share for sublayer, share in shares.items()}
+            self.val_routing_entropy.reset()
+        self.log_dict(metrics, sync_dist=True)
+        self.val_accuracy.reset()
+        self.val_loss.reset()
+
+    def build_optimizer(self, foreach: bool | None = None) -> torch.optim.AdamW:
+        """AdamW over the module's parameters; `foreach` as torch's, which decides by the device."""
+        groups = parameter_groups(self.model, self.weight_decay, self.routing_learning_rates)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, foreach=foreach)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer()
+        scheduler = get_scheduler(
+            "cosine_with_min_lr",
+            optimizer,
+            num_warmup_steps=self.warmup_steps,
+            num_training_steps=self.trainer.max_steps,
+            scheduler_specific_kwargs={"min_lr_rate": MIN_LEARNING_RATE_RATIO},
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def mean_over_queries(values: Tensor, batch: RecallBatch) -> Tensor:
+    """Mean of `values` (batch, positions), which are zero where an example has no query.
+
+    Where examples have different numbers of queries, each example weighs the same: the mean over a step's examples is
+    then the mean over its devices, too.
+    """
+    if batch.num_pairs is None:
+        return values.mean()
+    return (values.sum(1) / batch.num_pairs).mean()
+
+
+def _build_model(options: Mapping[str, Any]) -> PreTrainedModel:
+    """The model that the options of `RetrievalModule` describe."""
+    length = sequence_length(options["num_pairs"], options["noise_tokens"])
+    shape = {**{key: options[key] for key in SHAPE}, "max_position_embeddings": length}
+    _check_shape(shape)
+    common = {
+        **shape,
+        "tie_word_embeddings": options["tie_word_embeddings"],
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if options["architecture"] == "vanilla":
+        return Qwen3ForCausalLM(Qwen3Config(**common))
+    config = AttnResConfig(**common, **{key: options[key] for key in options if key.startswith("attnres_")})
+    model = AttnResForCausalLM(config)
+    _exclude_unused_biases(model, config)
+    return model
+
+
+def _exclude_unused_biases(model: AttnResForCausalLM, config: AttnResConfig) -> None:
+    """The recency bias of a read without `current` never takes a gradient, which DistributedDataParallel refuses."""
+    for site in read_sites(config):
+        if site.layer_idx is not None and not site.has_current:
+            name = "attn_res_bias" if site.sublayer == "self_attn" else "mlp_res_bias"
+            getattr(model.model.layers[site.layer_idx], name).requires_grad_(False)
+
+
+def _check_shape(shape: dict[str, int]) -> None:
+    for key, value in shape.items():
+        if value < 1:
+            raise ValueError(f"{key} must be a positive integer, got {value}")
+    heads, key_value_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
+    if heads % key_value_heads:
+        raise ValueError(f"num_key_value_heads ({key_value_heads}) must divide num_attention_heads ({heads})")
+    if shape["head_dim"] % 2:
+        raise ValueError(f"head_dim must be even (rotary position embedding), got {shape['head_dim']}")
+
+
+def _check_optimizer(
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    warmup_steps: int,
+    embedding_init_std: float | None,
+) -> None:
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be at least 0 and below 1, got {tuple(betas)}")
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
+    if embedding_init_std is not None and not embedding_init_std > 0:
+        raise ValueError(f"embedding_init_std must be positive or null, got {embedding_init_std}")
+
+
+__all__ = ["RetrievalModule"]

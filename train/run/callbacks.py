@@ -1,0 +1,155 @@
+"""Callbacks every training run has: curriculum, progress, configuration and final export."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
+from torch import Tensor
+
+from attnres.files import replacing
+from attnres.sharded import is_divided, whole_state
+from probe.files.checkpoints import RUN_FILE, TASK_FILE
+from train.run.checkpoints import SaveCheckpoint, save_checkpoint
+from train.run.provenance import record_provenance
+from train.run.throughput import StepThroughput
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class CurriculumCallback(Callback):
+    """Tells the datamodule's curriculum the accuracy of each step that is done, averaged over devices."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            accuracy: Tensor = trainer.strategy.reduce(outputs["accuracy"], reduce_op="mean")  # type: ignore[assignment]
+            trainer.datamodule.curriculum.update(trainer.global_step - 1, accuracy.item())  # type: ignore[attr-defined]
+
+
+class StepNumbers(Callback):
+    """Rows are logged at their own step: Lightning counts one too many in a run that was finished and goes on."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Batches of a step that was not finished are made again, and a step may have another number of them now."""
+        done = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["current"], progress["total"]):  # of the epoch, the only one, and of all
+            counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+class ProgressLines(ProgressBar):
+    """Progress for log files: a line every ten seconds, and one for each validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._time = self._step = 0.0
+
+    def disable(self) -> None:
+        """Lightning calls this on all but the first device."""
+        self._print = lambda line: None
+
+    def _print(self, line: str) -> None:
+        print(line, flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._time, self._step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        seconds, steps = time.monotonic() - self._time, trainer.global_step - self._step
+        is_last = trainer.global_step == trainer.max_steps
+        if steps < 1 or (seconds < SECONDS_BETWEEN_LINES and not is_last):
+            return
+        self._time, self._step = time.monotonic(), trainer.global_step
+        metrics = trainer.callback_metrics
+        minutes, rest = divmod(round(seconds / steps * (trainer.max_steps - trainer.global_step)), 60)
+        self._print(
+            f"{_step(trainer)}  loss {metrics['train/loss']:.3f}  accuracy {metrics['train/accuracy']:.3f}  "
+            f"pairs {int(metrics['train/pairs'])}  {steps / seconds:.1f} steps/s  ETA {minutes:d}:{rest:02d}"
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss, accuracy = (trainer.callback_metrics[f"val/{name}"] for name in ("loss", "accuracy"))
+        self._print(f"{_step(trainer)}  validation loss {loss:.3f}  accuracy {accuracy:.3f}")
+
+
+def _step(trainer: Trainer) -> str:
+    width = len(str(trainer.max_steps))
+    return f"step {trainer.global_step:{width}d}/{trainer.max_steps}"
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` into the run directory when training starts (again), and adds to `provenance.json`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, save_to_log_dir=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Not yet: what fails while setting up is no run."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        path = Path(trainer.default_root_dir) / self.config_filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        skip_null = False  # null may not be the default; by position, as releases of jsonargparse name it differently
+        config = self.config.clone()
+        if config.ckpt_path is None:  # no option of `estimate`, which reads this file too
+            del config["ckpt_path"]
+        self.parser.save(config, path, "parser_mode", skip_null, overwrite=True)
+        record_provenance(trainer, path, pl_module.hparams["seed"])
+
+
+class RunExport(Callback):
+    """When training ends, saves the Hugging Face model and task, the last checkpoint, and last what run it was."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model: torch.nn.Module = pl_module.model  # type: ignore[assignment]
+        state = whole_state(model) if is_divided(model) else None
+        if trainer.is_global_zero:
+            self._export(trainer, pl_module, state)
+        if trainer.checkpoint_callbacks:
+            save_checkpoint(trainer)
+        if trainer.is_global_zero:
+            hparams = pl_module.hparams
+            run = {"condition": hparams["condition"], "seed": hparams["seed"], "step": trainer.global_step}
+            self._write(trainer, RUN_FILE, run)
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Tensor] | None) -> None:
+        pl_module.model.save_pretrained(self._folder(trainer), state_dict=state)  # type: ignore[operator, union-attr]
+        self._write(trainer, TASK_FILE, trainer.datamodule.task.to_dict())  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _folder(trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "hf"
+
+    def _write(self, trainer: Trainer, name: str, content: dict[str, Any]) -> None:
+        with replacing(self._folder(trainer) / name) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:
+    """The callbacks of a training run."""
+    callbacks: list[Callback] = [StepNumbers(), CurriculumCallback(), StepThroughput(), RunExport()]
+    if progress:
+        callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else ProgressLines())
+    if checkpoints:
+        callbacks.append(SaveCheckpoint())
+    return callbacks
+
+
+__all__ = ["CurriculumCallback", "ProgressLines", "RunExport", "SaveConfig", "run_callbacks"]

@@ -1,0 +1,145 @@
+"""What a run records of itself: `provenance.json`, a segment for each time that training was started or resumed.
+
+No environment variables, user, host or home: what lies outside the working directory is recorded by its name alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from attnres.files import replacing
+from attnres.versions import code_version, package_versions
+from probe.files.checkpoints import read_json
+from train.loggers.tensorboard import RunTensorBoardLogger
+from train.loggers.wandb import RunWandbLogger
+
+FILE = "provenance.json"
+# Of config.yaml, what says where a run is and how it was begun, not what it does.
+NOT_OF_THE_RUN = ("run_dir", "ckpt_path")
+# A path, or what else may stand between quotes, brackets and separators; with blanks, unless a path follows them.
+WORD = re.compile(r"""[^\s=,:;'"\[\]{}()](?:[^\s=,:;'"\[\]{}()]|\s+(?![\s/~.]))*""")
+
+
+def record_provenance(trainer: Trainer, config_file: Path, seed: int) -> None:
+    """Add this start to `provenance.json` beside `config_file`, and give the whole and the configuration to
+    W&B or TensorBoard. On the first process only.
+
+    Raises:
+        ValueError: the file of the earlier starts is not as it was written.
+    """
+    path = config_file.with_name(FILE)
+    segments = read_segments(path) if path.exists() else []
+    record = {"segments": [*segments, describe_start(trainer, config_file, seed)]}
+    with replacing(path) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    config = {key: value for key, value in read_config(config_file).items() if key not in NOT_OF_THE_RUN}
+    for logger in trainer.loggers:
+        if isinstance(logger, RunWandbLogger | RunTensorBoardLogger):
+            logger.log_start(config, record)
+
+
+def read_segments(path: Path) -> list[dict[str, Any]]:
+    """The starts that `path` records. Raises ValueError, naming the file, if it is not as it was written."""
+    segments = read_json(path).get("segments")
+    if not isinstance(segments, list):
+        raise ValueError(f"{path} must hold a list of segments, got {segments}; remove it to go on without its record")
+    return segments
+
+
+def describe_start(trainer: Trainer, config_file: Path, seed: int) -> dict[str, Any]:
+    """One segment: when, what, by which code and on what hardware (that of the first process)."""
+    devices = {"accelerator": type(trainer.accelerator).__name__, "strategy": type(trainer.strategy).__name__}
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "from_step": trainer.global_step,
+        "command": describe_command(sys.argv),
+        "config_sha256": config_hash(config_file),
+        "seed": seed,
+        "code": code_version(),
+        "versions": package_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hardware": describe_hardware(),
+        "devices": {**devices, "world_size": trainer.world_size, "num_nodes": trainer.num_nodes},
+    }
+
+
+def read_config(config_file: Path) -> dict[str, Any]:
+    return yaml.safe_load(config_file.read_text(encoding="utf-8"))
+
+
+def config_hash(config_file: Path) -> str:
+    """SHA-256 of what a run's `config.yaml` says it does: the same wherever the run lies."""
+    config = read_config(config_file)
+    content = {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def describe_command(arguments: Sequence[str]) -> list[str]:
+    """The command line, with paths from the working directory or, outside of it, by name alone (`.../name`)."""
+    return [Path(arguments[0]).name, *map(_describe_argument, arguments[1:])]
+
+
+def _describe_argument(argument: str) -> str:
+    """An argument with every path in it described: there are several in a list, and in a mapping after its keys."""
+    return WORD.sub(lambda word: _describe_path(word.group()), argument)
+
+
+def _describe_path(word: str) -> str:
+    if "/" not in word and not word.startswith("~"):
+        return word
+    path = Path(os.path.normpath(Path.cwd() / word))
+    inside = path.is_relative_to(Path.cwd()) and not word.startswith("~")
+    return str(path.relative_to(Path.cwd())) if inside else f".../{path.name}"
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Processor, cores (of the machine, and those this process may use), threads, memory and GPUs of this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable,
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
+        "cuda": torch.version.cuda,
+    }
+
+
+def _processor() -> str:
+    """The processor's name as Linux and macOS give it, else its architecture."""
+    try:
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except (OSError, subprocess.CalledProcessError):
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+__all__ = [
+    "FILE",
+    "config_hash",
+    "describe_command",
+    "describe_hardware",
+    "describe_start",
+    "read_segments",
+    "record_provenance",
+]

@@ -1,0 +1,128 @@
+"""FSDP2: parameters, gradients and optimiser states divided over devices, through Lightning's `ModelParallelStrategy`.
+
+Attention and MLP modules are units of their own, gathered when they run. All the rest is the root's: a forward call
+prepares the routing of all reads before the first layer runs (`AttnResModel.router`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from attnres.sharded import whole
+from train.run.checkpoints import read_checkpoint
+
+FSDP2 = "fsdp2"
+"""Name of the strategy, for `trainer.strategy`."""
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Data parallelism over all devices, whatever their number; checkpoints are one file, as of a single device."""
+
+    strategy_name = FSDP2
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    # Lightning numbers the parameters of an optimiser's state by their order in the model, an optimiser by its groups:
+    # a run could not go on with another strategy than it began with.
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Of all devices together, numbered as the optimiser's own; nothing but on the first device."""
+        assert self.model is not None
+        plain = getattr(optimizer, "_optimizer", optimizer)  # Lightning wraps it
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: Any = get_optimizer_state_dict(self.model, plain, options=options)
+        numbers = {name: number for number, name in enumerate(_names(self.model, plain))}
+        return {
+            "state": {numbers[name]: values for name, values in state.get("state", {}).items()},
+            "param_groups": [
+                {**group, "params": [numbers[name] for name in group["params"]]}
+                for group in state.get("param_groups", [])
+            ],
+        }
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Every device reads the file and takes its part."""
+        assert self.model is not None
+        checkpoint = read_checkpoint(Path(checkpoint_path))
+        whole = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=whole)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
+            names = _names(self.model, optimizer)
+            groups = [{**g, "params": [names[number] for number in g["params"]]} for g in state["param_groups"]]
+            named = {"state": {names[number]: v for number, v in state["state"].items()}, "param_groups": groups}
+            set_optimizer_state_dict(self.model, optimizer, named, options=whole)
+            for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
+                own.update({key: value for key, value in group.items() if key != "params"})  # tuples became lists
+        return checkpoint
+
+
+def _names(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Names of the parameters of an optimiser, in its order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def divides(strategy: Any) -> bool:
+    """Whether `trainer.strategy`, a name or an object, divides parameters over devices."""
+    return strategy == FSDP2 or isinstance(strategy, FSDP2Strategy)
+
+
+if FSDP2 not in StrategyRegistry:
+    StrategyRegistry.register(FSDP2, FSDP2Strategy, description="parameters divided over all devices")
+
+
+def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Divide `model`, the same on all devices of the one-dimensional `mesh`, among them, in place.
+
+    Scalars (recency biases) cannot be divided: every device keeps them, and their gradients are averaged here.
+    """
+    for layer in model.model.layers:
+        for sublayer in (layer.self_attn, layer.mlp):
+            fully_shard(sublayer, mesh=mesh)
+    scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=scalars)
+
+    def average(parameter: Tensor) -> None:
+        if parameter.grad is not None:  # of several backward passes too: what is averaged already stays as it is
+            dist.all_reduce(parameter.grad, group=mesh.get_group())
+            parameter.grad /= mesh.size()
+
+    for parameter in scalars:
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(average)
+
+
+def clip_gradient_norm(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """As `torch.nn.utils.clip_grad_norm_`, which does not take divided and whole gradients together."""
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    kinds = [[p for p in parameters if isinstance(p, DTensor) == divided] for divided in (True, False)]
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind]
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, largest, total)
+
+
+__all__ = ["FSDP2", "FSDP2Strategy", "clip_gradient_norm", "divides", "shard"]
