@@ -10,7 +10,7 @@ RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 STUDY := runs/study
 
 # The final probes: the masks, the control of equal mass, every subset of the families, and the linear estimate.
-PROBE := --kinds mask_renormalise matched_mass --coalitions all --first-order
+PROBE := --kinds '[mask_renormalise,matched_mass]' --coalitions '[all]' --mode both
 
 # The model's tests, and one each of probing and training, with the oldest transformers that is supported.
 OLDEST := .venv/oldest
@@ -29,7 +29,7 @@ demo: $(INSTALLED)
 	$(BIN)/attnres-train fit --config configs/demo.yaml --seed_everything $(SEED) --run_dir $(RUN)/trained
 	$(BIN)/attnres-train fit --config configs/demo_vanilla.yaml --seed_everything $(SEED) --run_dir $(RUN)/vanilla
 	$(BIN)/attnres-probe run $(RUN)/trained --output $(RUN)/trained/probe/final $(PROBE)
-	$(BIN)/attnres-probe baseline $(RUN)/vanilla --num-blocks 4 --output $(RUN)/wrapped $(PROBE)
+	$(BIN)/attnres-probe baseline $(RUN)/vanilla --num_blocks 4 --output $(RUN)/wrapped $(PROBE)
 	$(BIN)/attnres-probe report $(RUN)/trained $(RUN)/wrapped
 
 study: $(INSTALLED)

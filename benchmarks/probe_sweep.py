@@ -1,7 +1,7 @@
 """Cost of a probe: exact sweeps against one full forward per ablation, and first order against exact, in one run.
 
     python benchmarks/probe_sweep.py --shape demo --output benchmarks/results/probe_sweep_demo.json
-    python benchmarks/probe_sweep.py --shape 28-layers --num-sequences 8 --repeats 1 \\
+    python benchmarks/probe_sweep.py --shape 28-layers --num_sequences 8 --repeats 1 \\
         --grids per_layer --output benchmarks/results/probe_sweep_28_layers.json
     python benchmarks/probe_sweep.py --checkpoint runs/mine --output …     # a trained model: rank correlations too
 
@@ -28,11 +28,12 @@ from scipy.stats import spearmanr
 from attnres import AttnResConfig, AttnResForCausalLM
 from attnres.tasks import MQAR
 from probe.ablation.engine import Engine
-from probe.ablation.grid import FIRST_ORDER, POSITIONS, Cell, build_grid
-from probe.ablation.interventions import Ablation
+from probe.ablation.grid import Cell, Kind, build_grid
+from probe.ablation.interventions import MaskRenormalise
 from probe.ablation.metrics import CleanRun
-from probe.examples.inputs import ProbeInputs
-from probe.files.checkpoints import load_checkpoint
+from probe.examples.examples import Examples
+from probe.files.checkpoints import load_model
+from probe.vocabulary import POSITIONS, is_layer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "demo": {
@@ -49,13 +50,13 @@ GRIDS = ("per_layer", "whole_grid")
 
 
 @torch.no_grad()
-def naive_sweep(model: AttnResForCausalLM, inputs: ProbeInputs, cells: list[Cell], positions: str) -> dict[int, float]:
+def naive_sweep(model: AttnResForCausalLM, inputs: Examples, cells: list[Cell], positions: str) -> dict[int, float]:
     """Mean NLL effect of each applicable cell, by its index."""
     queries, answers = inputs.queries, inputs.labels[inputs.queries]
     clean = CleanRun.from_logits(model(inputs.input_ids, use_cache=False).logits[queries], answers, inputs.rivals)
     before, effects = clean.metrics()["nll"], {}
     for index, cell in enumerate(cells):
-        ablation = Ablation.known[cell.kind](cell.families, frozenset(cell.reads))
+        ablation = cell.ablation()
         if not any(ablation.exists_at(model.model.sites[i]) for i in cell.reads):
             continue
         if positions == "query":
@@ -65,9 +66,9 @@ def naive_sweep(model: AttnResForCausalLM, inputs: ProbeInputs, cells: list[Cell
     return effects
 
 
-def measure(model: AttnResForCausalLM, inputs: ProbeInputs, cells: list[Cell], repeats: int) -> dict[str, Any]:
+def measure(model: AttnResForCausalLM, inputs: Examples, cells: list[Cell], repeats: int) -> dict[str, Any]:
     """Times of the contenders on one grid, and how well their effects agree."""
-    linear = [replace(cell, kind=cell.kind + FIRST_ORDER) for cell in cells]
+    linear = [replace(cell, kind=Kind(cell.intervention, first_order=True)) for cell in cells]
     seconds: dict[str, list[float]] = {}
     results: dict[str, Any] = {}
 
@@ -109,22 +110,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="demo")
     parser.add_argument("--checkpoint", help="probe this model instead of a random one")
-    parser.add_argument("--num-sequences", type=int, default=64)
+    parser.add_argument("--num_sequences", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--grids", nargs="+", choices=GRIDS, default=list(GRIDS))
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.checkpoint:
-        loaded = load_checkpoint(args.checkpoint)
+        loaded = load_model(args.checkpoint)
         model, task = loaded.model, loaded.task or MQAR()
         assert isinstance(model, AttnResForCausalLM)
         assert isinstance(task, MQAR)
     else:
         model = AttnResForCausalLM(AttnResConfig(**SHAPES[args.shape], initializer_range=0.1)).eval()
         task = MQAR(num_pairs=16, vocab_size=SHAPES[args.shape]["vocab_size"])
-    inputs = ProbeInputs.from_recall(task.batch("probe", range(args.num_sequences)))
-    grid = list(build_grid(model.model.sites))
+    inputs = Examples.from_recall(task.batch("probe", range(args.num_sequences)))
+    grid = list(build_grid(model.model.sites, Kind(MaskRenormalise)))
     report: dict[str, Any] = {
         "shape": args.checkpoint or args.shape,
         "n_sequences": args.num_sequences,
@@ -133,7 +134,7 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     for name in args.grids:
-        cells = [cell for cell in grid if cell.is_layer or name == "whole_grid"]
+        cells = [cell for cell in grid if is_layer(cell.route.scope) or name == "whole_grid"]
         report[name] = measure(model, inputs, cells, args.repeats)
     text = json.dumps(report, indent=2) + "\n"
     print(text)

@@ -1,4 +1,4 @@
-"""The words that everything agrees on: routes, their titles and colours, thresholds, and which rows of a table are which.
+"""The words that everything agrees on: routes, their titles and colours, thresholds, and kinds of rows of a table.
 
 A *route* is a triple (sublayer, scope, family), in this order everywhere: reads of a sublayer, in a part of the depth,
 from a family of sources.
@@ -135,8 +135,14 @@ IN_NATS = ("nll", "logit_diff", "kl")
 POSITIONS = ("all", "query")
 MASK = "mask_renormalise"
 """The primary kind of intervention."""
-MASK_FIRST_ORDER = f"{MASK}_first_order"
-"""Its estimate to first order."""
+
+
+def first_order_name(kind: str) -> str:
+    """What tables call the first-order estimates of a kind of intervention."""
+    return f"{kind}_first_order"
+
+
+MASK_FIRST_ORDER = first_order_name(MASK)
 
 # --- Thresholds ------------------------------------------------------------------------------------------------------
 

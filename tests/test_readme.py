@@ -23,7 +23,7 @@ TRAIN = ["--trainer.max_steps", "3", "--trainer.accelerator", "cpu", "--data.bat
 TRAIN += ["--model.hidden_size", "16", "--model.intermediate_size", "16", "--model.head_dim", "4"]
 TRAIN += ["--trainer.val_check_interval", "1", "--trainer.log_every_n_steps", "1"]
 TRAIN += ["--probe.max_probe_fraction", "null"]  # all scheduled steps, in a run whose training takes no time
-PROBE = ["--num-sequences", "8", "--num-resamples", "20", "--device", "cpu"]
+PROBE = ["--num_sequences", "8", "--num_resamples", "20", "--device", "cpu"]
 
 
 def small(command: str) -> list[str]:

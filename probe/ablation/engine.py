@@ -1,6 +1,16 @@
-"""The probe: a clean run that is measured, then every ablation of a grid, each from where it starts to differ.
+"""The sweep: a clean run that is measured, then every ablation of a grid, each from where it starts to differ.
 
-One engine serves the training callback and the command line. It needs a model and sequences with answers, nothing else.
+For each batch of sequences the engine
+
+1. makes what kinds need beside the read: other examples, means over the data, random draws (`references`);
+2. runs the clean model once, measures its routing on the way (`observer`), and keeps the state before every read;
+3. estimates the cells that are to be estimated to first order, from the gradients of one more pass (`first_order`);
+4. puts cells that come to the same masks together, sorts what is left by the first read at which it acts, and runs
+   ablations that begin at one read as one batch, from the clean state there (`replay`);
+5. sums ablated - clean over the queries of each sequence, for every metric (`metrics`).
+
+`ProbeResult.join` puts batches together; no number depends on how the data was split. The engine needs a model and
+examples, nothing else: statistics are made of what it returns (`probe.analysis`).
 """
 
 from __future__ import annotations
@@ -8,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from typing import Protocol
 
 import numpy as np
@@ -16,14 +27,15 @@ from torch import Tensor
 
 from attnres import AttnResForCausalLM, ReadSite
 from probe.ablation.first_order import FORWARDS, Linearised
-from probe.ablation.grid import LABELS, POSITIONS, Cell, source_mask
-from probe.ablation.interventions import Ablation, Context
+from probe.ablation.grid import Cell
+from probe.ablation.interventions import Ablation, Context, source_mask
 from probe.ablation.observer import Observer, Routing
 from probe.ablation.references import References
 from probe.ablation.replay import CleanBatch, replay_cost
-from probe.examples.inputs import ProbeInputs
+from probe.examples.examples import Examples
+from probe.vocabulary import LABELS, POSITIONS
 
-Effects = dict[str, np.ndarray]
+SummedEffects = dict[str, np.ndarray]
 """[metric] -> (sequences,) summed ablated - clean."""
 
 
@@ -47,7 +59,7 @@ class ProbeResult:
     sites: tuple[ReadSite, ...]
     counts: np.ndarray
     clean: dict[str, np.ndarray]
-    effects: dict[tuple[int, str], Effects]
+    effects: dict[tuple[int, str], SummedEffects]
     routing: Routing
     spent: float = 0.0
     replaced: float = 0.0
@@ -71,18 +83,17 @@ class ProbeResult:
             seconds=sum(part.seconds for part in parts),
         )
         result.effects = {key: effects for key, effects in result.effects.items() if result.applicable(*key).any()}
-        exact = [key for key in result.effects if not result.cells[key[0]].is_first_order]
+        exact = [key for key in result.effects if not result.cells[key[0]].kind.first_order]
         result.replaced = float(len(exact) * len(result.counts))
         return result
 
     def applicable(self, index: int, positions: str) -> np.ndarray:
         """(sequences, reads of the cell) share of positions at which the cell's intervention can act."""
         cell = self.cells[index]
-        kind = Ablation.known[cell.base_kind]
-        if not kind.labels:  # a coalition is always defined
+        if cell.intervention.is_game:  # defined for every set of families
             return np.ones((len(self.counts), len(cell.reads)))
-        shares = self.routing.applicable[positions, cell.base_kind, cell.with_aliases]
-        return shares[:, cell.reads, kind.labels.index(cell.family)]
+        shares = self.routing.applicable[positions, cell.intervention.kind, cell.with_aliases]
+        return shares[:, cell.reads, cell.intervention.labels.index(cell.route.family)]
 
     @property
     def forward_passes(self) -> float:
@@ -117,8 +128,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Task:
-    """One distinct ablation, and the cells that come to it."""
+class _AblatedRun:
+    """One distinct ablation, the first read at which it acts, and the indices of the cells that come to it."""
 
     start: int
     ablation: Ablation
@@ -160,47 +171,46 @@ class Engine:
         self.tokens_per_pass = tokens_per_pass or (2**12 if model.device.type == "cpu" else 2**16)
         self.seed = seed
         self.on_progress = on_progress or (lambda done, total: None)
-        self.kinds = {cell.base_kind: Ablation.known[cell.base_kind] for cell in cells}
-        for kind in self.kinds.values():
+        self.needs = {cell.intervention.needs for cell in cells}
+        for kind in {cell.intervention for cell in cells}:
             kind.check(model.config.attnres_source)
 
-    def run(self, inputs: ProbeInputs, store: Store | None = None) -> ProbeResult:
+    def run(self, inputs: Examples, store: Store | None = None) -> ProbeResult:
         """Sweep the grid over `inputs`. Batches that `store` holds already are taken from it."""
         return ProbeResult.join(self.run_batches(inputs, range(self.num_batches(inputs)), store))
 
-    def plan(self, inputs: ProbeInputs) -> Plan:
+    def plan(self, inputs: Examples) -> Plan:
         """The cost of `run` on `inputs`. The model is not run: it can be on the "meta" device."""
-        tasks, needs = self._tasks(), {kind.needs for kind in self.kinds.values()}
-        linear = any(cell.is_first_order for cell in self.cells)
-        clean = FORWARDS * linear + bool(tasks or not linear)
-        spent = float((clean + len(needs & {"partner", "mean"})) * len(inputs))
+        runs = self._ablated_runs()
+        linear = any(cell.kind.first_order for cell in self.cells)
+        clean = FORWARDS * linear + bool(runs or not linear)
+        spent = float((clean + len(self.needs & {"partner", "mean"})) * len(inputs))
         for number in range(self.num_batches(inputs)):
             chosen = np.arange(len(inputs))[number * self.batch_size :][: self.batch_size]
             queries = inputs.take(chosen).queries
             for positions in self.positions:
                 carried = queries[:, int(queries.any(0).nonzero()[0]) :] if positions == "query" else queries
                 shape = (len(self.sites) // 2, queries.shape[1], carried.numel(), int(queries.sum()))
-                spent += sum(replay_cost(task.start, *shape) for task in tasks)
-        return Plan(spent / len(inputs), clean + len(tasks) * len(self.positions))
+                spent += sum(replay_cost(run.start, *shape) for run in runs)
+        return Plan(spent / len(inputs), clean + len(runs) * len(self.positions))
 
-    def num_batches(self, inputs: ProbeInputs) -> int:
+    def num_batches(self, inputs: Examples) -> int:
         return -(-len(inputs) // self.batch_size)
 
-    def run_batches(self, inputs: ProbeInputs, numbers: Sequence[int], store: Store | None = None) -> list[ProbeResult]:
+    def run_batches(self, inputs: Examples, numbers: Sequence[int], store: Store | None = None) -> list[ProbeResult]:
         """As `run`, for some of the batches (a process's share)."""
         found = {number: store.load(number) if store is not None else None for number in numbers}
         missing = [number for number, part in found.items() if part is None]
         if missing:
             inputs = inputs.to(self.model.device)
             started = time.perf_counter()
-            needs = {kind.needs for kind in self.kinds.values()}
             with torch.no_grad():
-                references = References(self.model, inputs, needs, self.batch_size, self.seed)
-            tasks = self._tasks()
-            self._done, self._total = 0, len(missing) * len(tasks) * len(self.positions)
+                references = References(self.model, inputs, self.needs, self.batch_size, self.seed)
+            runs = self._ablated_runs()
+            self._done, self._total = 0, len(missing) * len(runs) * len(self.positions)
             for number in missing:
                 chosen = np.arange(len(inputs))[number * self.batch_size :][: self.batch_size]
-                part = self._run_batch(inputs.take(chosen), chosen, references, tasks)
+                part = self._run_batch(inputs.take(chosen), chosen, references, runs)
                 part.spent, references.spent = part.spent + references.spent, 0
                 now = time.perf_counter()
                 part.seconds, started = now - started, now
@@ -209,55 +219,50 @@ class Engine:
                     store.save(number, part)
         return [part for part in found.values() if part is not None]
 
-    def _tasks(self) -> tuple[_Task, ...]:
+    def _ablated_runs(self) -> tuple[_AblatedRun, ...]:
         """The exact cells' distinct ablations: equal masks at equal reads are one and the same run."""
         cells: dict[tuple, list[int]] = {}
         ablations: dict[tuple, Ablation] = {}
         for index, cell in enumerate(self.cells):
-            if cell.is_first_order:
+            if cell.kind.first_order:
                 continue
-            ablation = self.kinds[cell.base_kind](cell.families, frozenset(cell.reads), cell.with_aliases)
+            ablation = cell.ablation()
             acting = [i for i in cell.reads if ablation.exists_at(self.sites[i])]
             masks = [(i, source_mask(self.sites[i], cell.families, cell.with_aliases)) for i in acting]
-            key = (cell.base_kind, *masks)
+            key = (cell.intervention, *masks)
             if acting:
                 cells.setdefault(key, []).append(index)
                 ablations.setdefault(key, replace(ablation, reads=frozenset(acting)))
-        tasks = [_Task(min(a.reads), a, tuple(cells[key])) for key, a in ablations.items()]
-        return tuple(sorted(tasks, key=lambda task: task.start))
+        runs = [_AblatedRun(min(a.reads), a, tuple(cells[key])) for key, a in ablations.items()]
+        return tuple(sorted(runs, key=lambda run: run.start))
 
-    def _passes(self, tasks: Sequence[_Task], tokens: int) -> Iterator[tuple[_Task, ...]]:
-        """Tasks that run as one batch: those that start at one read, as many as `tokens_per_pass` allows."""
+    def _passes(self, runs: Sequence[_AblatedRun], tokens: int) -> Iterator[tuple[_AblatedRun, ...]]:
+        """Those that run as one batch: they start at one read, and are as many as `tokens_per_pass` allows."""
         together = max(1, self.tokens_per_pass // tokens)
-        current: list[_Task] = []
-        for task in tasks:
-            if current and (current[0].start != task.start or len(current) == together):
-                yield tuple(current)
-                current = []
-            current.append(task)
-        if current:
-            yield tuple(current)
+        for _, starting in groupby(runs, key=lambda run: run.start):
+            while batch := tuple(islice(starting, together)):
+                yield batch
 
     @torch.no_grad()
     def _run_batch(
-        self, batch: ProbeInputs, chosen: np.ndarray, references: References, tasks: Sequence[_Task]
+        self, batch: Examples, chosen: np.ndarray, references: References, runs: Sequence[_AblatedRun]
     ) -> ProbeResult:
         queries, starts = batch.queries, batch.starts
         context = references.context(chosen)
         contexts = {"all": context, "query": replace(context, positions=queries)}
         where = {"all": batch.real, "query": queries}
         observer = Observer({p: where[p] for p in self.positions}, batch.real, queries, self._observed(context))
-        effects: dict[tuple[int, str], Effects] = {}
+        effects: dict[tuple[int, str], SummedEffects] = {}
         clean: dict[str, Tensor] = {}
         spent = 0.0
-        if linear := [(i, cell) for i, cell in enumerate(self.cells) if cell.is_first_order]:
-            linearised = Linearised(self.model, batch, Observer({}, batch.real, queries, {}) if tasks else observer)
+        if linear := [(i, cell) for i, cell in enumerate(self.cells) if cell.kind.first_order]:
+            linearised = Linearised(self.model, batch, Observer({}, batch.real, queries, {}) if runs else observer)
             clean, spent = linearised.run.metrics(), linearised.spent
             effects |= linearised.effects(linear, contexts, self.positions)
-        if tasks or not linear:
+        if runs or not linear:
             clean_batch = CleanBatch(self.model, batch, observer, keep_cache="query" in self.positions)
             clean = clean_batch.run.metrics()
-            effects |= self._ablate(clean_batch, clean, contexts, tasks)
+            effects |= self._ablate(clean_batch, clean, contexts, runs)
             spent += clean_batch.spent
         return ProbeResult(
             cells=self.cells,
@@ -274,18 +279,18 @@ class Engine:
         clean_batch: CleanBatch,
         clean: Mapping[str, Tensor],
         contexts: Mapping[str, Context],
-        tasks: Sequence[_Task],
-    ) -> dict[tuple[int, str], Effects]:
-        """The exact effects of all tasks on a batch."""
-        effects: dict[tuple[int, str], Effects] = {}
+        runs: Sequence[_AblatedRun],
+    ) -> dict[tuple[int, str], SummedEffects]:
+        """The exact effects of all ablated runs on a batch."""
+        effects: dict[tuple[int, str], SummedEffects] = {}
         for positions in self.positions:
             at_queries = positions == "query"
-            for together in self._passes(tasks, clean_batch.num_tokens(at_queries)):
-                ablations = [replace(task.ablation, context=contexts[positions]) for task in together]
-                runs = clean_batch.ablated(together[0].start, ablations, at_queries)
-                for task, ablated in zip(together, runs, strict=True):
+            for together in self._passes(runs, clean_batch.num_tokens(at_queries)):
+                ablations = [replace(run.ablation, context=contexts[positions]) for run in together]
+                results = clean_batch.ablated(together[0].start, ablations, at_queries)
+                for run, ablated in zip(together, results, strict=True):
                     sums = {m: sum_by_sequence(ablated[m] - clean[m], clean_batch.inputs.starts) for m in clean}
-                    effects |= {(index, positions): sums for index in task.cells}
+                    effects |= {(index, positions): sums for index in run.cells}
                 self._done += len(together)
                 self.on_progress(self._done, self._total)
         return effects
@@ -293,11 +298,10 @@ class Engine:
     def _observed(self, context: Context) -> dict[tuple[str, bool], list[Ablation]]:
         """By (kind, aliases), an ablation for each label of the kind."""
         everywhere = frozenset(range(len(self.sites)))
-        pairs = sorted({(cell.base_kind, cell.with_aliases) for cell in self.cells})
+        pairs = {(cell.intervention, cell.with_aliases): None for cell in self.cells if not cell.intervention.is_game}
         return {
-            (kind, aliases): [self.kinds[kind](LABELS[name], everywhere, aliases, context) for name in cls.labels]
+            (kind.kind, aliases): [kind(LABELS[name], everywhere, aliases, context) for name in kind.labels]
             for kind, aliases in pairs
-            if (cls := self.kinds[kind]).labels
         }
 
 

@@ -2,8 +2,8 @@
 
 For a read with output `h`, metric `m` and ablated output `h'`, the effect is approximated by `<dm/dh, h' - h>`
 (attribution patching: Nanda 2023; Syed et al., arXiv:2310.10348). Gradients of all reads come from one forward and one
-backward pass, so a whole grid costs a few forwards. An approximation, and marked as such (`FIRST_ORDER` in `kind`):
-where a metric saturates or masks reroute much, it can be far off; its agreement with the exact sweep is reported.
+backward pass, so a whole grid costs a few forwards. It is an approximation, and the tables' `kind` says so: where a
+metric saturates or masks reroute much, it can be far off; its agreement with the exact sweep is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from attnres import AttnResForCausalLM, Intervention, Read
 from probe.ablation.grid import Cell
 from probe.ablation.interventions import Ablation, Context
 from probe.ablation.metrics import CleanRun
-from probe.examples.inputs import ProbeInputs
+from probe.examples.examples import Examples
 
 METRICS = ("nll", "logit_diff")
 """What a gradient can tell; KL has none at the clean run, accuracy none at all."""
@@ -38,7 +38,7 @@ class Linearised:
         spent: forwards' worth of work (`FORWARDS`), times sequences.
     """
 
-    def __init__(self, model: AttnResForCausalLM, batch: ProbeInputs, observer: Intervention) -> None:
+    def __init__(self, model: AttnResForCausalLM, batch: Examples, observer: Intervention) -> None:
         self.reads: dict[int, Read] = {}
         probes: list[Tensor] = []
 
@@ -77,12 +77,11 @@ class Linearised:
         done: dict[tuple, dict[str, np.ndarray]] = {}  # a read's effects serve every scope that holds it
         for name in positions:
             for index, cell in cells:
-                kind = Ablation.known[cell.base_kind]
-                ablation = kind(cell.families, frozenset(cell.reads), cell.with_aliases, contexts[name])
+                ablation = cell.ablation(contexts[name])
                 acting = [i for i in cell.reads if ablation.exists_at(self.reads[i].site)]
                 parts = []
                 for i in acting:
-                    key = (name, cell.base_kind, cell.family, cell.with_aliases, i)
+                    key = (name, cell.intervention, cell.families, cell.with_aliases, i)
                     if key not in done:
                         done[key] = self._effect(ablation, i)
                     parts.append(done[key])

@@ -1,6 +1,6 @@
 """Interventions on a read (`attnres.Intervention`), one small class for each kind.
 
-Your own is a subclass of `Ablation` with a `kind` and `ablated`; defining it makes its kind known to the engine:
+Your own is a subclass of `Ablation` with a `kind` and the method `ablated`. Defining the class makes its kind known:
 
     class Halve(Ablation):
         kind = "halve"
@@ -9,10 +9,15 @@ Your own is a subclass of `Ablation` with a `kind` and `ablated`; defining it ma
             members = self.members(read)
             weights = torch.where(members, read.routing_weights / 2, read.routing_weights)
             return read._replace(routing_weights=weights), everywhere(read)
+
+Settings name it by its kind, or, where nothing has imported it yet, by its place: `kinds: [my_module.Halve]`.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +27,19 @@ import torch
 from torch import Tensor
 
 from attnres import FAMILIES, Read, ReadSite
-from probe.ablation.grid import is_aliased, source_mask
+from probe.vocabulary import ALL, check_names
 
 MIN_REMAINING = 1e-3
 """Positions with less than this weight left over are not applicable: renormalising would scale it by over 1,000."""
+
+
+def source_mask(site: ReadSite, families: Sequence[str], with_aliases: bool = False) -> tuple[bool, ...]:
+    """Which of the read's sources belong to `families` (with_aliases: or are the same tensor as one that does)."""
+    mask = [name in families for name in site.families]
+    if with_aliases and any(mask[i] for i in site.aliased_sources):
+        for i in site.aliased_sources:
+            mask[i] = True
+    return tuple(mask)
 
 
 def _same(value: Tensor) -> Tensor:
@@ -70,6 +84,7 @@ class Ablation(ABC):
     needs: ClassVar[str | None] = None  # "partner", "mean" or "priorities": what `context` must hold
     attnres_sources: ClassVar[tuple[str, ...]] = ("cumulative", "block_sum")
     labels: ClassVar[tuple[str, ...]] = FAMILIES  # the sets of families that a grid of this kind is made of
+    is_game: ClassVar[bool] = False  # whether its cells are values of a game over the families, not rows of a table
     known: ClassVar[dict[str, type[Ablation]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -94,7 +109,8 @@ class Ablation(ABC):
 
     def is_aliased(self, site: ReadSite) -> bool:
         """Whether what is taken away at this read stays reachable as another family."""
-        return not self.with_aliases and is_aliased(site, self.families)
+        one_of_two = len({site.families[i] in self.families for i in site.aliased_sources}) == 2
+        return not self.with_aliases and one_of_two
 
     def members(self, read: Read) -> Tensor:
         """(n,) bool: the read's sources that are acted on."""
@@ -134,6 +150,10 @@ class MaskRenormalise(Ablation):
 
     The read moves by `alpha / (1 - alpha) * (h - mean source of the families)`: the dose grows with the mass `alpha`.
     Not possible at a position where less than `MIN_REMAINING` would be left.
+
+    It misleads where another source holds the same content: with cumulative sources every source contains the ones
+    before it, so that masking `embedding` re-weights the embedding's content and never removes it. Two families that
+    stand in for each other both look idle.
     """
 
     kind = "mask_renormalise"
@@ -148,11 +168,12 @@ class MaskRenormalise(Ablation):
 class Coalition(Ablation):
     """As `MaskRenormalise`, but where nothing would be left the read is zero: the value of every subset is defined.
 
-    For games over the families (`probe.analysis.coalitions`), not for the grid.
+    For games over the families (`probe.analysis.coalitions`), not for the grid. It misleads with aliased families: they
+    are redundant by construction.
     """
 
     kind = "coalition"
-    labels = ()
+    is_game = True
 
     def exists_at(self, site: ReadSite) -> bool:
         return any(source_mask(site, self.families, self.with_aliases))
@@ -165,7 +186,10 @@ class Coalition(Ablation):
 
 
 class Zero(Ablation):
-    """Set the families' weights to zero; the rest stay as they are, so the read shrinks."""
+    """Set the families' weights to zero; the rest stay as they are, so the read shrinks.
+
+    It misleads where the sublayer minds the size of its input; the input norm undoes most of that.
+    """
 
     kind = "zero"
 
@@ -188,24 +212,34 @@ class _Replace(Ablation):
 
 
 class Mean(_Replace):
-    """Replace the families' sources by their mean over the sequences of the data, at each position."""
+    """Replace the families' sources by their mean over the sequences of the data, at each position.
+
+    It misleads where positions differ in meaning from sequence to sequence: then the mean is of unlike things. No
+    sequence ever has this content, so what the model does with it may say little of what it does otherwise.
+    """
 
     kind = "mean"
     needs = "mean"
 
 
 class Resample(_Replace):
-    """Replace the families' sources by those of another example, at the same position (`ProbeInputs.partners`)."""
+    """Replace the families' sources by those of another example, at the same position (`Examples.partners`).
+
+    It misleads where the two examples agree on what matters: what both hold counts as without effect.
+    """
 
     kind = "resample"
     needs = "partner"
 
 
 class Uniform(Ablation):
-    """Spread the families' mass evenly over their sources; over all families, a read with equal weights."""
+    """Spread the families' mass evenly over their sources; over all families, a read with equal weights.
+
+    It misleads where routing is near to even already: then its dose is small, whatever the routing does.
+    """
 
     kind = "uniform"
-    labels = ("all",)
+    labels = (ALL,)
 
     def exists_at(self, site: ReadSite) -> bool:
         return sum(source_mask(site, self.families, self.with_aliases)) > 1
@@ -223,6 +257,8 @@ class Increment(Ablation):
     was written since the newest block. So `h = sum_j c_j d_j` with `c_j = sum_{n >= j} w_n`, and taking out
     `c_j (v_j - v_{j-1})` changes weights only. `family` names the increment by the source that it ends at; nothing
     is renormalised. An increment of zero (`current` where it is an alias) does not exist, and no alias hides one.
+
+    It misleads where later increments are answers to the one that is taken out: they stay in the read.
     """
 
     kind = "increment"
@@ -250,13 +286,16 @@ class Increment(Ablation):
 class PatchWeights(Ablation):
     """Give the families the weights that they have in a second, corrupted run; the rest are scaled to fit.
 
-    The corrupted run is that of another example (`ProbeInputs.partners`): content changes, structure does not. Over
-    all families, the whole read's weights are the other run's.
+    The corrupted run is that of another example (`Examples.partners`): content changes, structure does not. Over all
+    families, the whole read's weights are the other run's.
+
+    It misleads where weights hardly depend on the example: no effect then says that they carry no information about it,
+    not that they do not matter.
     """
 
     kind = "patch_weights"
     needs = "partner"
-    labels = (*FAMILIES, "all")
+    labels = (*FAMILIES, ALL)
 
     def exists_at(self, site: ReadSite) -> bool:
         mask = source_mask(site, self.families, self.with_aliases)
@@ -276,6 +315,8 @@ class MatchedMass(Ablation):
 
     The others are emptied one after the other, in an order drawn for each sequence and read, until the amount is
     reached. Not possible where the others have less than the families.
+
+    It misleads as a control where the other sources hold the families' content, too: with cumulative sources they do.
     """
 
     kind = "matched_mass"
@@ -297,8 +338,30 @@ class MatchedMass(Ablation):
         return read._replace(routing_weights=scaled), possible
 
 
-KINDS = tuple(kind for kind, cls in Ablation.known.items() if cls.labels)
-"""The kinds that come with attnres, for a grid."""
+def grid_kinds() -> tuple[str, ...]:
+    """The kinds that a grid can be made of, your own among them."""
+    return tuple(kind for kind, cls in Ablation.known.items() if not cls.is_game)
+
+
+def find_kind(name: str) -> type[Ablation]:
+    """The class of a kind: its `kind`, or the place of a class of your own, as in my_module.Halve.
+
+    Raises:
+        ValueError: there is no such kind, or no such class there.
+    """
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        check_names("kind", [name], grid_kinds())
+        return Ablation.known[name]
+    if os.getcwd() not in sys.path:  # a console script does not look beside itself
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"kind '{name}' cannot be imported ({error}): give module.Class") from error
+    if not (isinstance(found, type) and issubclass(found, Ablation) and "kind" in vars(found)):
+        raise ValueError(f"kind '{name}' must be a subclass of probe.Ablation with a `kind` of its own")
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-METRICS = ("nll", "logit_diff", "kl", "accuracy")
-PRIMARY = "nll"
-HARM_SIGN = {"nll": 1.0, "logit_diff": -1.0, "kl": 1.0, "accuracy": -1.0}
-"""Multiply an effect by this to get harm: positive is worse for the model."""
-
 
 @dataclass(frozen=True)
 class CleanRun:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from attnres import FAMILIES, Read
 from attnres.routing import mix
-from probe.ablation.grid import source_mask
-from probe.ablation.interventions import Ablation
+from probe.ablation.interventions import Ablation, source_mask
 
 FAMILY_PAIRS = tuple(combinations(FAMILIES, 2))
 GEOMETRY = (

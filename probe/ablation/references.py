@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from attnres import AttnResForCausalLM, Read
 from probe.ablation.interventions import Context
-from probe.examples.inputs import ProbeInputs
+from probe.examples.examples import Examples
 
 
 class References:
@@ -24,7 +24,7 @@ class References:
     """
 
     def __init__(
-        self, model: AttnResForCausalLM, inputs: ProbeInputs, needs: Collection[str | None], batch_size: int, seed: int
+        self, model: AttnResForCausalLM, inputs: Examples, needs: Collection[str | None], batch_size: int, seed: int
     ) -> None:
         self.model, self.inputs, self.sites = model, inputs, model.model.sites
         self.spent = 0  # forward passes, times sequences
@@ -55,7 +55,7 @@ class References:
             priorities = priorities[:, None].expand(-1, seq, -1, -1)
         return Context(references=references, priorities=priorities)
 
-    def _record(self, batch: ProbeInputs) -> dict[int, Read]:
+    def _record(self, batch: Examples) -> dict[int, Read]:
         reads: dict[int, Read] = {}
 
         def keep(read: Read) -> Read:

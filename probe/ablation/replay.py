@@ -23,7 +23,7 @@ from attnres.routing import map_state
 from probe.ablation.interventions import Ablation, Together
 from probe.ablation.metrics import CleanRun
 from probe.ablation.observer import Observer
-from probe.examples.inputs import ProbeInputs
+from probe.examples.examples import Examples
 
 NO_MASKS = {"full_attention": None, "sliding_attention": None}
 LOGITS_PER_PASS = 2**26
@@ -38,7 +38,7 @@ class CleanBatch:
         spent: full forwards run so far, times sequences; a part of a forward counts as that part.
     """
 
-    def __init__(self, model: AttnResForCausalLM, inputs: ProbeInputs, observer: Observer, keep_cache: bool) -> None:
+    def __init__(self, model: AttnResForCausalLM, inputs: Examples, observer: Observer, keep_cache: bool) -> None:
         self.model = model
         self.inputs = inputs
         self.queries = inputs.queries

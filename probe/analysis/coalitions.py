@@ -23,9 +23,10 @@ import pandas as pd
 
 from attnres import FAMILIES, ReadSite
 from probe.ablation.engine import ProbeResult
-from probe.ablation.grid import COALITIONS, LABELS, Cell, build_grid, label
+from probe.ablation.grid import Cell, Kind, build_grid
 from probe.ablation.interventions import Coalition
-from probe.analysis.effects import ESTIMATED, RunInfo, estimate
+from probe.analysis.effects import STATISTICS, RunInfo, effect_statistics
+from probe.vocabulary import COALITIONS, label
 
 Terms = dict[str, dict[tuple[str, ...], float]]
 """Name of a term -> the coefficient of the value of each set of families."""
@@ -62,8 +63,8 @@ def coalition_table(result: ProbeResult, info: RunInfo, num_resamples: int = 200
     """
     games: dict[tuple[str, str], dict[tuple[str, ...], int]] = {}
     for index, cell in enumerate(result.cells):
-        if cell.base_kind == Coalition.kind:
-            games.setdefault((cell.sublayer, cell.scope), {})[LABELS[cell.family]] = index
+        if cell.intervention.is_game:
+            games.setdefault((cell.route.sublayer, cell.route.scope), {})[cell.families] = index
     tables = [
         _estimate_games(result, info, games, positions, metric, num_resamples, seed)
         for positions in result.routing.mass
@@ -97,13 +98,13 @@ def _estimate_games(
             sums.append(total)
     table, stacked = pd.DataFrame(rows), np.stack(sums, axis=1)
     is_value = table["term"].str.startswith("value:").to_numpy()
-    estimated = pd.DataFrame(index=table.index, columns=list(ESTIMATED), dtype=float)
+    estimated = pd.DataFrame(index=table.index, columns=list(STATISTICS), dtype=float)
     for chosen in (is_value, ~is_value):
-        found = estimate(stacked[:, chosen], result.counts, metric, info.num_pairs, num_resamples, seed)
+        found = effect_statistics(stacked[:, chosen], result.counts, metric, info.num_pairs, num_resamples, seed)
         estimated.loc[chosen] = found.to_numpy()
     return pd.concat([table, estimated], axis=1)
 
 
 def coalition_cells(sites: Sequence[ReadSite], sublayers: Sequence[str], scopes: Sequence[str]) -> tuple[Cell, ...]:
     """The cells of the games of these sublayers and scopes: every set of families."""
-    return build_grid(sites, Coalition.kind, [label(members) for members in COALITIONS], sublayers, scopes)
+    return build_grid(sites, Kind(Coalition), [label(members) for members in COALITIONS], sublayers, scopes)

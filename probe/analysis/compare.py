@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from attnres import FAMILIES, SUBLAYERS
-from probe.ablation.metrics import PRIMARY
-from probe.analysis.effects import estimate
+from probe.analysis.effects import CELL_KEYS, effect_statistics
 from probe.analysis.motifs import primary_rows
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
+from probe.files.layout import find_results
+from probe.vocabulary import PRIMARY_METRIC as PRIMARY
 
-PAIRED_ON = [key for key in storage.CELL_KEYS if key not in ("run", "step")]
+PAIRED_ON = [key for key in CELL_KEYS if key not in ("run", "step")]
 
 
 def compare(a: Path, b: Path, num_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -27,7 +28,7 @@ def compare(a: Path, b: Path, num_resamples: int = 2000, seed: int = 0) -> pd.Da
     Raises:
         ValueError: no results there, or the two are not of the same examples or share no cell.
     """
-    folders = [storage.find_results(path) for path in (a, b)]
+    folders = [find_results(path) for path in (a, b)]
     effects, clusters = [], []
     for folder in folders:
         rows = storage.read_effects(folder)
@@ -52,7 +53,7 @@ def compare(a: Path, b: Path, num_resamples: int = 2000, seed: int = 0) -> pd.Da
     for _, rows in cells.groupby(["kind", "positions", "metric", "grid"], sort=False):
         chosen = pd.MultiIndex.from_frame(rows[PAIRED_ON])
         of_a, of_b = (table[chosen].to_numpy() for table in tables)
-        found = estimate(of_b - of_a, counts, str(rows["metric"].iloc[0]), num_pairs, num_resamples, seed)
+        found = effect_statistics(of_b - of_a, counts, str(rows["metric"].iloc[0]), num_pairs, num_resamples, seed)
         sums = {"effect_a": of_a.sum(0) / counts.sum(), "effect_b": of_b.sum(0) / counts.sum()}
         parts.append(pd.concat([rows[PAIRED_ON].reset_index(drop=True), pd.DataFrame(sums), found], axis=1))
     table = pd.concat(parts, ignore_index=True)

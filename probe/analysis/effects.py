@@ -9,28 +9,47 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from attnres import FAMILIES, ReadSite
 from probe.ablation.engine import ProbeResult
-from probe.ablation.grid import LABELS, Cell
+from probe.ablation.grid import Cell
 from probe.ablation.interventions import Ablation
 from probe.ablation.observer import GEOMETRY
 from probe.analysis import stats
-from probe.files.tables import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
+from probe.vocabulary import (
+    ENOUGH_SEQUENCES,
+    IN_NATS,
+    LABELS,
+    LEARNED,
+    ROUTE,
+    equivalent_within,
+    first_order_name,
+    is_layer,
+)
 
-LEARNED_FRACTION = 0.5
-"""A model has learned the task when its clean NLL is below this fraction of ln K."""
-EQUIVALENCE = 0.01
-"""An effect is equivalent to zero within this fraction of ln K."""
-ENOUGH_SEQUENCES = 32
-"""The fewest for which coverage was simulated (benchmarks/results/probe_statistics.json)."""
-IN_NATS = ("nll", "logit_diff", "kl")
-"""Metrics to which margins in nats apply."""
+CELL_KEYS = ["run", "step", *ROUTE, "kind", "positions", "with_aliases", "metric"]
+"""One row of the effects each."""
+EFFECT_COLUMNS = [
+    *("run", "condition", "seed", "step", "data_id", *ROUTE, "kind", "positions", "with_aliases", "metric"),
+    *("mass", "mass_applicable", "aliased_mass", "mass_uniform", "mass_schedule"),
+    *("dose", "weight_left_p05", "weight_left_p50"),
+    *("clean", "effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "q_value", "p_equivalent"),
+    *("applicable", "applicable_share", "task_learned", "few_sequences"),
+    *("n_reads", "n_unaliased_reads", "n_sequences", "n_queries"),
+]
+CLUSTER_COLUMNS = [*CELL_KEYS, "sequence", "n_queries", "summed_clean", "summed_effect", "mass"]
+STATISTICS = ("effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "p_equivalent")
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Which model was probed, on which data: the columns that all rows of one probe share."""
+    """Which model was probed, on which data: what all rows of one probe share.
+
+    Attributes:
+        num_pairs: K, the values in each context.
+        mean_bias: mean recency bias of the reads, which is what the routing would be without queries.
+    """
 
     run: str
     condition: str
@@ -38,7 +57,10 @@ class RunInfo:
     step: int
     data_id: str
     num_pairs: int
-    mean_bias: float = 0.0  # over the reads: what the routing would be without queries
+    mean_bias: float = 0.0
+
+    def columns(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("run", "condition", "seed", "step", "data_id")}
 
 
 def clean_means(result: ProbeResult) -> dict[str, float]:
@@ -48,53 +70,13 @@ def clean_means(result: ProbeResult) -> dict[str, float]:
 
 def task_learned(result: ProbeResult, num_pairs: int) -> bool:
     """Whether clean NLL < 1/2 ln K: well below the trivial plateau."""
-    return clean_means(result)["nll"] < LEARNED_FRACTION * math.log(num_pairs)
+    return clean_means(result)["nll"] < LEARNED * math.log(num_pairs)
 
 
-def build_tables(
-    result: ProbeResult, info: RunInfo, num_resamples: int = 2000, seed: int = 0
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The effects and clusters tables of one probe: a row per cell and metric, and per these and sequence."""
-    num_sequences = len(result.counts)
-    shared = {
-        **{"run": info.run, "condition": info.condition, "seed": info.seed, "step": info.step, "data_id": info.data_id},
-        **{"task_learned": task_learned(result, info.num_pairs), "few_sequences": num_sequences < ENOUGH_SEQUENCES},
-        **{"n_sequences": num_sequences, "n_queries": int(result.counts.sum()), "q_value": math.nan},
-    }
-    cells = [(i, cell) for i, cell in enumerate(result.cells) if Ablation.known[cell.base_kind].labels]
-    clean = clean_means(result)
-    rows, sums, masses = [], [], []
-    for positions in result.routing.mass:
-        routing = {i: _routing_numbers(result, i, positions, info.mean_bias) for i, _ in cells}
-        for metric in result.clean:
-            estimates = _estimate_all(result, cells, positions, metric, info.num_pairs, num_resamples, seed)
-            for index, cell in cells:
-                effects = result.effects.get((index, positions))
-                if cell.is_first_order and metric not in (effects or {}):
-                    continue
-                numbers, sequence_mass = routing[index]
-                rows.append(
-                    {
-                        **shared,
-                        **{"sublayer": cell.sublayer, "scope": cell.scope, "family": cell.family, "kind": cell.kind},
-                        **{"positions": positions, "with_aliases": cell.with_aliases, "metric": metric},
-                        **{"clean": clean[metric], "applicable": effects is not None, **numbers},
-                        **estimates.get(index, dict.fromkeys(ESTIMATED, math.nan)),
-                    }
-                )
-                sums.append(np.full(num_sequences, np.nan) if effects is None else effects[metric])
-                masses.append(sequence_mass)
-    table = pd.DataFrame(rows)[EFFECT_COLUMNS]
-    return table, _cluster_rows(table, result, sums, masses)
-
-
-ESTIMATED = ("effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "p_equivalent")
-
-
-def estimate(
+def effect_statistics(
     sums: np.ndarray, counts: np.ndarray, metric: str, num_pairs: int, num_resamples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """Statistics (`ESTIMATED`) of one grid, a row per cell; multiplicity is controlled over all of them.
+    """`STATISTICS` of one grid, a row per cell; multiplicity is controlled over all of them.
 
     `p_adjusted` is the larger of two step-down max-t p-values: of sign flips, exact where effects are symmetric under
     the null, and of the bootstrap-t, which skewed effects need (benchmarks/probe_statistics.py).
@@ -109,12 +91,45 @@ def estimate(
     # KL cannot be negative, so "its mean is zero" is no null hypothesis that could be true.
     p_value, p_adjusted = (nothing, nothing) if metric == "kl" else stats.sign_flip_test(sums, num_resamples, seed)
     p_adjusted = np.where(p_value < 1, np.maximum(p_adjusted, bootstrap.p_adjusted()), p_adjusted)
-    equivalent = bootstrap.p_equivalent(EQUIVALENCE * math.log(num_pairs)) if metric in IN_NATS else nothing
+    equivalent = bootstrap.p_equivalent(equivalent_within(num_pairs)) if metric in IN_NATS else nothing
     columns = (bootstrap.mean, bootstrap.error, low, high, p_value, p_adjusted, equivalent)
-    return pd.DataFrame(dict(zip(ESTIMATED, columns, strict=True)))
+    return pd.DataFrame(dict(zip(STATISTICS, columns, strict=True)))
 
 
-def _estimate_all(
+def build_tables(
+    result: ProbeResult, info: RunInfo, num_resamples: int = 2000, seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The effects and clusters tables of one probe: a row per cell and metric, and per these and sequence."""
+    num_sequences = len(result.counts)
+    cells = [(i, cell) for i, cell in enumerate(result.cells) if not cell.intervention.is_game]
+    clean = clean_means(result)
+    rows, sums, masses = [], [], []
+    for positions in result.routing.mass:
+        routing = {i: _routing_numbers(result, i, positions, info.mean_bias) for i, _ in cells}
+        for metric in result.clean:
+            statistics = _all_statistics(result, cells, positions, metric, info.num_pairs, num_resamples, seed)
+            for index, cell in cells:
+                effects = result.effects.get((index, positions))
+                if cell.kind.first_order and metric not in (effects or {}):
+                    continue
+                numbers, mass_by_sequence = routing[index]
+                about = _describe_cell(cell) | {"positions": positions, "metric": metric, "clean": clean[metric]}
+                nothing = dict.fromkeys(STATISTICS, math.nan)
+                rows.append(about | numbers | statistics.get(index, nothing) | {"applicable": effects is not None})
+                sums.append(np.full(num_sequences, np.nan) if effects is None else effects[metric])
+                masses.append(mass_by_sequence)
+    shared = info.columns() | {"task_learned": task_learned(result, info.num_pairs), "q_value": math.nan}
+    shared |= {"n_sequences": num_sequences, "n_queries": int(result.counts.sum())}
+    table = pd.DataFrame(rows).assign(**shared, few_sequences=num_sequences < ENOUGH_SEQUENCES)[EFFECT_COLUMNS]
+    return table, _cluster_rows(table, result, sums, masses)
+
+
+def _describe_cell(cell: Cell) -> dict[str, Any]:
+    route = dict(zip(ROUTE, cell.route.key, strict=True))
+    return {**route, "kind": cell.kind.name, "with_aliases": cell.with_aliases}
+
+
+def _all_statistics(
     result: ProbeResult,
     cells: Sequence[tuple[int, Cell]],
     positions: str,
@@ -123,17 +138,17 @@ def _estimate_all(
     num_resamples: int,
     seed: int,
 ) -> dict[int, dict[str, float]]:
-    """Cell index -> statistics. Layers and regions of one kind are two grids."""
+    """Cell index -> statistics."""
     grids: dict[tuple[str, bool], list[int]] = {}
     for index, cell in cells:
         if metric in result.effects.get((index, positions), {}):
-            grids.setdefault((cell.kind, cell.is_layer), []).append(index)
-    estimates = {}
+            grids.setdefault(cell.grid, []).append(index)
+    found = {}
     for members in grids.values():
         sums = np.stack([result.effects[index, positions][metric] for index in members], axis=1)
-        rows = estimate(sums, result.counts, metric, num_pairs, num_resamples, seed)
-        estimates |= dict(zip(members, rows.to_dict("records"), strict=True))
-    return estimates
+        rows = effect_statistics(sums, result.counts, metric, num_pairs, num_resamples, seed)
+        found |= dict(zip(members, rows.to_dict("records"), strict=True))
+    return found
 
 
 def _routing_numbers(
@@ -144,17 +159,15 @@ def _routing_numbers(
     Masses are means over sequences of means over positions and reads.
     """
     cell, routing = result.cells[index], result.routing
-    reads, kind = list(cell.reads), Ablation.known[cell.base_kind]
+    reads, ablation = list(cell.reads), cell.ablation()
     sites = [result.sites[i] for i in reads]
-    ablation = kind(cell.families, frozenset(reads), cell.with_aliases)
     share = result.applicable(index, positions).mean(0)  # per read
-    applicable = share > 0
-    aliased = np.array([ablation.is_aliased(site) for site in sites])
+    applicable, aliased = share > 0, np.array([ablation.is_aliased(site) for site in sites])
     members = [FAMILIES.index(family) for family in cell.families]
     mass = routing.mass[positions][:, reads][..., members].sum(-1)  # (sequences, reads)
     per_read = mass.mean(0)
-    priors = np.array([prior_masses(site, cell.family, mean_bias) for site in sites]).mean(0)
-    key, label = (cell.base_kind, cell.with_aliases), kind.labels.index(cell.family)
+    priors = np.array([prior_masses(site, cell.route.family, mean_bias) for site in sites]).mean(0)
+    key, label = (cell.intervention.kind, cell.with_aliases), cell.intervention.labels.index(cell.route.family)
     where = slice(None) if positions == "all" else routing.is_query
     dose, left = (array[reads, label][:, where] for array in (routing.dose[key], routing.weight_left[key]))
     acts = ~np.isnan(dose)
@@ -200,14 +213,37 @@ def _cluster_rows(
 
 def geometry_table(result: ProbeResult, info: RunInfo) -> pd.DataFrame:
     """Per read: entropy of the routing, effective numbers of sources, cosines between families; means over data."""
-    means = result.routing.geometry.mean(0)  # (reads, columns); NaN where a family is not there
-    rows = [
-        {
-            **{"run": info.run, "step": info.step, "read": site.index, "layer": site.layer_idx},
-            **{"sublayer": site.sublayer, "n_sources": site.num_sources},
-            **{"n_distinct_sources": site.num_sources - site.current_is_alias},
-            **dict(zip(GEOMETRY, values, strict=True)),
-        }
-        for site, values in zip(result.sites, means.tolist(), strict=True)
-    ]
-    return pd.DataFrame(rows)
+    sites, means = result.sites, result.routing.geometry.mean(0)  # (reads, columns); NaN where a family is not there
+    about = {
+        "run": info.run,
+        "step": info.step,
+        "read": [site.index for site in sites],
+        "layer": [site.layer_idx for site in sites],
+        "sublayer": [site.sublayer for site in sites],
+        "n_sources": [site.num_sources for site in sites],
+        "n_distinct_sources": [site.num_sources - site.current_is_alias for site in sites],
+    }
+    return pd.DataFrame(about).assign(**dict(zip(GEOMETRY, means.T, strict=True)))
+
+
+def first_order_agreement(effects: pd.DataFrame) -> list[dict[str, Any]]:
+    """How well first-order effects agree with the exact ones, over the cells that have both; empty without them.
+
+    By kind, positions, metric and grid: Spearman's rank correlation, and the number of cells it rests on.
+    """
+    exact_kinds = {first_order_name(kind): kind for kind in Ablation.known}
+    linear = effects.assign(kind=effects["kind"].map(exact_kinds)).dropna(subset="kind")
+    keys = [*ROUTE, "kind", "positions", "with_aliases", "metric"]
+    pairs = linear.merge(effects, on=keys, suffixes=("_linear", "_exact"))
+    pairs = pairs[pairs["applicable_linear"] & pairs["applicable_exact"]]
+    pairs = pairs.assign(grid=np.where(pairs["scope"].map(is_layer).astype(bool), "layers", "regions"))
+    grouped = pairs.groupby(["kind", "positions", "metric", "grid"], sort=False)
+    agreements = grouped.apply(_agreement, include_groups=False).reset_index()
+    return agreements.to_dict("records") if len(pairs) else []
+
+
+def _agreement(pairs: pd.DataFrame) -> pd.Series:
+    linear, exact = pairs["effect_linear"], pairs["effect_exact"]
+    varied = linear.nunique() > 1 and exact.nunique() > 1
+    correlation = float(spearmanr(linear, exact)[0]) if varied else math.nan  # type: ignore[arg-type]
+    return pd.Series({"spearman": correlation, "n_cells": len(pairs)}, dtype=object)

@@ -18,11 +18,12 @@ import pandas as pd
 
 from attnres import REGIONS, SUBLAYERS
 from attnres.sites import regions_of
-from probe.ablation.grid import WIDE_SCOPES
 from probe.analysis import onsets, stats
 from probe.analysis.motifs import Cell, Reader, motif_name, primary_rows, resampled_criterion
 from probe.files import tables as storage
+from probe.files.layout import find_training
 from probe.files.runs import read_summary, training_curves
+from probe.vocabulary import WIDE_SCOPES
 
 STUDY_MOTIFS = {
     "embedding -> early mlp": ("mlp", "embedding", "early"),
@@ -79,7 +80,7 @@ def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) ->
     Raises:
         ValueError: tables that cannot be read or are incomplete, with what is wrong.
     """
-    folder = storage.find_training(directory)
+    folder = find_training(directory)
     if folder is None:
         return None
     effects = storage.read_effects(folder)

@@ -14,19 +14,11 @@ import numpy as np
 import pandas as pd
 
 from attnres import REGIONS, SUBLAYERS
-from probe.ablation.grid import FIRST_ORDER
-from probe.ablation.interventions import MaskRenormalise
-from probe.ablation.metrics import PRIMARY
 from probe.analysis import stats
+from probe.vocabulary import LEVEL, MASK, MATTERS, PRIMARY_METRIC
 
-EXACT = MaskRenormalise.kind
-"""The primary intervention."""
-ESTIMATE = EXACT + FIRST_ORDER
-"""Its estimate to first order."""
-MATTERS = 0.05
-"""An effect matters from this fraction of ln K."""
-LEVEL = 0.05
-"""Of every test."""
+EXACT = MASK
+ESTIMATE = f"{MASK}_first_order"
 APPRECIABLE_MASS = 0.05
 CELL = ["sublayer", "scope", "family"]
 
@@ -39,7 +31,7 @@ def motif_name(sublayer: str, family: str, region: str) -> str:
     return f"{family} -> {region} {'attention' if sublayer == 'self_attn' else sublayer}"
 
 
-def primary_rows(table: pd.DataFrame, metric: str = PRIMARY, kind: str = EXACT) -> pd.DataFrame:
+def primary_rows(table: pd.DataFrame, metric: str = PRIMARY_METRIC, kind: str = EXACT) -> pd.DataFrame:
     """Rows (of effects or clusters) of the primary intervention: exact masks, all positions, families alone."""
     primary = (table["kind"] == kind) & (table["positions"] == "all") & ~table["with_aliases"]
     return table[primary & (table["metric"] == metric)]

@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from attnres.tasks import MQAR, RecallBatch
-from probe.examples.inputs import ProbeInputs
-from probe.examples.prompts import TextPrompts
+from probe.examples.examples import Examples
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def _predict(model: PreTrainedModel, examples: RecallBatch, batch_size: int) -> 
 
 
 @torch.no_grad()
-def recall_accuracy(model: PreTrainedModel, inputs: ProbeInputs, batch_size: int = 64) -> float:
+def recall_accuracy(model: PreTrainedModel, inputs: Examples, batch_size: int = 64) -> float:
     """Share of queries that the model answers rightly: with every token of the answer."""
     answered = []
     for first in range(0, len(inputs), batch_size):
@@ -98,15 +97,3 @@ def flip_test(
         n_other=counts[False],
         n_sequences=len(examples.keys),
     )
-
-
-def flip_test_text(
-    model: PreTrainedModel, task: TextPrompts, num_sequences: int, seed: int = 0, batch_size: int = 64
-) -> FlipResult:
-    """Change the code of the name that is asked for, then of another one, in every prompt, to one that was not in it.
-
-    "The output is the new code" where it is the most probable continuation, token by token. The settings must leave a
-    code that is not in the context (`TextRecall.has_spare`).
-    """
-    queried, other = (recall_accuracy(model, inputs, batch_size) for inputs in task.flipped(num_sequences, seed))
-    return FlipResult(queried, other, *[num_sequences] * 3)

@@ -13,17 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnres.tasks import IGNORE_INDEX, TextExample, TextRecall
-from probe.examples.inputs import NO_CANDIDATE, ProbeInputs
+from probe.examples.examples import NO_CANDIDATE, Examples
+from probe.examples.flip import FlipResult, recall_accuracy
+from probe.examples.tasks import check_vocabulary
 
 Row = tuple[Tensor, Tensor, Tensor]
-"""One sequence of `ProbeInputs.collate`."""
+"""One sequence of `Examples.collate`."""
 
 
 @dataclass(frozen=True)
@@ -47,43 +50,66 @@ class TextPrompts:
         return self.task.chance_accuracy
 
     @property
-    def plateau_accuracy(self) -> float:
-        return self.task.plateau_accuracy
+    def num_flips(self) -> int:
+        return 2 if self.task.has_spare else 0
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self.tokenizer)
+    def check(self, vocab_size: int) -> None:
+        check_vocabulary(vocab_size, len(self.tokenizer), f"that of the tokenizer of {self.source}")
 
     def to_dict(self) -> dict[str, str | int]:
         return self.task.to_dict()
 
-    def inputs(self, num_sequences: int) -> ProbeInputs:
+    def describe(self, examples: Examples) -> dict[str, Any]:
+        """Settings, the tokenizer, and how long it makes prompts and answers."""
+        per_answer = examples.queries.sum() / examples.starts.sum()
+        return self.to_dict() | {
+            "tokenizer": self.source,
+            "mean_prompt_tokens": float(examples.lengths.double().mean()),
+            "mean_answer_tokens": float(per_answer),
+        }
+
+    def examples(self, num_sequences: int) -> Examples:
         """The first prompts of the stream.
 
         Raises:
             ValueError: the tokenizer does not keep an answer apart from its prompt or from its distractors.
         """
-        return ProbeInputs.collate([self.encode(self.task.example(index)) for index in range(num_sequences)])
+        return Examples.collate([self.encode(self.task.example(index)) for index in range(num_sequences)])
 
-    def flipped(self, num_sequences: int, seed: int) -> Iterator[ProbeInputs]:
-        """The same prompts with a new code for the name that is asked for, then for another one; the new code is the
-        answer, which is right in the first case alone. Raises ValueError where no code is left that is not there."""
+    def flipped(self, num_sequences: int, seed: int) -> Iterator[Examples]:
+        """The same prompts with a new code for the name that is asked for, then for another one.
+
+        The new code is the answer, which is right in the first case alone. None where no code is left for that.
+
+        Raises:
+            ValueError: as `examples`: the tokenizer may not be able to write a code that is new to the context.
+        """
+        if not self.task.has_spare:
+            return
         examples = [self.task.example(index) for index in range(num_sequences)]
         others = np.random.default_rng(seed).integers(1, self.num_pairs, size=num_sequences).tolist()
-        if not self.task.has_spare:
-            raise ValueError("the flip test needs a code that is not in the context: all are in use")
         for shifts in ([0] * num_sequences, others):
             rows = []
             for example, shift in zip(examples, shifts, strict=True):
                 changed = (example.asked + shift) % self.num_pairs
                 codes = [example.spare if i == changed else code for i, code in enumerate(example.codes)]
                 rows.append(self.encode(replace(example, codes=tuple(codes)), answer=changed))
-            yield ProbeInputs.collate(rows)
+            yield Examples.collate(rows)
+
+    def flip_test(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> FlipResult | None:
+        """Change the code of the name that is asked for, then of another one, in every prompt.
+
+        "The output is the new code" where it is the most probable continuation, token by token.
+        """
+        if not self.num_flips:
+            return None
+        queried, other = (recall_accuracy(model, each, batch_size) for each in self.flipped(count, seed))
+        return FlipResult(queried, other, n_queried=count, n_other=count, n_sequences=count)
 
     def encode(self, example: TextExample, answer: int | None = None) -> Row:
         """(input_ids, labels, candidates) of an example, with candidate `answer` as the answer; `None`: the right one.
 
-        Raises ValueError as `inputs` does.
+        Raises ValueError as `examples` does.
         """
         prompt, *wholes = self._token_ids(example)
         if any(whole[: len(prompt)] != prompt for whole in wholes):

@@ -13,9 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from attnres import AttnResConfig
 from attnres.tasks import MQAR, TextRecall, task_from_dict
+from probe.files.layout import EXPORT, RUN_FILE, TASK_FILE
 
-TASK_FILE = "task.json"
-RUN_FILE = "attnres_run.json"
 UNKNOWN = -1
 """Seed or step of a checkpoint beside which nothing says."""
 
@@ -38,7 +37,7 @@ class Checkpoint:
     step: int
 
 
-def load_checkpoint(source: str) -> Checkpoint:
+def load_model(source: str) -> Checkpoint:
     """Load from a run directory (its `hf/`), an exported folder, a Lightning `.ckpt` or a hub id.
 
     Raises:
@@ -85,7 +84,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def _model_folder(path: Path) -> Path:
-    return path / "hf" if (path / "hf" / "config.json").exists() else path
+    return path / EXPORT if (path / EXPORT / "config.json").exists() else path
 
 
 def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:

@@ -15,8 +15,7 @@ from attnres.files import replacing
 from probe.ablation.engine import ProbeResult
 from probe.ablation.grid import Cell
 from probe.ablation.observer import Routing
-
-IDENTITY = "sweep.json"
+from probe.files.layout import SWEEP
 
 
 class Parts:
@@ -37,7 +36,7 @@ class Parts:
     ) -> None:
         self.directory, self.cells, self.sites = directory, cells, sites
         text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
-        path = directory / IDENTITY
+        path = directory / SWEEP
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             now = json.loads(text)

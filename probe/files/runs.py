@@ -15,7 +15,8 @@ from pandas.api.types import is_numeric_dtype
 
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
-from probe.files.parts import IDENTITY
+from probe.files.layout import SWEEP as IDENTITY
+from probe.files.layout import find_results, find_training
 
 SUMMARY_KEYS = (
     *("run", "condition", "seed", "step", "data_id", "num_pairs", "model", "clean", "flip", "motifs", "dissociation"),
@@ -78,7 +79,7 @@ def load_run(directory: Path) -> ProbedRun:
         raise ValueError(f"{directory} is not a directory: expected a run directory or a folder with effects.parquet")
     if nothing := what_instead(directory):
         raise ValueError(f"{directory} holds no probe results: {nothing}")
-    folder = storage.find_results(directory)
+    folder = find_results(directory)
     effects = storage.read_effects(folder)
     if effects.empty:
         raise ValueError(f"{folder / 'effects.parquet'} has no rows: probe again, into a new folder")
@@ -139,7 +140,7 @@ def training_curves(directory: Path) -> pd.DataFrame | None:
         ValueError: it is not a table with a column "step".
     """
     directory = directory.resolve()
-    is_results = directory.name == "probe" and storage.find_training(directory) == directory
+    is_results = directory.name == "probe" and find_training(directory) == directory
     path = (directory.parent if is_results else directory) / "metrics.csv"
     if not path.exists():
         return None

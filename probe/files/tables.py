@@ -17,28 +17,16 @@ from pandas.api.types import is_integer_dtype
 
 from attnres.files import replacing
 from probe.analysis import stats
+from probe.analysis.effects import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
+from probe.files.layout import DROPPED, PROBE, SUMMARY, TABLES, has_results, table_file
 
 Contents = TypeVar("Contents")
-
-CELL_KEYS = ["run", "step", "sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"]
-"""One row of `effects.parquet` each."""
-EFFECT_COLUMNS = [
-    *("run", "condition", "seed", "step", "data_id"),
-    *("sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"),
-    *("mass", "mass_applicable", "aliased_mass", "mass_uniform", "mass_schedule"),
-    *("dose", "weight_left_p05", "weight_left_p50"),
-    *("clean", "effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "q_value", "p_equivalent"),
-    *("applicable", "applicable_share", "task_learned", "few_sequences"),
-    *("n_reads", "n_unaliased_reads", "n_sequences", "n_queries"),
-]
-CLUSTER_COLUMNS = [*CELL_KEYS, "sequence", "n_queries", "summed_clean", "summed_effect", "mass"]
-TABLES = ("effects", "clusters", "coalitions", "geometry")
-DROPPED = "dropped.json"
-"""Steps whose rows a resumed run has removed, until they are there again."""
+SCHEMA_VERSION = 2
+"""Of tables and summary. Raised when what they hold changes its name or meaning."""
 
 
 def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Add rows to the tables (by name, see `TABLES`) in `directory`; rows of the same (run, step) are replaced.
+    """Add rows to the tables (by name, see `layout.TABLES`) in `directory`; rows of the same (run, step) are replaced.
 
     `q_value` of the effects, which looks across steps, is taken anew over all rows. Other tables stay Arrow's: the
     clusters of many steps take seconds to become DataFrames and go back.
@@ -46,7 +34,7 @@ def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     probed = set(tables["effects"][["run", "step"]].itertuples(index=False, name=None))
     for name, rows in sorted(tables.items(), key=lambda item: item[0] == "effects"):  # last: its steps have all tables
-        path = directory / f"{name}.parquet"
+        path = table_file(directory, name)
         table = pa.Table.from_pandas(rows, preserve_index=False)
         if path.exists():
             table = pa.concat_tables([_without(pq.read_table(path), probed), table], promote_options="permissive")
@@ -79,7 +67,7 @@ def drop_steps_after(directory: Path, step: int) -> list[int]:
     record, dropped = directory / DROPPED, set()
     if record.exists():
         dropped.update(json.loads(record.read_text(encoding="utf-8")))
-    paths = [path for name in TABLES if (path := directory / f"{name}.parquet").exists()]
+    paths = [path for name in TABLES if (path := table_file(directory, name)).exists()]
     for path in paths:
         dropped.update(pq.read_table(path, columns=["step"])["step"].to_pylist())
     later = sorted(found for found in dropped if found > step)
@@ -98,7 +86,7 @@ def drop_steps_after(directory: Path, step: int) -> list[int]:
 
 
 def forget_dropped(directory: Path) -> None:
-    """All dropped steps have been probed again, or will not be: the run has ended."""
+    """Forget the dropped steps: they have been probed again, or will not be, as the run has ended."""
     (directory / DROPPED).unlink(missing_ok=True)
 
 
@@ -106,27 +94,8 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`; numbers that are not finite become null."""
     text = json.dumps(_finite(summary), indent=2) + "\n"
     directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / "summary.json") as part:
+    with replacing(directory / SUMMARY) as part:
         part.write_text(text, encoding="utf-8")
-
-
-def find_results(directory: Path) -> Path:
-    """The folder with a probe's results: a run directory's `probe/final/` is preferred to its `probe/`.
-
-    Raises:
-        ValueError: there are none.
-    """
-    candidates = (directory / "probe" / "final", directory, directory / "probe")
-    found = next((folder for folder in candidates if (folder / "effects.parquet").exists()), None)
-    if found is None:
-        raise ValueError(f"{directory} holds no probe results: expected effects.parquet there or in its probe/ folder")
-    return found
-
-
-def find_training(directory: Path) -> Path | None:
-    """The folder with the probes of a run while it trained: `probe/` of a run directory, or the folder itself."""
-    candidates = (directory / "probe", directory)
-    return next((folder for folder in candidates if (folder / "effects.parquet").exists()), None)
 
 
 def read_effects(directory: Path) -> pd.DataFrame:
@@ -152,7 +121,7 @@ def read_geometry(directory: Path) -> pd.DataFrame:
 
 def read_coalitions(directory: Path) -> pd.DataFrame | None:
     """`coalitions.parquet` of `directory`, or None where no coalition was probed. Raises ValueError if it is torn."""
-    if not (directory / "coalitions.parquet").exists():
+    if not table_file(directory, "coalitions").exists():
         return None
     return _read_table(directory, "coalitions", ["run", "step", "sublayer", "scope", "positions", "metric", "term"])
 
@@ -167,11 +136,11 @@ def _read_table(directory: Path, name: str, columns: list[str]) -> pd.DataFrame:
 
 
 def _existing(directory: Path, name: str) -> Path:
-    path = directory / f"{name}.parquet"
+    path = table_file(directory, name)
     if not path.exists():
-        path = directory / "probe" / path.name  # of a run directory
+        path = table_file(directory / PROBE, name)  # of a run directory
     if not path.exists():
-        if name != "effects" and (directory / "effects.parquet").exists():
+        if name != "effects" and has_results(directory):
             raise ValueError(f"{directory} is incomplete: it has effects.parquet but no {name}.parquet; probe it again")
         raise ValueError(f"{directory} holds no probe results: expected {name}.parquet there or in its probe/ folder")
     return path

@@ -12,10 +12,12 @@ from attnres import FAMILIES
 from probe.ablation.interventions import MatchedMass
 from probe.ablation.observer import GEOMETRY
 from probe.analysis import stats
-from probe.analysis.effects import ENOUGH_SEQUENCES
 from probe.analysis.emergence import SPREAD, Emergence, after_accuracy, over_seeds
 from probe.analysis.motifs import motif_name, primary_rows
 from probe.files.runs import ProbedRun, groups_of_seeds
+from probe.vocabulary import ENOUGH_SEQUENCES
+
+NO_FIGURES = "no figures: no run holds effects of mask_renormalise"
 
 
 def mass_effect_table(runs: list[ProbedRun]) -> str:

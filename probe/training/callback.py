@@ -15,20 +15,21 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from attnres import REGIONS, SUBLAYERS, AttnResForCausalLM
+from attnres import AttnResForCausalLM
 from attnres.sharded import whole_model
 from attnres.tasks import MQAR
-from probe.ablation.grid import all_scopes, region_scopes
+from probe.ablation.grid import wide_scopes
 from probe.analysis.emergence import load_emergence
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
+from probe.files.layout import PARTS, PROBE, SUMMARY
 from probe.report.text import describe_emergence
-from probe.runner import PARTS, Probe, ProbeSettings, check_task, probe_model, sweep_share
+from probe.runner import Effects, check_probe, probe_model, sweep_share
+from probe.settings import MIN_QUERIES, ProbeSettings, TrainingProbeSettings, fewest_sequences
 from probe.training import publish
 from probe.training.schedule import Budget, Schedule, Settled, percent
+from probe.vocabulary import Route
 
-MODES = ("exact", "first_order", "both")
-MIN_SEQUENCES, MIN_QUERIES = 64, 1024
 STATE = ("last_step", "last_full_step", "last_accuracy", "validation_accuracy", "stopped_at")
 """Attributes of the callback that a checkpoint keeps."""
 
@@ -39,93 +40,20 @@ class ProbeCallback(Callback):
     A probe leaves random state, train/eval mode and gradients as it found them: losses are bit for bit those of a run
     without it. Vanilla models, which have no routing, are left alone.
 
-    Probes in training are of thirds and of all layers, without a flip test. The last step's, when training is done, is
-    exact whatever the mode, of all scopes, and with the flip test; its cost is counted apart.
-
-    Args:
-        enabled: probe at all.
-        every_n_steps: evenly spaced probes; 0 for none.
-        log_spaced: also at steps 1, 2, 4, 8, …
-        at_steps: also at these steps, whatever they cost.
-        accuracy_jump: also when validation accuracy has risen by this much since the last probe; 0 for never.
-            Steps 0 and the last one are always probed.
-        max_probe_fraction: of the time spent training, the most that all probes in training together may take (step 0
-            and `at_steps` are made in any case, and count); others are skipped. `None` for no limit.
-        num_sequences: sequences per probe; `None` for the fewest that are allowed: 64, and 1,024 queries. All probes
-            are of the same ones, so that all are paired: a budget makes probes rarer, not smaller.
-        scopes: where exact ablations act; `None` for thirds, all, and the final read of a model that has one.
-        positions: at which they act, "all" and / or "query".
-        families: source families to ablate.
-        sublayers: "self_attn", "mlp", and / or "both" together.
-        mode: "exact" ablations, "first_order" estimates of their effects in every scope (a few forwards for a whole
-            grid), or "both".
-        num_resamples: bootstrap resamples and sign flips.
-        stop_when_settled: end training when the task is learned and the motifs are the same, and not none, at
-            `settled_probes` probes in a row.
-        settled_probes: see there.
+    Probes in training have no flip test. The probe of the last step, when training is done, is exact whatever the mode
+    and of all scopes, and has the flip test; its cost is counted apart.
 
     Attributes:
         budget: what probes have cost, and may.
-
-    Raises:
-        ValueError: a name that does not exist, a number out of range, fewer sequences than allowed, or a stop that
-            waits for motifs which these probes cannot find.
     """
 
-    def __init__(
-        self,
-        enabled: bool = True,
-        every_n_steps: int = 50,
-        log_spaced: bool = True,
-        at_steps: list[int] | None = None,
-        accuracy_jump: float = 0.1,
-        max_probe_fraction: float | None = 0.1,
-        num_sequences: int | None = None,
-        scopes: list[str] | None = None,
-        positions: list[str] | None = None,
-        families: list[str] | None = None,
-        sublayers: list[str] | None = None,
-        mode: str = "exact",
-        num_resamples: int = 2000,
-        stop_when_settled: bool = False,
-        settled_probes: int = 5,
-    ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"probe.mode must be one of {', '.join(MODES)}, got '{mode}'")
-        for name, value in (("every_n_steps", every_n_steps), ("accuracy_jump", accuracy_jump)):
-            if value < 0:
-                raise ValueError(f"probe.{name} must not be negative, got {value}")
-        if any(step < 0 for step in at_steps or ()):
-            raise ValueError(f"probe.at_steps must not be negative, got {min(at_steps or ())}")
-        if max_probe_fraction is not None and not max_probe_fraction > 0:
-            raise ValueError(f"probe.max_probe_fraction must be positive, or null, got {max_probe_fraction}")
-        if num_sequences is not None and num_sequences < MIN_SEQUENCES:
-            raise ValueError(f"probe.num_sequences must be at least {MIN_SEQUENCES}, got {num_sequences}")
-        if settled_probes < 1:
-            raise ValueError(f"probe.settled_probes must be at least 1, got {settled_probes}")
-        self.enabled = enabled
-        self.schedule = Schedule(every_n_steps, log_spaced, frozenset(at_steps or ()))
-        self.accuracy_jump = accuracy_jump
-        self.num_sequences = num_sequences
-        defaults = ProbeSettings()
-        self.settings = ProbeSettings(
-            scopes=None if scopes is None else tuple(scopes),
-            positions=("all",) if positions is None else tuple(positions),
-            families=defaults.families if families is None else tuple(families),
-            sublayers=("self_attn", "mlp") if sublayers is None else tuple(sublayers),
-            exact=mode != "first_order",
-            first_order=mode != "exact",
-            flip=False,
-            num_resamples=num_resamples,
+    def __init__(self, settings: TrainingProbeSettings | None = None) -> None:
+        self.settings = TrainingProbeSettings() if settings is None else settings
+        self.schedule = Schedule(
+            self.settings.every_n_steps, self.settings.log_spaced, frozenset(self.settings.at_steps or ())
         )
-        if stop_when_settled and not _finds_motifs(self.settings):
-            raise ValueError(
-                "probe.stop_when_settled waits for motifs, which need exact ablations of early, middle and late at all "
-                "positions: see probe.mode, probe.scopes, probe.positions and probe.sublayers"
-            )
-        self.stop_when_settled = stop_when_settled
-        self.settled = Settled(settled_probes)
-        self.budget = Budget(max_probe_fraction)
+        self.settled = Settled(self.settings.settled_probes)
+        self.budget = Budget(self.settings.max_probe_fraction)
         self.last_step = self.last_full_step = -1  # probed; probed as after training
         self.last_accuracy = 0.0  # validation accuracy known at the last probe
         self.validation_accuracy = 0.0
@@ -138,13 +66,13 @@ class ProbeCallback(Callback):
         self, task: MQAR, model: AttnResForCausalLM, world_size: int = 1, full: bool = False
     ) -> ProbeSettings:
         """The settings of a probe on `task` by `world_size` processes; `full`: of the one after training."""
-        num_sequences, sites = self.num_sequences or _min_sequences(task), model.model.sites
-        batch_size = min(self.settings.batch_size, -(-num_sequences // world_size))  # a batch for each process
-        settings = replace(self.settings, num_sequences=num_sequences, batch_size=batch_size)
+        settings, sites = self.settings, model.model.sites
+        num_sequences = settings.num_sequences or fewest_sequences(task.num_pairs)
+        batch_size = min(settings.batch_size, -(-num_sequences // world_size))  # a batch for each process
+        settings = replace(settings, num_sequences=num_sequences, batch_size=batch_size)
         if full:
-            return replace(settings, scopes=None, exact=True, flip=True)
-        scopes = region_scopes(sites) if settings.scopes is None else settings.scopes
-        return replace(settings, scopes=scopes, first_order_scopes=all_scopes(sites))
+            return replace(settings, scopes=None, mode="both" if settings.first_order else "exact")
+        return replace(settings, scopes=settings.scopes or wide_scopes(sites), flip=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not self._applies(pl_module):
@@ -153,15 +81,15 @@ class ProbeCallback(Callback):
 
     def check(self, task: MQAR, model: torch.nn.Module) -> None:
         """Raise a ValueError if `model` is to be probed and cannot be, on this task and as configured."""
-        if not self.enabled or not isinstance(model, AttnResForCausalLM):
+        if not self.settings.enabled or not isinstance(model, AttnResForCausalLM):
             return
-        check_task(task)
-        if self.num_sequences is not None and self.num_sequences < _min_sequences(task):
+        least = fewest_sequences(task.num_pairs)
+        if self.settings.num_sequences is not None and self.settings.num_sequences < least:
             raise ValueError(
-                f"probe.num_sequences ({self.num_sequences}) gives under {MIN_QUERIES} queries at "
-                f"{task.num_pairs} pairs; it must be at least {_min_sequences(task)}"
+                f"probe.num_sequences ({self.settings.num_sequences}) gives under {MIN_QUERIES} queries at "
+                f"{task.num_pairs} pairs; it must be at least {least}"
             )
-        self.settings_for(task, model).grid(model)
+        check_probe(model, task, self.settings_for(task, model))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.budget.start()
@@ -177,7 +105,7 @@ class ProbeCallback(Callback):
         self._dropped = frozenset(trainer.strategy.broadcast(dropped))  # loggers have their rows: they must come again
         if trainer.global_step == 0:
             self._probe(trainer, pl_module, obligatory=True)
-        elif self.stop_when_settled and self.settled.is_settled:  # killed while it was stopping
+        elif self.settings.stop_when_settled and self.settled.is_settled:  # killed while it was stopping
             trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -199,13 +127,13 @@ class ProbeCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         accuracy = trainer.callback_metrics.get("val/accuracy")
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not fitting or accuracy is None or not self.accuracy_jump or not self._applies(pl_module):
+        if not fitting or accuracy is None or not self.settings.accuracy_jump or not self._applies(pl_module):
             return
         self.validation_accuracy = float(accuracy)
         if trainer.global_step == self.last_step:
             self.last_accuracy = self.validation_accuracy
         # A jump that cannot be afforded waits: accuracy will still have risen at the next validation.
-        has_jumped = self.validation_accuracy - self.last_accuracy >= self.accuracy_jump
+        has_jumped = self.validation_accuracy - self.last_accuracy >= self.settings.accuracy_jump
         if has_jumped and self._can_afford(trainer, jump=True):
             self._probe(trainer, pl_module)
 
@@ -234,7 +162,7 @@ class ProbeCallback(Callback):
             )
 
     def _applies(self, pl_module: LightningModule) -> bool:
-        return self.enabled and isinstance(pl_module.model, AttnResForCausalLM)
+        return self.settings.enabled and isinstance(pl_module.model, AttnResForCausalLM)
 
     @staticmethod
     def _task(trainer: Trainer) -> MQAR:
@@ -264,7 +192,7 @@ class ProbeCallback(Callback):
         self.last_step, self.last_accuracy = step, self.validation_accuracy
         if probe is not None:
             self._report(trainer, probe)
-        if self.stop_when_settled:
+        if self.settings.stop_when_settled:
             self._stop_if_settled(trainer, probe)
         self.budget.add(step, self.budget.clock() - started, obligatory)
         if probe is not None:
@@ -284,7 +212,7 @@ class ProbeCallback(Callback):
         if probe is not None:
             self._write_summary(_directory(trainer), probe.summary)
 
-    def _run_probe(self, trainer: Trainer, pl_module: LightningModule, full: bool) -> Probe | None:
+    def _run_probe(self, trainer: Trainer, pl_module: LightningModule, full: bool) -> Effects | None:
         """Several processes share the sequences among them; the first one puts the tables together, and has them."""
         model: AttnResForCausalLM = pl_module.model  # type: ignore[assignment]
         task, directory, step = self._task(trainer), _directory(trainer), trainer.global_step
@@ -302,7 +230,7 @@ class ProbeCallback(Callback):
             about = {"run": run, "condition": str(pl_module.condition), "seed": task.seed, "step": step}
             return probe_model(model, task, settings, directory, **about, resumable=is_shared)
 
-    def _report(self, trainer: Trainer, probe: Probe) -> None:
+    def _report(self, trainer: Trainer, probe: Effects) -> None:
         step, learned = trainer.global_step, "" if probe.summary["clean"]["task_learned"] else " (not learned)"
         rank_zero_info(
             f"probe at step {step}: accuracy {probe.accuracy:.3f}{learned} on the probe split, {probe.seconds:.1f} s"
@@ -310,15 +238,15 @@ class ProbeCallback(Callback):
         told = self._told[1] if self._told[0] == step else set()
         self._told = step, publish.log_probe(trainer.loggers, probe, step, told)
 
-    def _stop_if_settled(self, trainer: Trainer, probe: Probe | None) -> None:
+    def _stop_if_settled(self, trainer: Trainer, probe: Effects | None) -> None:
         """On all processes, as the first one finds."""
         if probe is not None:
-            motifs = [(motif["family"], motif["sublayer"], motif["region"]) for motif in probe.summary["motifs"]]
+            motifs = [(motif["sublayer"], motif["scope"], motif["family"]) for motif in probe.summary["motifs"]]
             self.settled.update(motifs, probe.summary["clean"]["task_learned"])
         self.settled.load_state_dict(trainer.strategy.broadcast(self.settled.state_dict()))
         if self.settled.is_settled:
             trainer.should_stop, self.stopped_at = True, trainer.global_step
-            found = "; ".join(f"{family} -> {region} {sublayer}" for family, sublayer, region in self.settled.motifs)
+            found = "; ".join(str(Route(*motif)) for motif in self.settled.motifs)
             rank_zero_info(
                 f"stopping at step {trainer.global_step} (probe.stop_when_settled): the task is learned and the motifs "
                 f"have been the same at {self.settled.count} probes in a row ({found})"
@@ -330,30 +258,19 @@ class ProbeCallback(Callback):
 
     def _conclude(self, run_dir: Path) -> None:
         """Training has ended: the summary is brought up to date, with when motifs emerged, and probes are summed up."""
-        summary = read_json(run_dir / "probe" / "summary.json")
+        summary = read_json(run_dir / PROBE / SUMMARY)
         emergence = None
-        if _finds_motifs(self.settings):
+        if self.settings.finds_motifs:
             emergence = load_emergence(run_dir, self.settings.num_resamples, self.settings.seed)
         if emergence is not None:
             summary["emergence"] = emergence.to_dict()
             rank_zero_info(describe_emergence(emergence))
-        self._write_summary(run_dir / "probe", summary)
+        self._write_summary(run_dir / PROBE, summary)
         rank_zero_info(str(self.budget))
 
 
-def _finds_motifs(settings: ProbeSettings) -> bool:
-    """Whether probes of these `settings` can find motifs."""
-    has_regions = settings.scopes is None or set(REGIONS) <= set(settings.scopes)
-    has_sublayers = any(sublayer in SUBLAYERS for sublayer in settings.sublayers)
-    return settings.exact and has_regions and has_sublayers and "all" in settings.positions
-
-
-def _min_sequences(task: MQAR) -> int:
-    return max(MIN_SEQUENCES, -(-MIN_QUERIES // task.num_pairs))
-
-
 def _directory(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "probe"
+    return Path(trainer.default_root_dir) / PROBE
 
 
 @contextmanager

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from probe.ablation.grid import WIDE_SCOPES
-from probe.ablation.metrics import PRIMARY
 from probe.analysis.motifs import ESTIMATE, EXACT, primary_rows
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
 from probe.report.heat_image import heat_image
-from probe.runner import Probe
+from probe.runner import Effects
+from probe.vocabulary import PRIMARY_METRIC as PRIMARY
+from probe.vocabulary import WIDE_SCOPES
 
 ACCURACY, NLL, HEAT_MAPS = "probe/accuracy", "probe/nll", "probe/heat_maps"
 MASS = "probe_mass"
@@ -48,7 +48,7 @@ def metric_name(quantity: str, sublayer: str, scope: str, family: str) -> str:
     return f"{quantity}/{sublayer}/{scope}/{family}"
 
 
-def log_probe(loggers: Iterable[Logger], probe: Probe, step: int, told: Collection[str] = ()) -> set[str]:
+def log_probe(loggers: Iterable[Logger], probe: Effects, step: int, told: Collection[str] = ()) -> set[str]:
     """Log a finished probe, at its step. On the first process only.
 
     Args:

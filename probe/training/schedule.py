@@ -202,7 +202,7 @@ class Settled:
         num_probes: how many.
 
     Attributes:
-        motifs: (family, sublayer, region) of each motif at the last probe.
+        motifs: (sublayer, scope, family) of each motif at the last probe.
         count: probes in a row, up to the last one, that have found these; 0 where there are none.
     """
 

@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM
 import attnres
 from attnres.tasks import MQAR
 from probe import commands
+from probe.analysis.effects import EFFECT_COLUMNS
 from probe.cli import main
 from probe.examples.flip import recall_accuracy
 from probe.files import tables as storage
 
 TASK = MQAR(num_pairs=4, vocab_size=40, seed=3)
-QUICK = ["--num-sequences", "8", "--num-resamples", "50"]
+QUICK = ["--num_sequences", "8", "--num_resamples", "50"]
 
 
 def export(model, folder: Path, condition: str) -> Path:
@@ -47,7 +48,7 @@ def test_run_writes_tables_and_summary(trained, tmp_path):
     output = tmp_path / "out"
     main(["run", str(trained), "--output", str(output), *QUICK])
     effects = storage.read_effects(output)
-    assert list(effects.columns) == storage.EFFECT_COLUMNS
+    assert list(effects.columns) == EFFECT_COLUMNS
     assert effects[["run", "condition", "seed", "step"]].drop_duplicates().values.tolist() == [
         ["trained", "cumulative", 3, 40]
     ]
@@ -77,7 +78,7 @@ def test_a_folder_and_its_run_directory_are_the_same_checkpoint(trained, tmp_pat
 
 def test_baseline_measures_the_analytic_schedule(vanilla, tmp_path):
     wrapped = tmp_path / "wrapped"
-    main(["baseline", str(vanilla), "--output", str(wrapped), "--num-blocks", "2", "--recency-bias", "2", *QUICK])
+    main(["baseline", str(vanilla), "--output", str(wrapped), "--num_blocks", "2", "--recency_bias", "2", *QUICK])
     effects = storage.read_effects(wrapped)
     assert set(effects["condition"]) == {"wrapped"}
     model = AutoModelForCausalLM.from_pretrained(wrapped / "hf")
@@ -99,7 +100,7 @@ def test_the_wrapped_model_and_the_vanilla_one_run_in_the_same_dtype(vanilla, tm
         return recall_accuracy(model, inputs, batch_size)
 
     monkeypatch.setattr(commands, "recall_accuracy", accuracy)
-    options = ["--num-blocks", "2", "--dtype", "bfloat16", "--scopes", "all", *QUICK]
+    options = ["--num_blocks", "2", "--dtype", "bfloat16", "--scopes", "[all]", *QUICK]
     main(["baseline", str(vanilla), "--output", str(tmp_path / "wrapped"), *options])
     assert measured == [("qwen3", torch.bfloat16)]
     summary = json.loads((tmp_path / "wrapped" / "probe" / "summary.json").read_text())
@@ -107,7 +108,7 @@ def test_the_wrapped_model_and_the_vanilla_one_run_in_the_same_dtype(vanilla, tm
 
 
 def test_report_on_a_probe_without_what_the_figures_show(trained, capsys):
-    options = ["--scopes", "all", "--kinds", "zero"]
+    options = ["--scopes", "[all]", "--kinds", "[zero]"]
     main(["run", str(trained), "--output", str(trained / "probe" / "final"), *QUICK, *options])
     capsys.readouterr()
     main(["report", str(trained)])
@@ -117,7 +118,7 @@ def test_report_on_a_probe_without_what_the_figures_show(trained, capsys):
 
 def test_report_prints_one_table_and_draws_the_figures(trained, vanilla, tmp_path, capsys):
     main(["run", str(trained), "--output", str(trained / "probe" / "final"), *QUICK])
-    main(["baseline", str(vanilla), "--output", str(tmp_path / "wrapped"), "--num-blocks", "2", *QUICK])
+    main(["baseline", str(vanilla), "--output", str(tmp_path / "wrapped"), "--num_blocks", "2", *QUICK])
     main(["report", str(trained), str(tmp_path / "wrapped")])
     printed = capsys.readouterr().out
     assert "cumulative (seed 3, step 40)" in printed
@@ -169,14 +170,14 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
         "foreign ckpt": (["run", str(tmp_path / "other.ckpt"), *out], "is not a checkpoint of attnres-train"),
         "empty folder": (["run", str(tmp_path / "empty"), *out], "holds no model: expected a run directory"),
         "foreign model": (["run", str(foreign), *out], "is a 'gpt2' model; supported are qwen3_attnres and qwen3"),
-        "family": (["run", str(trained), *out, "--families", "embeding"], "family 'embeding' does not exist; choose"),
-        "scope": (["run", str(trained), *out, "--scopes", "layer:77"], "scope 'layer:77' does not exist; choose"),
+        "family": (["run", str(trained), *out, "--families", "[embeding]"], "family 'embeding' does not exist; choose"),
+        "scope": (["run", str(trained), *out, "--scopes", "[layer:77]"], "scope 'layer:77' does not exist; choose"),
         "scope, 2 devices": (
-            ["run", str(trained), *out, "--scopes", "layer:77", "--device", "cpu", "--devices", "2"],
+            ["run", str(trained), *out, "--scopes", "[layer:77]", "--device", "cpu", "--devices", "2"],
             "scope 'layer:77' does not exist; choose",
         ),
-        "option": (["run", str(trained), *out, "--num-sequence", "8"], "did you mean --num-sequences?"),
-        "number": (["run", str(trained), *out, "--num-sequences", "0"], "num_sequences must be at least 1, got 0"),
+        "option": (["run", str(trained), *out, "--num_sequence", "8"], "did you mean --num_sequences?"),
+        "number": (["run", str(trained), *out, "--num_sequences", "0"], "num_sequences must be at least 1, got 0"),
         "no output": (["run", str(trained)], "--output"),
         "no task": (["run", str(no_task), *out], "give --task FILE"),
         "used output": (["run", str(trained), "--output", str(tmp_path / "used")], "exists and is not an empty folder"),
@@ -197,18 +198,21 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
         "torn weights": (["run", str(torn), *out], "its weights cannot be read"),
         "no weights": (["run", str(bare), *out], "its weights cannot be read"),
         "baseline scope": (
-            ["baseline", str(vanilla), *out, "--num-blocks", "2", "--scopes", "foo"],
+            ["baseline", str(vanilla), *out, "--num_blocks", "2", "--scopes", "[foo]"],
             "scope 'foo' does not exist; choose",
         ),
         "vanilla to run": (["run", str(vanilla), *out], "use attnres-probe baseline"),
         "attnres to baseline": (["baseline", str(trained), *out], "use attnres-probe run"),
-        "too many blocks": (["baseline", str(vanilla), *out, "--num-blocks", "9"], "attnres_num_blocks (9) exceeds"),
+        "too many blocks": (["baseline", str(vanilla), *out, "--num_blocks", "9"], "attnres_num_blocks (9) exceeds"),
         "unprobed report": (["report", str(vanilla)], "holds no probe results"),
         "missing report": (["report", str(tmp_path / "nowhere")], "is not a directory"),
-        "kind": (["run", str(trained), *out, "--kinds", "mask"], "kind 'mask' does not exist; choose from mask_renorm"),
-        "coalitions": (["run", str(trained), *out, "--coalitions", "foo"], "scope 'foo' does not exist; choose"),
+        "kind": (
+            ["run", str(trained), *out, "--kinds", "[mask]"],
+            "kind 'mask' does not exist; choose from mask_renorm",
+        ),
+        "coalitions": (["run", str(trained), *out, "--coalitions", "[foo]"], "scope 'foo' does not exist; choose"),
         "partner": (
-            ["run", str(trained), *out, "--kinds", "resample", "--num-sequences", "1"],
+            ["run", str(trained), *out, "--kinds", "[resample]", "--num_sequences", "1"],
             "num_sequences must be at least 2",
         ),
         "devices": (["run", str(trained), *out, "--devices", "0"], "--devices must be at least 1, got 0"),
@@ -251,7 +255,7 @@ def test_console_script_works_beside_modules_of_the_same_names(trained, tmp_path
         (elsewhere / name / "__init__.py").write_text("raise RuntimeError('imported from the working directory')")
     (elsewhere / "train.py").write_text("raise RuntimeError('imported from the working directory')")
     script = Path(sys.executable).parent / "attnres-probe"
-    command = [str(script), "run", str(trained), "--output", "out", "--scopes", "all", *QUICK]
+    command = [str(script), "run", str(trained), "--output", "out", "--scopes", "[all]", *QUICK]
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (elsewhere / "out" / "effects.parquet").is_file()

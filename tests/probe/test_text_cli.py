@@ -19,7 +19,7 @@ from tests.support.tokenizers import make
 
 TASK = TextRecall(num_pairs=3, code_length=3, distractor_similarity=1)
 SHAPE = {"vocab_size": 600, "max_position_embeddings": 256}
-QUICK = ["--num-sequences", "6", "--num-resamples", "20", "--scopes", "all", "--device", "cpu"]
+QUICK = ["--num_sequences", "6", "--num_resamples", "20", "--scopes", "[all]", "--device", "cpu"]
 
 
 def task_file(folder: Path, **changes) -> str:
@@ -119,12 +119,12 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(make_model, make_
         ),
         (["run", str(short), "--tokenizer", str(export), *text, *out], "tokens, the model is made for 32"),
         (["run", str(export), "--tokenizer", str(greedy), *text, *out], "joins the end of the prompt"),
-        (["run", str(export), *text, *out, "--kinds", "resample"], "has no partner"),
-        (["baseline", str(vanilla), "--num-blocks", "2", "--tokenizer", str(greedy), *text, *out], "joins the end of"),
+        (["run", str(export), *text, *out, "--kinds", "[resample]"], "has no partner"),
+        (["baseline", str(vanilla), "--num_blocks", "2", "--tokenizer", str(greedy), *text, *out], "joins the end of"),
     ]
     cases = [
         (["run", str(bare), *text, *out], f"{bare} holds no tokenizer"),
-        (["baseline", str(vanilla), "--num-blocks", "2", *text, *out], f"{vanilla} holds no tokenizer files: give"),
+        (["baseline", str(vanilla), "--num_blocks", "2", *text, *out], f"{vanilla} holds no tokenizer files: give"),
         (
             ["run", str(export), "--tokenizer", str(bare / "config.json"), *text, *out],
             "config.json holds no tokenizer:",

@@ -27,6 +27,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from probe.settings import TrainingProbeSettings
 from probe.training.callback import ProbeCallback
 from train.cli.checks import (
     UsageError,
@@ -126,7 +127,7 @@ class TrainCLI(LightningCLI):
             default=False,
             help="When training ends, log hf/ and the tables of probe/ to W&B as artifacts.",
         )
-        parser.add_lightning_class_args(ProbeCallback, "probe")
+        parser.add_class_arguments(TrainingProbeSettings, "probe")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("seed_everything", "model.seed")
@@ -187,7 +188,8 @@ class TrainCLI(LightningCLI):
             check_same_run(self.model.hparams, self.datamodule.task.to_dict(), self.checkpoint)
         estimates = self.subcommand == "estimate"
         check_trainer({**config, "accelerator": "auto"} if estimates else config)
-        self._get(self.config_init, "probe").check(self.datamodule.task, self.model.model)
+        self.probe = ProbeCallback(self._get(self.config_init, "probe"))
+        self.probe.check(self.datamodule.task, self.model.model)
         if estimates:
             check_devices(config)
             return super().instantiate_trainer(**{**kwargs, **NO_DEVICES, "logger": False})
@@ -203,7 +205,7 @@ class TrainCLI(LightningCLI):
         if self._get(self.config, "wandb_artifacts") and not self.wandb_loggers:
             raise ValueError("wandb_artifacts needs W&B, which WANDB_MODE or trainer.logger leaves out")
         progress, checkpoints = (config[f"enable_{name}"] is not False for name in ("progress_bar", "checkpointing"))
-        self.trainer_defaults["callbacks"] = run_callbacks(progress, checkpoints)
+        self.trainer_defaults["callbacks"] = [self.probe, *run_callbacks(progress, checkpoints)]
         kwargs["plugins"] = [AtomicCheckpointIO(), *as_list(config["plugins"])]
         trainer = super().instantiate_trainer(**kwargs)
         if self.datamodule.num_validation_examples < trainer.world_size:
@@ -236,7 +238,7 @@ class TrainCLI(LightningCLI):
 
     def estimate(self, model: RetrievalModule, datamodule: MQARDataModule, json: bool, **target: Any) -> None:
         config = self._get(self.config_init, "trainer")
-        run = Run(model, datamodule, self._get(self.config_init, "probe"), config)
+        run = Run(model, datamodule, self.probe, config)
         try:
             found = estimate(
                 run, Target(**target), lambda: self._get(self.parser.instantiate_classes(self.config), "model")

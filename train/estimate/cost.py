@@ -176,7 +176,7 @@ class Run:
 
     @property
     def is_probed(self) -> bool:
-        return self.probe.enabled and isinstance(self.module.model, AttnResForCausalLM)
+        return self.probe.settings.enabled and isinstance(self.module.model, AttnResForCausalLM)
 
 
 def check_devices(options: Mapping[str, Any]) -> None:

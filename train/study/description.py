@@ -185,7 +185,8 @@ def _probe_options(file: Path, content: Mapping[str, Any], key: str, command: st
     refused = io.StringIO()
     try:
         with contextlib.redirect_stderr(refused), contextlib.redirect_stdout(refused):
-            arguments = build_parser().parse_args([command, "CHECKPOINT", "--output", str(place), *options])
+            parsed = build_parser().parse_args([command, "CHECKPOINT", "--output", str(place), *options])
+        arguments = parsed[command]
         probe_settings(arguments)
     except SystemExit:
         reason = refused.getvalue().strip() or "--help is no option of a probe"

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from probe.files.checkpoints import RUN_FILE, read_json
-from probe.files.parts import IDENTITY
-from probe.runner import PARTS
+from probe.files.layout import PARTS, SWEEP
 from train.run.checkpoints import newest_checkpoint
 from train.study.description import Run
 
@@ -133,7 +132,7 @@ def _results(run: Run) -> Path:
 
 
 def _can_go_on(results: Path) -> bool:
-    return (results / PARTS / IDENTITY).exists()
+    return (results / PARTS / SWEEP).exists()
 
 
 def _discard_torn_probe(run: Run) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from probe.analysis import stats
-from probe.analysis.effects import EQUIVALENCE
 from probe.analysis.motifs import MATTERS, primary_rows
 from probe.files import tables as storage
+from probe.files.layout import find_results
 from probe.files.runs import ProbedRun
 from probe.report.figures.style import ALL_SUBLAYERS
+from probe.vocabulary import EQUIVALENT as EQUIVALENCE
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def depth_cells(run: ProbedRun) -> DepthCells | None:
     rows = _whole_depth(primary_rows(run.effects))
     if rows.empty:
         return None
-    folder = storage.find_results(run.directory)
+    folder = find_results(run.directory)
     clusters = _whole_depth(primary_rows(storage.read_clusters(folder)))
     clusters = clusters[clusters["step"] == rows["step"].iloc[0]]
     by_sequence = clusters.pivot(index="sequence", columns=["sublayer", "family"], values="mass")

@@ -11,6 +11,7 @@ from attnres import REGIONS
 from probe.analysis.emergence import Emergence
 from probe.analysis.motifs import primary_rows
 from probe.files import tables as storage
+from probe.files.layout import find_training
 from probe.files.runs import ProbedRun, training_curves
 from probe.report import figures as plots
 
@@ -47,7 +48,7 @@ def write_figures(runs: Sequence[ProbedRun], emergences: Sequence[Emergence | No
 
 
 def _write_emergence(run: ProbedRun, emergence: Emergence, folder: Path) -> list[Path]:
-    folder_of_tables = storage.find_training(run.directory)
+    folder_of_tables = find_training(run.directory)
     assert folder_of_tables is not None  # there is an emergence
     effects = storage.read_effects(folder_of_tables)
     num_pairs, title = run.summary["num_pairs"], f"{run.summary['condition']}, seed {run.summary['seed']}"

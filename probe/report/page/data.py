@@ -11,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 
 from attnres import SUBLAYERS
-from probe.ablation.grid import WIDE_SCOPES
 from probe.analysis.emergence import Emergence, load_emergence
 from probe.analysis.motifs import ESTIMATE, EXACT, MATTERS, primary_rows
 from probe.files import tables as storage
+from probe.files.layout import find_results, find_training
 from probe.files.runs import ProbedRun, load_run, training_curves
+from probe.vocabulary import WIDE_SCOPES
 
 SHOWN_SUBLAYERS = (*SUBLAYERS, "final")
 TRAINING, FINAL = "in training", "final"
@@ -153,11 +154,11 @@ def load_page_run(directory: Path) -> PageRun:
 
 def _tables(directory: Path, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Effects by kind of probe. A table of one step alone is a final probe: those in training begin with step 0."""
-    folder = storage.find_training(directory)
+    folder = find_training(directory)
     effects = last if folder is None else storage.read_effects(folder)
     if effects["step"].nunique() == 1:
         return {FINAL: last}
-    return {TRAINING: effects} if folder == storage.find_results(directory) else {TRAINING: effects, FINAL: last}
+    return {TRAINING: effects} if folder == find_results(directory) else {TRAINING: effects, FINAL: last}
 
 
 def _kept(effects: pd.DataFrame) -> pd.DataFrame:

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from attnres import FAMILIES
-from probe.analysis.effects import ENOUGH_SEQUENCES
 from probe.analysis.emergence import after_accuracy, over_seeds
 from probe.files.runs import groups_of_seeds
 from probe.report.page.curves import RUN_COLORS, RUN_DASHES, SUBLAYER_NAMES
 from probe.report.page.data import FINAL, PageRun, Shown
 from probe.report.page.layout import COLORS, DARK_COLORS, NAMES
+from probe.vocabulary import ENOUGH_SEQUENCES
 
 DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2", "longdash": "9 3", "longdashdot": "9 2 2 2"}
 MARKERS = {

@@ -11,22 +11,24 @@ import torch
 from attnres import AttnResForCausalLM
 from attnres.tasks import IGNORE_INDEX, MQAR
 from probe.ablation.engine import Engine
-from probe.ablation.grid import Cell, build_grid
-from probe.ablation.interventions import KINDS, Ablation
-from probe.ablation.metrics import METRICS, CleanRun
+from probe.ablation.grid import Cell, Kind, build_grid
+from probe.ablation.interventions import Ablation, Context, MaskRenormalise, grid_kinds
+from probe.ablation.metrics import CleanRun
 from probe.analysis.coalitions import coalition_cells
-from probe.examples.inputs import ProbeInputs
-from probe.runner import check_task
+from probe.examples.examples import Examples
+from probe.runner import measure
+from probe.vocabulary import METRICS
 from tests.support.naive_probe import NaiveProbe, metrics
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
-INPUTS = ProbeInputs.from_recall(TASK.batch("probe", range(6)))
+INPUTS = Examples.from_recall(TASK.batch("probe", range(6)))
 CONDITIONS = [(s, m) for s in ("cumulative", "block_sum") for m in ("block", "full")]
 SEED = 3
 
 
 def grid(model: AttnResForCausalLM, kinds=("mask_renormalise",), **names) -> tuple[Cell, ...]:
-    cells = [build_grid(model.model.sites, kind, families=Ablation.known[kind].labels, **names) for kind in kinds]
+    classes = [Ablation.known[kind] for kind in kinds]
+    cells = [build_grid(model.model.sites, Kind(cls), families=cls.labels, **names) for cls in classes]
     return tuple(cell for part in cells for cell in part)
 
 
@@ -35,7 +37,7 @@ def probe(model, cells=None, inputs=INPUTS, positions=("all", "query"), **settin
 
 
 def kinds_for(model) -> list[str]:
-    return [kind for kind in KINDS if kind != "increment" or model.config.attnres_source == "cumulative"]
+    return [kind for kind in grid_kinds() if kind != "increment" or model.config.attnres_source == "cumulative"]
 
 
 def assert_equals_naive(model, cells, inputs=INPUTS, atol=1e-5, positions=("all", "query")) -> int:
@@ -64,7 +66,7 @@ def assert_equals_naive(model, cells, inputs=INPUTS, atol=1e-5, positions=("all"
     for (index, where), effects in result.effects.items():
         cell = result.cells[index]
         mask = torch.ones_like(labels, dtype=torch.bool) if where == "all" else labels != IGNORE_INDEX
-        logits = naive.logits_under(cell.kind, cell.families, cell.reads, mask, cell.with_aliases)
+        logits = naive.logits_under(cell.intervention.kind, cell.families, cell.reads, mask, cell.with_aliases)
         ablated, _ = metrics(logits, labels, values, distractors)
         for name in ablated:
             change = mean_by_sequence(ablated[name]) - mean_by_sequence(clean[name])
@@ -82,7 +84,7 @@ def test_masking_equals_a_naive_full_forward_at_every_scope(make_model, source, 
     assert assert_equals_naive(model, grid(model)) > 50
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "coalition"])
+@pytest.mark.parametrize("kind", [*grid_kinds(), "coalition"])
 @pytest.mark.parametrize("source", ["cumulative", "block_sum"])
 def test_every_kind_equals_a_naive_full_forward(make_model, source, kind):
     if (source, kind) == ("block_sum", "increment"):
@@ -100,12 +102,12 @@ def test_every_kind_equals_a_naive_full_forward(make_model, source, kind):
 def test_trained_models_too(trained_model, source):
     """All kinds and all scopes on a model that has learned something."""
     model = trained_model(source)
-    inputs = ProbeInputs.from_recall(trained_model.task.batch("probe", range(4)))
+    inputs = Examples.from_recall(trained_model.task.batch("probe", range(4)))
     cells = grid(model, kinds_for(model), sublayers=["self_attn", "mlp"])
     assert assert_equals_naive(model, cells, inputs) > 150
 
 
-def many_token_inputs(num_sequences: int = 5) -> ProbeInputs:
+def many_token_inputs(num_sequences: int = 5) -> Examples:
     """Random tokens with two questions each, of answers of two and three tokens; values share tokens as they come."""
     generator = torch.Generator().manual_seed(1)
     rows = []
@@ -118,7 +120,7 @@ def many_token_inputs(num_sequences: int = 5) -> ProbeInputs:
             labels[position : position + len(answer)] = torch.tensor(answer)
             ids[position + 1 : position + len(answer)] = torch.tensor(answer[:-1])
         rows.append((ids, labels, torch.tensor([code + [-1] * (3 - len(code)) for code in codes])))
-    return ProbeInputs.collate(rows)
+    return Examples.collate(rows)
 
 
 @pytest.mark.parametrize("source", ["cumulative", "block_sum"])
@@ -148,7 +150,10 @@ def test_an_answer_of_several_tokens_is_worth_its_tokens(make_model):
 
     In exact and in linear effects."""
     model, inputs = make_model(), many_token_inputs()
-    cells = (*grid(model, scopes=["all", "layer:1"]), *build_grid(model.model.sites, "mask_renormalise_first_order"))
+    cells = (
+        *grid(model, scopes=["all", "layer:1"]),
+        *build_grid(model.model.sites, Kind(MaskRenormalise, first_order=True)),
+    )
     together = probe(model, cells, inputs, positions=("all",))
     values = inputs.labels[inputs.queries]
     one_by_one = replace(inputs, candidates=values.view(5, 5, 1), starts=inputs.queries)
@@ -161,7 +166,7 @@ def test_an_answer_of_several_tokens_is_worth_its_tokens(make_model):
             labels = torch.full((11,), IGNORE_INDEX)
             labels[inputs.queries[b].nonzero()[row - 5 * b]] = run.answers[row]
             rows.append((inputs.input_ids[b], labels, torch.stack((run.answers[row], run.distractors[row]))))
-        decisive.append(probe(model, cells, ProbeInputs.collate(rows), positions=("all",)))
+        decisive.append(probe(model, cells, Examples.collate(rows), positions=("all",)))
     alone = probe(model, cells, one_by_one, positions=("all",))
     assert (run.decisive_rows != run.answer_rows[:, 0]).any()
     for key, effects in together.effects.items():
@@ -179,7 +184,7 @@ def test_sliding_window_layers(make_model):
     assert "sliding_attention" in model.config.layer_types
     full = probe(model, positions=("query",))
     states = [
-        model(INPUTS.input_ids, intervention=_masked_at_queries(cell)).logits[INPUTS.queries].detach()
+        model(INPUTS.input_ids, intervention=cell.ablation(Context(INPUTS.queries))).logits[INPUTS.queries].detach()
         for cell in full.cells
     ]
     clean = model(INPUTS.input_ids).logits[INPUTS.queries].detach()
@@ -188,12 +193,6 @@ def test_sliding_window_layers(make_model):
         nll = torch.nn.functional.cross_entropy(states[index], answers, reduction="sum")
         change = nll - torch.nn.functional.cross_entropy(clean, answers, reduction="sum")
         assert effects["nll"].sum() == pytest.approx(float(change), abs=1e-4)
-
-
-def _masked_at_queries(cell: Cell):
-    from probe.ablation.interventions import Context
-
-    return Ablation.known[cell.kind](cell.families, frozenset(cell.reads), False, Context(positions=INPUTS.queries))
 
 
 def test_effects_do_not_depend_on_batching(make_model):
@@ -216,7 +215,7 @@ def test_sequences_of_different_lengths(make_model):
     model = make_model()
     parts = [TASK.batch("probe", range(4), num_pairs=pairs) for pairs in (2, 4, 3)]
     rows = [(part.input_ids[i], part.labels[i], part.values[i]) for part in parts for i in range(len(part.keys))]
-    inputs = ProbeInputs.collate(rows)
+    inputs = Examples.collate(rows)
     assert inputs.lengths.tolist() == [6] * 4 + [12] * 4 + [9] * 4
     cells = grid(
         model,
@@ -225,7 +224,7 @@ def test_sequences_of_different_lengths(make_model):
     )
     together = probe(model, cells, inputs, batch_size=12)
     for first, part in zip((0, 4, 8), parts, strict=True):
-        alone = probe(model, cells, ProbeInputs.from_recall(part))
+        alone = probe(model, cells, Examples.from_recall(part))
         for key, effects in alone.effects.items():
             for metric in METRICS:
                 np.testing.assert_allclose(together.effects[key][metric][first : first + 4], effects[metric], atol=1e-5)
@@ -245,7 +244,7 @@ def test_a_sequence_without_a_partner_is_named():
         (part.input_ids[0], part.labels[0], part.values[0]) for part in (TASK.batch("probe", [0], p) for p in (2, 3))
     ]
     with pytest.raises(ValueError, match="sequence 0 has no partner"):
-        ProbeInputs.collate(rows).partners()
+        Examples.collate(rows).partners()
 
 
 @pytest.mark.parametrize(
@@ -263,7 +262,7 @@ def test_a_sequence_without_a_partner_is_named():
 def test_sequences_that_cannot_be_probed_are_named(labels, candidates, message):
     row = (torch.tensor([5, 6]), torch.tensor(labels), torch.tensor(candidates))
     with pytest.raises(ValueError, match=f"sequence 0: .*{message}"):
-        ProbeInputs.collate([row])
+        Examples.collate([row])
 
 
 def test_in_half_precision_the_engine_is_the_naive_loop_to_its_rounding(make_model):
@@ -274,8 +273,7 @@ def test_in_half_precision_the_engine_is_the_naive_loop_to_its_rounding(make_mod
     run = CleanRun.from_logits(clean, INPUTS.labels[INPUTS.queries], INPUTS.rivals)
     for (index, _), effects in result.effects.items():
         cell = result.cells[index]
-        ablation = Ablation.known[cell.kind](cell.families, frozenset(cell.reads))
-        logits = model(INPUTS.input_ids, intervention=ablation).logits[INPUTS.queries]
+        logits = model(INPUTS.input_ids, intervention=cell.ablation()).logits[INPUTS.queries]
         change = (run.metrics(logits)["nll"] - run.metrics()["nll"]).sum()
         assert effects["nll"].sum() == pytest.approx(float(change), abs=0.15)
         assert np.isfinite(effects["kl"]).all()
@@ -322,9 +320,9 @@ def test_metrics_of_a_run_against_itself(make_model):
 )
 def test_names_that_do_not_exist(make_model, grid, message):
     with pytest.raises(ValueError, match=message):
-        build_grid(make_model().model.sites, **grid)
+        build_grid(make_model().model.sites, Kind(MaskRenormalise), **grid)
 
 
-def test_a_single_pair_cannot_be_probed():
+def test_a_single_pair_cannot_be_probed(make_model):
     with pytest.raises(ValueError, match="num_pairs of at least 2"):
-        check_task(MQAR(num_pairs=1))
+        measure(make_model(), Examples.from_recall(MQAR(num_pairs=1, vocab_size=40).batch("probe", range(2))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,15 +11,16 @@ import torch
 from attnres import Read
 from attnres.tasks import MQAR
 from probe.ablation.engine import Engine
-from probe.ablation.grid import FIRST_ORDER, build_grid
-from probe.ablation.interventions import Ablation
+from probe.ablation.grid import Kind, build_grid
+from probe.ablation.interventions import Ablation, MaskRenormalise
 from probe.ablation.references import References
 from probe.analysis import effects as results
 from probe.analysis.motifs import primary_rows
-from probe.examples.inputs import ProbeInputs
-from probe.runner import ProbeSettings, first_order_agreement, probe_model
+from probe.examples.examples import Examples
+from probe.runner import probe_model
+from probe.settings import ProbeSettings
 
-INPUTS = ProbeInputs.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
+INPUTS = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 
 
 def nll(model, intervention=None) -> torch.Tensor:
@@ -32,7 +35,7 @@ def nll(model, intervention=None) -> torch.Tensor:
 def test_it_is_the_derivative_of_a_partial_ablation(make_model, kind):
     """d/de of the effect of moving every read by a share e of its ablation; in float64."""
     model = make_model().double().requires_grad_(False)
-    cells = build_grid(model.model.sites, kind + FIRST_ORDER, scopes=["all", "late", "layer:1"])
+    cells = build_grid(model.model.sites, Kind(Ablation.known[kind], True), scopes=["all", "late", "layer:1"])
     engine = Engine(model, cells, ("all", "query"), seed=3)
     result = engine.run(INPUTS)
     reads: dict[int, Read] = {}
@@ -42,9 +45,7 @@ def test_it_is_the_derivative_of_a_partial_ablation(make_model, kind):
     for (index, positions), effects in result.effects.items():
         cell = cells[index]
         where = INPUTS.queries if positions == "query" else None
-        ablation = Ablation.known[kind](
-            cell.families, frozenset(cell.reads), False, type(context)(where, context.references, context.priorities)
-        )
+        ablation = cell.ablation(replace(context, positions=where))
 
         def part(read: Read, share: float, ablation=ablation) -> Read:
             clean = reads[read.site.index]  # the ablation of the clean read, added to whatever the read is now
@@ -65,7 +66,7 @@ def test_it_is_the_derivative_of_a_partial_ablation(make_model, kind):
 
 def test_it_is_marked_and_never_among_the_exact_rows(make_model, tmp_path):
     task = MQAR(num_pairs=4, vocab_size=40)
-    settings = ProbeSettings(num_sequences=8, first_order=True, num_resamples=50)
+    settings = ProbeSettings(num_sequences=8, mode="both", num_resamples=50)
     probe = probe_model(make_model(), task, settings, tmp_path, run="r", condition="c", seed=0, step=0)
     kinds = set(probe.effects["kind"])
     assert kinds == {"mask_renormalise", "mask_renormalise_first_order"}
@@ -80,16 +81,17 @@ def test_it_is_marked_and_never_among_the_exact_rows(make_model, tmp_path):
 def test_it_agrees_with_small_exact_effects(make_model):
     """Where masks move little (embeddings close to each other), the two are one."""
     model = make_model(randomize=False)  # even routing of near-equal, small sources
-    cells = [c for suffix in ("", FIRST_ORDER) for c in build_grid(model.model.sites, "mask_renormalise" + suffix)]
+    kinds = [Kind(MaskRenormalise, first_order) for first_order in (False, True)]
+    cells = [cell for kind in kinds for cell in build_grid(model.model.sites, kind)]
     info = results.RunInfo("r", "c", 0, 0, "d", 4)
     effects, _ = results.build_tables(Engine(model, cells, ("all",)).run(INPUTS), info, 20)
-    (entry,) = [e for e in first_order_agreement(effects) if (e["metric"], e["grid"]) == ("nll", "layers")]
+    (entry,) = [e for e in results.first_order_agreement(effects) if (e["metric"], e["grid"]) == ("nll", "layers")]
     assert entry["spearman"] > 0.5
 
 
 def test_alone_it_costs_a_few_forwards(make_model, tmp_path):
     task = MQAR(num_pairs=4, vocab_size=40)
-    settings = ProbeSettings(num_sequences=8, first_order=True, exact=False, num_resamples=50)
+    settings = ProbeSettings(num_sequences=8, mode="first_order", num_resamples=50)
     probe = probe_model(make_model(), task, settings, tmp_path, run="r", condition="c", seed=0, step=0)
     assert probe.summary["probe"]["forward_passes"] == 3  # one forward, two backward passes
     assert probe.summary["motifs"] == []

@@ -10,14 +10,22 @@ import torch
 
 from attnres import FAMILIES, Read
 from attnres.tasks import MQAR
-from probe.ablation.engine import Engine
-from probe.ablation.grid import LABELS, build_grid, label, source_mask
-from probe.ablation.interventions import KINDS, Ablation, Context, Increment, MatchedMass, Together, Uniform
+from probe.ablation.interventions import (
+    Ablation,
+    Context,
+    Increment,
+    MatchedMass,
+    Together,
+    Uniform,
+    grid_kinds,
+    source_mask,
+)
 from probe.ablation.observer import GEOMETRY, geometry
-from probe.examples.inputs import ProbeInputs
+from probe.examples.examples import Examples
+from probe.vocabulary import LABELS, label
 from tests.support.paths import ROOT
 
-INPUTS = ProbeInputs.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
+INPUTS = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 
 
 def record(model) -> list[Read]:
@@ -44,7 +52,7 @@ def reads(make_model):
     return record(make_model(num_hidden_layers=6, attnres_num_blocks=3))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", grid_kinds())
 def test_nothing_happens_at_other_reads_and_other_positions(reads, kind):
     cls, everything = Ablation.known[kind], context(reads)
     where = torch.zeros(reads[0].routing_weights.shape[:2], dtype=torch.bool)
@@ -123,16 +131,16 @@ def test_several_at_once_are_each_on_its_own_part(reads):
 
 
 def test_a_kind_of_your_own(make_model):
-    """The class of docs/probes.md, as it stands there."""
+    """The example of docs/probes.md, as it stands there, from the definition to the table."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "probes.md").read_text(encoding="utf-8"), re.S)
-    exec(next(block for block in blocks if "class Halve" in block), {"torch": torch})
+    names: dict = {"model": make_model(max_position_embeddings=64, vocab_size=256)}
     try:
-        model = make_model()
-        result = Engine(model, build_grid(model.model.sites, "halve"), ("all",)).run(INPUTS)
-        assert len(result.effects) > 20
-        assert max(np.abs(effects["nll"]).max() for effects in result.effects.values()) > 1e-3
+        exec(next(block for block in blocks if "class Halve" in block), names)
+        table = names["found"].effects
+        assert set(table["kind"]) == {"mask_renormalise", "halve"}
+        assert table.loc[table["kind"] == "halve", "effect"].abs().max() > 0
     finally:
-        del Ablation.known["halve"]
+        Ablation.known.pop("halve", None)
 
 
 def test_geometry_against_loops(reads):

@@ -13,9 +13,9 @@ from probe.ablation.engine import Engine
 from probe.ablation.grid import COALITIONS, build_grid, label
 from probe.analysis import effects as results
 from probe.analysis.coalitions import coalition_cells, coalition_table, terms
-from probe.examples.inputs import ProbeInputs
+from probe.examples.examples import Examples
 
-INPUTS = ProbeInputs.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
+INPUTS = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 INFO = results.RunInfo("r", "c", 0, 0, "d", 4)
 
 

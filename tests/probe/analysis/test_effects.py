@@ -10,21 +10,21 @@ import torch
 from attnres import FAMILIES, Read
 from attnres.tasks import MQAR
 from probe.ablation.engine import Engine
-from probe.ablation.grid import build_grid
+from probe.ablation.grid import Kind, build_grid
 from probe.ablation.interventions import MaskRenormalise
 from probe.analysis import effects as results
 from probe.analysis import stats
-from probe.examples.inputs import ProbeInputs
+from probe.examples.examples import Examples
 from probe.files import tables as storage
 from probe.runner import mean_bias
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
-INPUTS = ProbeInputs.from_recall(TASK.batch("probe", range(6)))
+INPUTS = Examples.from_recall(TASK.batch("probe", range(6)))
 INFO = results.RunInfo("run", "cumulative", 0, 7, "data", TASK.num_pairs)
 
 
 def probe(model, positions=("all", "query"), batch_size=64, **grid):
-    cells = build_grid(model.model.sites, **grid)
+    cells = build_grid(model.model.sites, Kind(MaskRenormalise), **grid)
     return Engine(model, cells, positions, batch_size).run(INPUTS)
 
 
@@ -36,9 +36,9 @@ def tables(make_model):
 
 def test_columns_and_keys(tables):
     _, effects, clusters = tables
-    assert list(effects.columns) == storage.EFFECT_COLUMNS
-    assert list(clusters.columns) == storage.CLUSTER_COLUMNS
-    assert not effects.duplicated(storage.CELL_KEYS).any()
+    assert list(effects.columns) == results.EFFECT_COLUMNS
+    assert list(clusters.columns) == results.CLUSTER_COLUMNS
+    assert not effects.duplicated(results.CELL_KEYS).any()
     assert set(effects["scope"]) == {"early", "middle", "late", "all", *(f"layer:{i}" for i in range(5))}
     assert set(effects["sublayer"]) == {"self_attn", "mlp", "both"}
     assert set(effects["family"]) == set(FAMILIES)
@@ -46,7 +46,7 @@ def test_columns_and_keys(tables):
 
 def test_masses_of_the_families_sum_to_one_in_every_cell(tables):
     _, effects, clusters = tables
-    cell = [key for key in storage.CELL_KEYS if key != "family"]
+    cell = [key for key in results.CELL_KEYS if key != "family"]
     np.testing.assert_allclose(effects.groupby(cell)["mass"].sum(), 1, atol=1e-6)
     np.testing.assert_allclose(clusters.groupby([*cell, "sequence"])["mass"].sum(), 1, atol=1e-6)
 
@@ -60,13 +60,13 @@ def test_not_applicable_rows_are_marked_and_never_zero(tables):
     assert effects.loc[~effects["applicable"], numbers].isna().all(axis=None)
     assert effects.loc[effects["applicable"], ["effect", "ci_low", "ci_high", "mass_applicable"]].notna().all(axis=None)
     assert (absent["mass"] == 0).all()
-    merged = clusters.merge(effects[[*storage.CELL_KEYS, "applicable"]], on=storage.CELL_KEYS)
+    merged = clusters.merge(effects[[*results.CELL_KEYS, "applicable"]], on=results.CELL_KEYS)
     assert (merged["summed_effect"].isna() == ~merged["applicable"]).all()
 
 
 def test_clusters_aggregate_to_effects(tables):
     _, effects, clusters = tables
-    grouped = clusters.groupby(storage.CELL_KEYS, sort=False)
+    grouped = clusters.groupby(results.CELL_KEYS, sort=False)
     again = pd.DataFrame(
         {
             "effect": grouped["summed_effect"].sum(min_count=1) / grouped["n_queries"].sum(),
@@ -75,7 +75,7 @@ def test_clusters_aggregate_to_effects(tables):
             "n_sequences": grouped.size(),
         }
     ).reset_index()
-    both = effects.merge(again, on=storage.CELL_KEYS, suffixes=("", "_again"), validate="one_to_one")
+    both = effects.merge(again, on=results.CELL_KEYS, suffixes=("", "_again"), validate="one_to_one")
     assert len(both) == len(effects)
     for column in ("effect", "mass", "n_queries", "n_sequences"):
         np.testing.assert_allclose(both[column], both[f"{column}_again"], rtol=1e-9, atol=1e-12)
@@ -223,7 +223,7 @@ def test_layers_and_regions_are_two_grids(tables):
     rows = effects[(effects["metric"] == "nll") & (effects["positions"] == "all") & effects["applicable"]]
     is_layer = rows["scope"].str.startswith("layer:")
     for part in (rows[is_layer], rows[~is_layer]):
-        merged = clusters.merge(part[storage.CELL_KEYS], on=storage.CELL_KEYS)
+        merged = clusters.merge(part[results.CELL_KEYS], on=results.CELL_KEYS)
         keys = ["sublayer", "scope", "family"]
         sums = merged.pivot(index="sequence", columns=keys, values="summed_effect")[
             pd.MultiIndex.from_frame(part[keys])
@@ -241,7 +241,7 @@ def test_masses_stand_beside_their_priors(make_model):
     info = results.RunInfo("run", "wrapped", 0, 7, "data", TASK.num_pairs, mean_bias(model))
     effects, _ = results.build_tables(probe(model, positions=("all",)), info, num_resamples=10)
     np.testing.assert_allclose(effects["mass"], effects["mass_schedule"], atol=1e-5)
-    cell = [key for key in storage.CELL_KEYS if key != "family"]
+    cell = [key for key in results.CELL_KEYS if key != "family"]
     np.testing.assert_allclose(effects.groupby(cell)["mass_uniform"].sum(), 1)
     row = effects.query("scope == 'layer:5' and sublayer == 'mlp' and family == 'older' and metric == 'nll'").iloc[0]
     assert row["mass_uniform"] == pytest.approx(1 / 4)

@@ -14,7 +14,7 @@ from probe.ablation.grid import build_grid
 from probe.analysis import effects as results
 from probe.analysis.coalitions import coalition_cells, coalition_table
 from probe.analysis.motifs import Reader
-from probe.examples.inputs import ProbeInputs
+from probe.examples.examples import Examples
 from tests.support import planted
 
 LN_K = math.log(planted.TASK.num_pairs)
@@ -30,7 +30,7 @@ def probe(found: planted.Planted, num_sequences=64, scopes=(*REGIONS, "all"), nu
     sites = found.model.model.sites
     cells = build_grid(sites, sublayers=SUBLAYERS, scopes=scopes)
     cells += coalition_cells(sites, ["self_attn"], coalitions) if coalitions else ()
-    inputs = ProbeInputs.from_recall(found.task.batch("train", range(num_sequences)))
+    inputs = Examples.from_recall(found.task.batch("train", range(num_sequences)))
     result = Engine(found.model, cells, ("all",)).run(inputs)
     info = results.RunInfo("planted", found.model.config.attnres_source, found.task.seed, 0, "data", 8)
     effects, clusters = results.build_tables(result, info, num_resamples)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from attnres.tasks import MQAR
+from probe.examples.examples import Examples
 from probe.examples.flip import flip_test, recall_accuracy
-from probe.examples.inputs import ProbeInputs
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
 EXAMPLES = TASK.batch("probe", range(32))
@@ -43,14 +43,14 @@ def test_a_lookup_follows_the_queried_key_only():
     result = flip_test(Scripted(lookup), TASK, EXAMPLES, changes=4)
     assert (result.follows_queried, result.follows_other) == (1.0, 0.0)
     assert (result.n_queried, result.n_other) == (32 * 4, 32 * 4 * 3)
-    assert recall_accuracy(Scripted(lookup), ProbeInputs.from_recall(EXAMPLES)) == 1.0
+    assert recall_accuracy(Scripted(lookup), Examples.from_recall(EXAMPLES)) == 1.0
 
 
 def test_a_model_that_copies_the_last_value_is_found_out():
     """It follows a change of the last pair whatever is asked: 1/4 of the changes, queried or not."""
     result = flip_test(Scripted(newest), TASK, EXAMPLES, changes=4)
     assert result.follows_queried == result.follows_other == 0.25
-    assert recall_accuracy(Scripted(newest), ProbeInputs.from_recall(EXAMPLES)) == 0.25
+    assert recall_accuracy(Scripted(newest), Examples.from_recall(EXAMPLES)) == 0.25
 
 
 def test_batches_do_not_matter():

@@ -19,11 +19,11 @@ from attnres import wrap_qwen3
 from attnres.tasks import IGNORE_INDEX, TextRecall, task_from_dict
 from attnres.tasks.text_recall import read_data
 from probe.ablation.engine import Engine
-from probe.ablation.grid import build_grid
-from probe.examples.flip import flip_test_text, recall_accuracy
+from probe.ablation.grid import Kind, build_grid
+from probe.ablation.interventions import MaskRenormalise
+from probe.examples.flip import recall_accuracy
 from probe.examples.prompts import TextPrompts
-from probe.examples.tasks import flip_result
-from probe.runner import ProbeSettings, check_task, plan_probe, probe_model
+from probe.runner import ProbeSettings, plan_probe, probe_model
 from tests.support.paths import ROOT
 from tests.support.tokenizers import KINDS, make
 
@@ -201,7 +201,7 @@ def test_a_bos_is_added_and_an_eos_is_not():
     task = TextRecall(num_pairs=3)
     for kind, first in (("metaspace", "<s>"), ("wordpiece", "[CLS]")):
         tokenizer = make(kind)
-        inputs = TextPrompts(task, tokenizer, kind).inputs(4)
+        inputs = TextPrompts(task, tokenizer, kind).examples(4)
         assert (inputs.input_ids[:, 0] == tokenizer.convert_tokens_to_ids(first)).all()
         assert not (inputs.input_ids == tokenizer.convert_tokens_to_ids("[SEP]")).any() or kind == "metaspace"
 
@@ -210,7 +210,7 @@ def test_answers_of_one_and_of_several_tokens():
     counts = {}
     for alphabet, length in (("letters", 1), ("digits", 4)):
         task = TextRecall(num_pairs=4, alphabet=alphabet, code_length=length)
-        inputs = TextPrompts(task, make("metaspace"), "").inputs(20)
+        inputs = TextPrompts(task, make("metaspace"), "").examples(20)
         assert inputs.starts.sum(1).tolist() == [1] * 20
         counts[alphabet] = set(inputs.queries.sum(1).tolist())
     assert counts["letters"] == {1}
@@ -249,7 +249,7 @@ def alike() -> PreTrainedTokenizerFast:
 )
 def test_a_tokenizer_that_cannot_be_used_is_told_why(tokenizer, message):
     with pytest.raises(ValueError, match=f"^the tokenizer of here {message} \\(template 'list', answer") as error:
-        TextPrompts(TextRecall(), tokenizer, "here").inputs(8)
+        TextPrompts(TextRecall(), tokenizer, "here").examples(8)
     assert "\n" not in str(error.value)
 
 
@@ -259,7 +259,7 @@ def test_what_the_flip_test_cannot_write_is_told_before_the_model_is_run(make_mo
     spare = task.example(0).spare
     assert spare is not None
     prompts, settings, runs = TextPrompts(task, without(spare), "here"), ProbeSettings(num_sequences=1), []
-    prompts.inputs(1)
+    prompts.examples(1)
     model = make_model(vocab_size=600, max_position_embeddings=256)
     model.register_forward_hook(lambda *_: runs.append(1))
     about = {"run": "run", "condition": "cumulative", "seed": 0, "step": 0}
@@ -273,9 +273,9 @@ def test_what_the_flip_test_cannot_write_is_told_before_the_model_is_run(make_mo
 
 def test_the_tokenizer_must_fit_the_model():
     task = TextPrompts(TextRecall(), make("qwen"), "here")
-    check_task(task, 600)
+    task.check(600)
     with pytest.raises(ValueError, match=r"vocabulary \(599\) is smaller than that of the tokenizer of here \(600\)"):
-        check_task(task, 599)
+        task.check(599)
 
 
 @kinds
@@ -283,9 +283,10 @@ def test_clean_metrics_are_those_of_transformers(make_vanilla, kind):
     """NLL: the loss on the answer that transformers computes; accuracy: whether greedy generation gives the answer."""
     vanilla, tokenizer = make_vanilla(vocab_size=600), make(kind)
     task = TextRecall(num_pairs=3, alphabet="digits", code_length=2, template="question")
-    inputs = TextPrompts(task, tokenizer, kind).inputs(6)
+    inputs = TextPrompts(task, tokenizer, kind).examples(6)
     model = wrap_qwen3(vanilla, num_blocks=2, recency_bias=100.0).eval()  # as good as vanilla
-    result = Engine(model, build_grid(model.model.sites, scopes=["all"]), ("all",), batch_size=4).run(inputs)
+    cells = build_grid(model.model.sites, Kind(MaskRenormalise), scopes=["all"])
+    result = Engine(model, cells, ("all",), batch_size=4).run(inputs)
     assert result.counts.tolist() == [1] * 6
     for row, length in enumerate(inputs.lengths.tolist()):
         answer = inputs.labels[row][inputs.labels[row] != IGNORE_INDEX]
@@ -329,14 +330,12 @@ class Reader(torch.nn.Module):
 def test_the_flip_test_on_readers_of_known_habits():
     task = TextPrompts(TextRecall(num_pairs=4), make("gpt2"), "")
     right, last = Reader(lambda names, asked: asked), Reader(lambda names, asked: names[-1])
-    assert recall_accuracy(right, task.inputs(24)) == 1
-    assert recall_accuracy(last, task.inputs(24)) == pytest.approx(1 / 4, abs=0.2)
-    result = flip_test_text(right, task, 24)
+    assert recall_accuracy(right, task.examples(24)) == 1
+    assert recall_accuracy(last, task.examples(24)) == pytest.approx(1 / 4, abs=0.2)
+    result = task.flip_test(right, 24, seed=0, batch_size=8)
     assert (result.follows_queried, result.follows_other, result.n_queried, result.n_other) == (1, 0, 24, 24)
-    result = flip_test_text(last, task, 24)
+    result = task.flip_test(last, 24, seed=0, batch_size=8)
     assert 0 < result.follows_queried < 1  # where the last name is the one that is asked for
     assert 0 < result.follows_other < 1
     full = TextPrompts(TextRecall(num_pairs=10, code_length=1), make("gpt2"), "")
-    with pytest.raises(ValueError, match="needs a code that is not in the context"):
-        flip_test_text(right, full, 4)
-    assert flip_result(full, right, 4, 0, 8) is None
+    assert full.flip_test(right, 4, seed=0, batch_size=8) is None

@@ -15,15 +15,16 @@ import pytest
 
 from attnres.tasks import MQAR
 from probe.ablation.engine import Engine
-from probe.ablation.grid import build_grid
+from probe.ablation.grid import Kind, build_grid
+from probe.ablation.interventions import MaskRenormalise, Mean
 from probe.analysis.compare import compare
 from probe.cli import main
-from probe.examples.inputs import ProbeInputs
+from probe.examples.examples import Examples
 from probe.files import tables as storage
 from probe.files.parts import Parts
 
 TASK = MQAR(num_pairs=4, vocab_size=40, seed=3)
-QUICK = ["--num-resamples", "50", "--positions", "all", "query"]
+QUICK = ["--num_resamples", "50", "--positions", "[all,query]"]
 
 
 def export(model, folder: Path, seed: int = 3) -> Path:
@@ -39,10 +40,10 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 def test_parts_come_back_as_they_were(make_model, tmp_path):
     model = make_model()
-    kinds = ("mask_renormalise", "mean", "mask_renormalise_first_order")
-    cells = tuple(c for kind in kinds for c in build_grid(model.model.sites, kind, scopes=["all", "layer:1"]))
+    kinds = (Kind(MaskRenormalise), Kind(Mean), Kind(MaskRenormalise, first_order=True))
+    cells = tuple(cell for kind in kinds for cell in build_grid(model.model.sites, kind, scopes=["all", "layer:1"]))
     engine = Engine(model, cells, batch_size=2)
-    inputs = ProbeInputs.from_recall(TASK.batch("probe", range(6)))
+    inputs = Examples.from_recall(TASK.batch("probe", range(6)))
     store = Parts(tmp_path / "parts", {"a": 1}, cells, model.model.sites)
     whole = engine.run(inputs, store)
     assert len(list((tmp_path / "parts").glob("*.npz"))) == 3
@@ -60,7 +61,7 @@ def test_parts_come_back_as_they_were(make_model, tmp_path):
 def test_a_killed_probe_goes_on_where_it_stopped(make_model, tmp_path, capsys):
     """SIGKILL after a batch or more; the same command finishes with the rows of an uninterrupted probe, bit for bit."""
     run = export(make_model(num_hidden_layers=6), tmp_path / "run")
-    options = ["--num-sequences", "96", "--batch-size", "4", "--kinds", "mask_renormalise", "resample", *QUICK]
+    options = ["--num_sequences", "96", "--batch_size", "4", "--kinds", "[mask_renormalise,resample]", *QUICK]
     main(["run", str(run), "--output", str(tmp_path / "whole"), *options])
     script = str(Path(sys.executable).parent / "attnres-probe")
     process = subprocess.Popen([script, "run", str(run), "--output", str(tmp_path / "killed"), *options])
@@ -93,7 +94,7 @@ def test_processes_share_a_probe(make_model, tmp_path):
     """Two processes (Lightning Fabric, gloo) give the table of one."""
     run = export(make_model(), tmp_path / "run")
     script = str(Path(sys.executable).parent / "attnres-probe")
-    options = ["--num-sequences", "10", "--kinds", "mask_renormalise", "mean", *QUICK]
+    options = ["--num_sequences", "10", "--kinds", "[mask_renormalise,mean]", *QUICK]
     for devices in ("1", "2"):
         output = str(tmp_path / devices)
         command = [script, "run", str(run), "--output", output, "--device", "cpu", "--devices", devices, *options]
@@ -118,7 +119,7 @@ def two_probes(make_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     for seed, name in ((0, "a"), (1, "b")):
         run = export(make_model(seed=seed), folder / name, seed)
-        main(["run", str(run), "--output", str(run / "probe" / "final"), "--num-sequences", "12", *QUICK])
+        main(["run", str(run), "--output", str(run / "probe" / "final"), "--num_sequences", "12", *QUICK])
     return folder / "a", folder / "b"
 
 
@@ -150,7 +151,7 @@ def test_a_probe_compared_with_itself_differs_nowhere(two_probes):
 @pytest.mark.parametrize("suffix", [".json", ".csv", ".parquet"])
 def test_compare_prints_a_table_and_writes_all_rows(two_probes, tmp_path, capsys, suffix):
     output = tmp_path / "new" / f"rows{suffix}"
-    main(["compare", *map(str, two_probes), "--output", str(output), "--num-resamples", "50"])
+    main(["compare", *map(str, two_probes), "--output", str(output), "--num_resamples", "50"])
     printed = capsys.readouterr().out
     assert "B - A on the same 12 sequences" in printed
     assert "mlp        embedding" in printed
@@ -162,7 +163,7 @@ def test_compare_prints_a_table_and_writes_all_rows(two_probes, tmp_path, capsys
 
 def test_probes_of_other_examples_are_not_compared(two_probes, make_model, tmp_path):
     run = export(make_model(), tmp_path / "c")
-    main(["run", str(run), "--output", str(run / "probe"), "--num-sequences", "8", *QUICK])
+    main(["run", str(run), "--output", str(run / "probe"), "--num_sequences", "8", *QUICK])
     with pytest.raises(ValueError, match="were not probed on the same examples"):
         compare(two_probes[0], run)
 

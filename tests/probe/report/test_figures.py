@@ -29,7 +29,8 @@ from probe.files.runs import load_run
 from probe.report import figures as plots
 from probe.report.figures import comparison, style
 from probe.report.figures.write import write_figures
-from probe.runner import ProbeSettings, probe_model
+from probe.runner import probe_model
+from probe.settings import ProbeSettings
 from tests.support.paths import ROOT
 
 K = 16

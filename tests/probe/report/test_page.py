@@ -17,7 +17,6 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from attnres.tasks import MQAR
-from probe.ablation.grid import WIDE_SCOPES
 from probe.analysis.motifs import ESTIMATE, EXACT, primary_rows
 from probe.cli import main
 from probe.files import tables as storage
@@ -25,7 +24,9 @@ from probe.report.page import layout as page_layout
 from probe.report.page.build import build_page, write_page
 from probe.report.page.curves import accuracy_table
 from probe.report.page.data import TRAINING, PageRun, load_page_runs
-from probe.runner import ProbeSettings, probe_model
+from probe.runner import probe_model
+from probe.settings import ProbeSettings
+from probe.vocabulary import WIDE_SCOPES
 from tests.probe.test_cli import QUICK, export
 
 STEPS = (0, 2, 5)
@@ -417,7 +418,7 @@ def test_a_run_killed_in_training_that_was_probed_without_regions_has_a_report(m
     assert not (tmp_path / "figures/motifs.png").exists()
 
 
-@pytest.mark.parametrize("options", [["--scopes", "all"], ["--first-order-only"], ["--scopes", "layer:1"]])
+@pytest.mark.parametrize("options", [["--scopes", "[all]"], ["--mode", "first_order"], ["--scopes", "[layer:1]"]])
 def test_a_probe_of_few_cells_has_a_page(make_model, tmp_path, options):
     run = export(make_model(attnres_source="block_sum"), tmp_path / "run", "block_sum")
     main(["run", str(run), "--output", str(run / "probe"), *QUICK, *options])
@@ -427,7 +428,7 @@ def test_a_probe_of_few_cells_has_a_page(make_model, tmp_path, options):
 
 def test_a_run_without_the_primary_intervention_is_named_and_left_out(make_model, runs, tmp_path, capsys):
     run = export(make_model(), tmp_path / "zeroed", "cumulative")
-    main(["run", str(run), "--output", str(run / "probe"), *QUICK, "--kinds", "zero", "--scopes", "all"])
+    main(["run", str(run), "--output", str(run / "probe"), *QUICK, "--kinds", "[zero]", "--scopes", "[all]"])
     main(["report", str(run)])
     assert "no page: no run holds effects of mask_renormalise" in capsys.readouterr().out
     assert not (run / "report.html").exists()

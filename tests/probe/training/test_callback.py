@@ -19,7 +19,10 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from attnres import read_sites
 from attnres.tasks import MQAR
 from probe import runner
+from probe.analysis.effects import CELL_KEYS
 from probe.files import tables as storage
+from probe.files.layout import DROPPED
+from probe.settings import TrainingProbeSettings
 from probe.training.callback import ProbeCallback, undisturbed
 from train.recall.curriculum import CurriculumConfig
 from train.recall.data import MQARDataModule
@@ -67,6 +70,10 @@ class Clock(Callback):
         self.now += self.step
 
 
+def probes(**settings) -> ProbeCallback:
+    return ProbeCallback(TrainingProbeSettings(**settings))
+
+
 def fit(
     directory: Path, probe: ProbeCallback | None, max_steps: int = STEPS, clock: Clock | None = None, **model
 ) -> Losses:
@@ -98,9 +105,13 @@ def fit(
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
-    callback = ProbeCallback(
-        **{"every_n_steps": 60, "log_spaced": False, "at_steps": [1, 8], "accuracy_jump": 0.03},
-        **{"max_probe_fraction": None, "num_resamples": 50},
+    callback = probes(
+        every_n_steps=60,
+        log_spaced=False,
+        at_steps=[1, 8],
+        accuracy_jump=0.03,
+        max_probe_fraction=None,
+        num_resamples=50,
     )
     return directory, callback, fit(directory, callback)
 
@@ -193,12 +204,12 @@ def test_everything_comes_back_after_a_probe(make_model):
 )
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
-        ProbeCallback(**options)
+        probes(**options)
 
 
 def test_too_few_queries_are_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="it must be at least 256"):
-        fit(tmp_path, ProbeCallback(num_sequences=64))
+        fit(tmp_path, probes(num_sequences=64))
     assert not list(tmp_path.iterdir())
 
 
@@ -207,19 +218,19 @@ def test_scopes_that_the_model_lacks_are_refused_before_training(scope, tmp_path
     with pytest.raises(
         ValueError, match=f"scope '{scope}' does not exist; choose from early, middle, late, all, layer:0"
     ):
-        fit(tmp_path, ProbeCallback(scopes=["early", scope]))
+        fit(tmp_path, probes(scopes=["early", scope]))
     assert not list(tmp_path.iterdir())
 
 
 def test_scopes_without_reads_are_refused(make_model):
     message = "nothing to probe: a model of 2 layers has no read of self_attn, mlp in late"
     with pytest.raises(ValueError, match=message):
-        ProbeCallback(scopes=["late"]).check(MQAR(num_pairs=4, vocab_size=32), make_model(num_hidden_layers=2))
+        probes(scopes=["late"]).check(MQAR(num_pairs=4, vocab_size=32), make_model(num_hidden_layers=2))
 
 
 def test_first_order_probes_leave_training_alone_too(tmp_path):
     """Gradients are taken in the middle of training: no bit of it changes, none is left behind."""
-    probe = ProbeCallback(
+    probe = probes(
         every_n_steps=3, accuracy_jump=0, mode="both", num_resamples=20, scopes=["late"], max_probe_fraction=None
     )
     losses = fit(tmp_path / "probed", probe, max_steps=6)
@@ -236,7 +247,7 @@ def test_first_order_probes_leave_training_alone_too(tmp_path):
 
 
 def test_the_probe_after_training_is_exact_whatever_the_mode(tmp_path):
-    callback = ProbeCallback(every_n_steps=2, mode="first_order", num_resamples=20, max_probe_fraction=None)
+    callback = probes(every_n_steps=2, mode="first_order", num_resamples=20, max_probe_fraction=None)
     fit(tmp_path, callback, max_steps=4)
     kinds = storage.read_effects(tmp_path).groupby("step")["kind"].agg(set)
     linear = "mask_renormalise_first_order"
@@ -244,7 +255,7 @@ def test_the_probe_after_training_is_exact_whatever_the_mode(tmp_path):
 
 
 def test_a_block_sum_model_is_probed_at_its_final_read_too(tmp_path):
-    fit(tmp_path, ProbeCallback(num_resamples=20), max_steps=1, attnres_source="block_sum")
+    fit(tmp_path, probes(num_resamples=20), max_steps=1, attnres_source="block_sum")
     scopes = storage.read_effects(tmp_path).groupby("step")["scope"].agg(set)
     assert scopes[0] == {"early", "middle", "late", "all", "final"}
     assert scopes[1] == scopes[0] | {"layer:0", "layer:1", "layer:2"}
@@ -258,7 +269,7 @@ class TestBudget:
         """40 steps of 1 s and probes of 1 s, the one after training of 5 s."""
         clock = Clock(monkeypatch, lambda number: 1.0 if len(clock.probed) < 4 else 5.0, step=1.0)
         with caplog.at_level("INFO"):
-            losses = fit(tmp_path, ProbeCallback(**EVERY_4, max_probe_fraction=0.11), 40, clock)
+            losses = fit(tmp_path, probes(**EVERY_4, max_probe_fraction=0.11), 40, clock)
         *in_training, last = clock.probed
         assert (in_training[0], last) == (0, 40)
         assert len(in_training) == 4  # 4 s of 4.4
@@ -278,7 +289,7 @@ class TestBudget:
     def test_those_asked_for_by_name_are_made(self, tmp_path, monkeypatch, caplog):
         clock = Clock(monkeypatch, lambda _: 3.0, step=1.0)
         with caplog.at_level("INFO"):
-            fit(tmp_path, ProbeCallback(**EVERY_4, at_steps=[5, 8, 12]), 16, clock)
+            fit(tmp_path, probes(**EVERY_4, at_steps=[5, 8, 12]), 16, clock)
         assert clock.probed == [0, 5, 8, 12, 16]
         assert "This is more than probe.max_probe_fraction, 10 %" in caplog.text
         cost = json.loads((tmp_path / "probe" / "summary.json").read_text())["probe"]
@@ -311,7 +322,7 @@ class TestSettled:
         def planted(*args, **kwargs):
             probe = probe_model(*args, **kwargs)
             steps.append(kwargs["step"])
-            motif = {"family": "older", "sublayer": "self_attn", "region": "late"}
+            motif = {"sublayer": "self_attn", "scope": "late", "family": "older"}
             probe.summary["motifs"] = [motif] * (kwargs["step"] >= 8)
             probe.summary["clean"]["task_learned"] = True
             return probe
@@ -320,22 +331,22 @@ class TestSettled:
         return steps
 
     def test_training_ends_when_they_are(self, motifs, tmp_path, caplog):
-        callback = ProbeCallback(**EVERY_4, max_probe_fraction=None, stop_when_settled=True, settled_probes=3)
+        callback = probes(**EVERY_4, max_probe_fraction=None, stop_when_settled=True, settled_probes=3)
         with caplog.at_level("INFO"):
             losses = fit(tmp_path, callback, 40)
         assert len(losses.seen) == 16
         assert motifs == [0, 4, 8, 12, 16, 16]  # the last one whole
         effects = storage.read_effects(tmp_path)
-        assert not effects.duplicated(storage.CELL_KEYS).any()
+        assert not effects.duplicated(CELL_KEYS).any()
         assert "layer:1" in set(effects.loc[effects["step"] == 16, "scope"])
         summary = json.loads((tmp_path / "probe" / "summary.json").read_text())
         assert (summary["step"], summary["probe"]["stopped_when_settled"]) == (16, 16)
         assert summary["probe"]["n_probed"] == 5
         assert "stopping at step 16 (probe.stop_when_settled)" in caplog.text
-        assert "same at 3 probes in a row (older -> late self_attn)" in caplog.text
+        assert "same at 3 probes in a row (older -> late attention)" in caplog.text
 
     def test_it_is_off_by_default(self, motifs, tmp_path):
-        assert len(fit(tmp_path, ProbeCallback(**EVERY_4, max_probe_fraction=None), 28).seen) == 28
+        assert len(fit(tmp_path, probes(**EVERY_4, max_probe_fraction=None), 28).seen) == 28
         summary = json.loads((tmp_path / "probe" / "summary.json").read_text())
         assert summary["probe"]["stopped_when_settled"] is None
 
@@ -351,7 +362,7 @@ def test_steps_that_were_dropped_are_remembered_until_they_are_there_again(probe
             assert set(pd.read_parquet(tmp_path / "probe" / f"{name}.parquet")["step"]) == set(steps) - set(later)
     assert storage.drop_steps_after(tmp_path / "probe", 60) == [step for step in later if step > 60]
     assert storage.drop_steps_after(tmp_path / "probe", STEPS) == []
-    assert not (tmp_path / "probe" / storage.DROPPED).exists()
+    assert not (tmp_path / "probe" / DROPPED).exists()
 
 
 def test_checkpoints_of_before_there_was_a_budget_can_be_gone_on_with(caplog):
@@ -365,5 +376,5 @@ def test_checkpoints_of_before_there_was_a_budget_can_be_gone_on_with(caplog):
 
 
 def test_a_mode_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="mode must be one of exact, first_order, both, got 'linear'"):
-        ProbeCallback(mode="linear")
+    with pytest.raises(ValueError, match="mode 'linear' does not exist; choose from exact, first_order, both"):
+        probes(mode="linear")

@@ -21,7 +21,7 @@ from attnres.tasks import MQAR
 from probe.ablation.engine import Engine
 from probe.ablation.grid import build_grid
 from probe.ablation.interventions import KINDS, Ablation
-from probe.examples.inputs import ProbeInputs
+from probe.examples.examples import Examples
 from probe.runner import plan_probe
 from probe.training.callback import ProbeCallback
 from tests.support.paths import CONFIGS
@@ -182,7 +182,7 @@ def test_a_large_model_is_not_allocated():
 def test_a_sweep_takes_the_passes_that_were_planned(source, positions, make_model):
     model = make_model(attnres_source=source, num_hidden_layers=2)
     kinds = [kind for kind in KINDS if source in Ablation.known[kind].attnres_sources]
-    inputs = ProbeInputs.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(5)))
+    inputs = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(5)))
     for names in (
         ["mask_renormalise"],
         ["mask_renormalise_first_order"],

@@ -42,8 +42,8 @@ STUDY = {
     "base": ["size.yaml", "data.curriculum.kind=off"],
     "conditions": {"cumulative": ["model.attnres_source=cumulative"], "vanilla": ["vanilla.yaml"]},
     "seeds": [0, 1],
-    "probe": "--num-sequences 8 --num-resamples 20 --sublayers self_attn mlp --scopes all --device cpu",
-    "baseline": "--num-blocks 2",
+    "probe": "--num_sequences 8 --num_resamples 20 --sublayers [self_attn,mlp] --scopes [all] --device cpu",
+    "baseline": "--num_blocks 2",
 }
 MAIN = {"attnres-train": train.cli.fit.main, "attnres-probe": probe.cli.main}
 
@@ -326,7 +326,7 @@ def test_the_commands_are_those_of_a_person(tmp_path, capsys):
         f"attnres-probe run {directory}/cumulative-seed1 --output {directory}/cumulative-seed1/probe/final "
         + STUDY["probe"],
         f"{base} --config {tmp_path}/vanilla.yaml {place}/vanilla-seed1 --ckpt_path last",
-        f"attnres-probe baseline {directory}/vanilla-seed1 --output {directory}/vanilla-seed1-wrapped --num-blocks 2 "
+        f"attnres-probe baseline {directory}/vanilla-seed1 --output {directory}/vanilla-seed1-wrapped --num_blocks 2 "
         + STUDY["probe"],
     ]
     assert [path.name for path in directory.iterdir()] == ["vanilla-seed1"]
@@ -372,7 +372,7 @@ BAD_STUDIES = {
     "no list of options": ({"base": "size.yaml"}, ["base", "list"]),
     "an unknown key": ({"seed": [1]}, ["seed ", "seeds"]),
     "an unknown option of the probe": ({"probe": "--familys embedding"}, ["probe", "--families"]),
-    "an unknown kind": ({"probe": "--kinds mask"}, ["probe", "mask_renormalise"]),
+    "an unknown kind": ({"probe": "--kinds [mask]"}, ["probe", "mask_renormalise"]),
     "the probe's output": ({"probe": "--output x"}, ["probe", "--output"]),
     "options of the probe as a list": ({"probe": ["--kinds"]}, ["probe", "command line"]),
 }

@@ -24,7 +24,7 @@ NO_CANDIDATE = -1
 
 
 @dataclass(frozen=True)
-class ProbeInputs:
+class Examples:
     """Sequences, padded on the right (which a causal model never sees).
 
     Attributes:
@@ -43,14 +43,14 @@ class ProbeInputs:
     lengths: Tensor
 
     @classmethod
-    def from_recall(cls, examples: RecallBatch) -> ProbeInputs:
+    def from_recall(cls, examples: RecallBatch) -> Examples:
         """Of answers of one token."""
         ids, labels = examples.input_ids, examples.labels
         lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
         return cls(ids, labels, examples.values.unsqueeze(-1), labels != IGNORE_INDEX, lengths)
 
     @classmethod
-    def collate(cls, sequences: Sequence[tuple[Tensor, Tensor, Tensor]]) -> ProbeInputs:
+    def collate(cls, sequences: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Examples:
         """From (input_ids (t,), labels (t,), candidates (c,) or (c, a)) of each sequence, lengths free.
 
         Raises:
@@ -77,6 +77,11 @@ class ProbeInputs:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def num_values(self) -> int:
+        """K, the values in a context: guessing one of them is the trivial plateau, with accuracy 1/K and NLL ln K."""
+        return self.candidates.shape[1]
 
     @property
     def queries(self) -> Tensor:
@@ -109,16 +114,16 @@ class ProbeInputs:
         """(sequences, seq) bool: not padding."""
         return torch.arange(self.input_ids.shape[1], device=self.lengths.device) < self.lengths[:, None]
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> ProbeInputs:
+    def take(self, indices: Sequence[int] | np.ndarray) -> Examples:
         """These sequences, cut to the longest of them."""
         chosen = torch.as_tensor(np.asarray(indices), device=self.input_ids.device)
         lengths = self.lengths[chosen]
         ids, labels, starts = (t[chosen, : int(lengths.max())] for t in (self.input_ids, self.labels, self.starts))
-        return ProbeInputs(ids, labels, self.candidates[chosen], starts, lengths)
+        return Examples(ids, labels, self.candidates[chosen], starts, lengths)
 
-    def to(self, device: torch.device | str) -> ProbeInputs:
+    def to(self, device: torch.device | str) -> Examples:
         tensors = (self.input_ids, self.labels, self.candidates, self.starts, self.lengths)
-        return ProbeInputs(*(tensor.to(device) for tensor in tensors))
+        return Examples(*(tensor.to(device) for tensor in tensors))
 
     def partners(self, seed: int = 0) -> np.ndarray:
         """(sequences,) another sequence for each, of the same length and with queries at the same positions.

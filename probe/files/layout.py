@@ -1,0 +1,55 @@
+"""The names of the files in a run directory, all of them, and where its results lie.
+
+RUN/config.yaml, provenance.json, metrics.csv      what it was told, what it was, what it logged
+    checkpoints/                                   to go on from
+    hf/                                            the final model, with task.json and attnres_run.json beside it
+    probe/                                         tables and summary.json of the probes in training
+    probe/final/                                   the same of a probe of the finished model
+    figures/, report.html                          what attnres-probe report writes
+    wandb/, tensorboard/, probes.csv               what loggers write
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIG, PROVENANCE, METRICS = "config.yaml", "provenance.json", "metrics.csv"
+CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoints", "last.ckpt", "previous.ckpt"
+EXPORT, TASK_FILE, RUN_FILE = "hf", "task.json", "attnres_run.json"
+PROBE, FINAL_PROBE, SUMMARY = "probe", "final", "summary.json"
+TABLES = ("effects", "clusters", "coalitions", "geometry")
+PARTS, SWEEP, DROPPED = "parts", "sweep.json", "dropped.json"
+"""An unfinished sweep and what it is of; the steps whose rows a resumed run has removed and not probed again."""
+FIGURES, PAGE = "figures", "report.html"
+WANDB, TENSORBOARD, PROBES = "wandb", "tensorboard", "probes.csv"
+
+
+def table_file(folder: Path, table: str) -> Path:
+    """Where one of `TABLES` lies in a folder of results."""
+    return folder / f"{table}.parquet"
+
+
+def has_results(folder: Path) -> bool:
+    return table_file(folder, "effects").exists()
+
+
+def result_folders(run: Path) -> tuple[Path, ...]:
+    """Where results of a run directory may lie, the preferred first; `run` may be such a folder itself."""
+    return run / PROBE / FINAL_PROBE, run, run / PROBE
+
+
+def find_results(run: Path) -> Path:
+    """The folder with a probe's results: a run directory's `probe/final/` is preferred to its `probe/`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = next(filter(has_results, result_folders(run)), None)
+    if found is None:
+        raise ValueError(f"{run} holds no probe results: expected effects.parquet there or in its probe/ folder")
+    return found
+
+
+def find_training(run: Path) -> Path | None:
+    """The folder with the probes of a run while it trained: `probe/` of a run directory, or the folder itself."""
+    return next(filter(has_results, (run / PROBE, run)), None)

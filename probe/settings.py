@@ -1,0 +1,161 @@
+"""The settings of a probe, once: command-line options, YAML keys and arguments in Python are made from these classes.
+
+This file imports nothing heavy, so that `--help` is quick; names are checked when a settings object is made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+MIN_SEQUENCES, MIN_QUERIES = 64, 1024
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What to ablate, how, and on how much data.
+
+    Args:
+        num_sequences: Sequences of the probe split, at the task's full K; each is one cluster. null for the fewest
+            that a probe in training may have: 64, and 1,024 queries.
+        kinds: Interventions: mask_renormalise, zero, mean, resample, uniform, increment, patch_weights, matched_mass,
+            or module.Class for one of your own.
+        families: Source families to ablate: embedding, current, prev_completed, older. Kinds that act on several
+            families at once are not restricted by it.
+        sublayers: Reads to ablate: those of self_attn, of mlp, and both together.
+        scopes: Where exact ablations act: early, middle, late, all, layer:0 and so on, final. null for every one.
+        positions: Where in the sequence to act: at all positions, and at query positions only.
+        with_aliases: Also ablate each family together with the sources that are the same tensor.
+        mode: exact ablations, first_order estimates of their effects (cheap, in every scope), or both.
+        coalitions: Scopes at which every subset of the families is masked, for Shapley values and interactions.
+        flip: Also run the flip test. In training: after the last step only.
+        batch_size: Sequences per clean run.
+        tokens_per_pass: Most tokens of one ablated forward pass, which bounds memory. null for a default by device.
+        num_resamples: Bootstrap resamples and sign flips.
+        seed: Of resamples, flips, partners, draws and the flip test's changes.
+
+    Raises:
+        ValueError: a name that does not exist, or a number that is out of range.
+    """
+
+    num_sequences: int | None = 256
+    kinds: tuple[str, ...] = ("mask_renormalise",)
+    families: tuple[str, ...] = ("embedding", "current", "prev_completed", "older")
+    sublayers: tuple[str, ...] = ("self_attn", "mlp", "both")
+    scopes: tuple[str, ...] | None = None
+    positions: tuple[str, ...] = ("all", "query")
+    with_aliases: bool = False
+    mode: Literal["exact", "first_order", "both"] = "exact"
+    coalitions: tuple[str, ...] = ()
+    flip: bool = True
+    batch_size: int = 64
+    tokens_per_pass: int | None = None
+    num_resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from probe.ablation.interventions import find_kind
+        from probe.vocabulary import ABLATED_SUBLAYERS, FAMILIES, POSITIONS, check_names
+
+        for name in ("kinds", "families", "sublayers", "positions", "scopes", "coalitions"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))  # frozen, and lists are welcome
+            if not value and name not in ("scopes", "coalitions"):
+                raise ValueError(f"{name} must name at least one")
+        kinds = tuple(find_kind(name) for name in self.kinds)
+        object.__setattr__(self, "kinds", tuple(kind.kind for kind in kinds))
+        check_names("family", self.families, FAMILIES)
+        check_names("sublayer", self.sublayers, ABLATED_SUBLAYERS)
+        check_names("positions", self.positions, POSITIONS)
+        check_names("mode", [self.mode], ("exact", "first_order", "both"))
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        for name in ("num_sequences", "batch_size", "tokens_per_pass", "num_resamples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.num_sequences == 1 and any(kind.needs == "partner" for kind in kinds):
+            raise ValueError(
+                "num_sequences must be at least 2 for kinds that take another example's content or weights"
+            )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the exact sweep is run."""
+        return self.mode != "first_order"
+
+    @property
+    def first_order(self) -> bool:
+        """Whether effects are estimated to first order."""
+        return self.mode != "exact"
+
+
+@dataclass(frozen=True)
+class TrainingProbeSettings(ProbeSettings):
+    """When a model in training is probed, and how.
+
+    Step 0 and the last step are always probed. The last probe is exact whatever the mode, and of all scopes.
+
+    Args:
+        num_sequences: Sequences per probe; null for the fewest allowed: 64, and 1,024 queries. All probes are of the
+            same sequences, so that they can be paired.
+        scopes: Where exact ablations act; null for early, middle, late, all, and the final read where there is one.
+        enabled: Probe at all.
+        every_n_steps: Steps between evenly spaced probes; 0 for none.
+        log_spaced: Also probe at steps 1, 2, 4, 8 and so on.
+        at_steps: Also probe at these steps, whatever it costs.
+        accuracy_jump: Also probe when validation accuracy has risen by this much since the last probe; 0 for never.
+        max_probe_fraction: The most that probes may take meanwhile, as a fraction of the time spent training; null for
+            no limit. Step 0 and at_steps are probed in any case, and count.
+        stop_when_settled: End training when the task is learned and the motifs, at least one, stay the same.
+        settled_probes: For how many probes in a row they must stay the same.
+    """
+
+    num_sequences: int | None = None
+    sublayers: tuple[str, ...] = ("self_attn", "mlp")
+    positions: tuple[str, ...] = ("all",)
+    enabled: bool = True
+    every_n_steps: int = 50
+    log_spaced: bool = True
+    at_steps: tuple[int, ...] | None = None
+    accuracy_jump: float = 0.1
+    max_probe_fraction: float | None = 0.1
+    stop_when_settled: bool = False
+    settled_probes: int = 5
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ValueError(f"probe: {error}") from error
+        object.__setattr__(self, "at_steps", tuple(self.at_steps or ()))
+        for name in ("every_n_steps", "accuracy_jump"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"probe.{name} must not be negative, got {getattr(self, name)}")
+        if any(step < 0 for step in self.at_steps or ()):
+            raise ValueError(f"probe.at_steps must not be negative, got {min(self.at_steps or ())}")
+        if self.max_probe_fraction is not None and not self.max_probe_fraction > 0:
+            raise ValueError(f"probe.max_probe_fraction must be positive, or null, got {self.max_probe_fraction}")
+        if self.num_sequences is not None and self.num_sequences < MIN_SEQUENCES:
+            raise ValueError(f"probe.num_sequences must be at least {MIN_SEQUENCES}, got {self.num_sequences}")
+        if self.settled_probes < 1:
+            raise ValueError(f"probe.settled_probes must be at least 1, got {self.settled_probes}")
+        if self.stop_when_settled and not self.finds_motifs:
+            raise ValueError(
+                "probe.stop_when_settled waits for motifs, which need exact ablations of early, middle and late at all "
+                "positions: see probe.mode, probe.kinds, probe.scopes, probe.positions and probe.sublayers"
+            )
+
+    @property
+    def finds_motifs(self) -> bool:
+        """Whether probes with these settings can find motifs."""
+        has_regions = self.scopes is None or {"early", "middle", "late"} <= set(self.scopes)
+        has_sublayers = not {"self_attn", "mlp"}.isdisjoint(self.sublayers)
+        masks = "mask_renormalise" in self.kinds and "all" in self.positions
+        return self.exact and masks and has_regions and has_sublayers
+
+
+def fewest_sequences(num_pairs: int) -> int:
+    """The fewest sequences of `num_pairs` queries that a probe in training may have."""
+    return max(MIN_SEQUENCES, math.ceil(MIN_QUERIES / num_pairs))
