@@ -225,7 +225,7 @@ except ValueError as error:
     assert result.stdout.splitlines() == [
         "torch.bfloat16 20 [7, 9]",
         "True",
-        "wrap_qwen3: Qwen/Qwen3-none is neither a folder with a model nor to be had from the hub",
+        "wrap_qwen3: Qwen/Qwen3-none is neither a folder with a model nor a model on the hub",
     ]
 
 
