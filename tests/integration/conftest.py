@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.conftest import SMALL_SHAPE
 
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token for each of the words w0, w1, …, as many as a small model knows."""
