@@ -123,13 +123,12 @@ def test_outputs_that_a_call_cannot_give_are_refused(make_model, make_tokens):
         model(input_ids, stop_before=3)
     model.set_attn_implementation("eager")
     assert len(model(input_ids, output_attentions=True).attentions) == 4
-    model.config._attn_implementation = "sdpa"
-    message = "output_attentions needs attn_implementation='eager', got 'sdpa'"
-    with pytest.raises(ValueError, match=message):
-        model(input_ids, output_attentions=True)
-    model.config.output_attentions = True
-    with pytest.raises(ValueError, match=message):
-        model(input_ids)
+    for by_config in (False, True):
+        model.config._attn_implementation = "eager"
+        model.config.output_attentions = by_config
+        model.config._attn_implementation = "sdpa"
+        with pytest.raises(ValueError, match="output_attentions needs attn_implementation='eager', got 'sdpa'"):
+            model(input_ids, **({} if by_config else {"output_attentions": True}))
     assert model(input_ids, output_attentions=False).attentions is None
 
 
@@ -235,11 +234,12 @@ def test_resized_embeddings(make_model, make_tokens, tmp_path, source, tied):
     assert torch.equal(AttnResForCausalLM.from_pretrained(tmp_path)(input_ids).logits, resized.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)")  # torch, of itself
 @BOTH
 def test_compiled_without_graph_breaks(make_model, make_tokens, source, mode):
     """`fullgraph=True` raises at a graph break."""
-    model = make_model(attnres_source=source, attnres_mode=mode, use_cache=False)
+    model = make_model(num_hidden_layers=3, attnres_source=source, attnres_mode=mode, use_cache=False)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     input_ids = make_tokens(model)
     gradients = []
