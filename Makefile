@@ -1,4 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each sets up .venv itself when needed.
+# `make test-all` is the whole suite; it needs a browser, which `make browser` installs.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -12,18 +13,18 @@ STUDY := runs/study
 # The final probes: the masks, the control of equal mass, every subset of the families, and the linear estimate.
 PROBE := --kinds '[mask_renormalise,matched_mass]' --coalitions '[all]' --mode both
 
-# The model's tests, and one each of probing and training, with the oldest transformers that is supported.
+# The model's tests, and some of probing and training, with the oldest transformers that is supported.
 OLDEST := .venv/oldest
 OLDEST_RELEASES := transformers==5.4.0 huggingface_hub==1.5.0 tokenizers==0.22.2
 OLDEST_TESTS := tests/attnres tests/probe/test_cli.py tests/probe/test_text_cli.py tests/train/recall/test_module.py
 
-# Two processes of one thread each: tests are small, and most of their time one thread works.
+# Two processes of one thread each: the tests are too small for more threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Optional: what other people's programs make of our models.
+# Other people's programs that our models work with: peft, lm-evaluation-harness, nnsight, accelerate.
 CLIENTS := .venv/.clients
 
-.PHONY: demo study test test-oldest test-integration lint format clean
+.PHONY: demo study test test-all test-clients test-oldest browser lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/attnres-train fit --config configs/demo.yaml --seed_everything $(SEED) --run_dir $(RUN)/trained
@@ -35,15 +36,24 @@ demo: $(INSTALLED)
 study: $(INSTALLED)
 	$(BIN)/attnres-train study --config configs/study.yaml --dir $(STUDY)
 
-# The page is tested in a browser: Debian's chromium, or the one that ATTNRES_CHROMIUM names (ATTNRES_NO_BROWSER=1: not).
+# What a newcomer runs: no slow tests, and without a browser the tests that need one are skipped.
 test: $(INSTALLED)
-	$(PYTEST) --ignore tests/integration
+	$(PYTEST) --ignore tests/integration -m 'not slow'
+
+# Everything; a skipped test is a failure. The clients come last, so that all else is tested without them installed.
+test-all: $(INSTALLED)
+	ATTNRES_ALL=1 $(PYTEST) --ignore tests/integration
+	$(MAKE) test-clients
+
+test-clients: $(CLIENTS)
+	ATTNRES_ALL=1 $(PYTEST) tests/integration
 
 test-oldest: $(OLDEST)
-	PYTHONPATH=$(OLDEST) $(PYTEST) $(OLDEST_TESTS)
+	ATTNRES_ALL=1 PYTHONPATH=$(OLDEST) $(PYTEST) $(OLDEST_TESTS)
 
-test-integration: $(CLIENTS)
-	ATTNRES_INTEGRATION=1 $(BIN)/python -m pytest tests/integration
+# For the tests of the report page. They also take a chromium on PATH, or the one that ATTNRES_CHROMIUM names.
+browser: $(INSTALLED)
+	$(BIN)/playwright install chromium
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

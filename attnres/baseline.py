@@ -28,17 +28,18 @@ def wrap_qwen3(
     whatever the input; as b grows the vanilla model comes back (arXiv:2606.13168, baseline).
 
     Args:
-        model_or_path: the model, or what `Qwen3ForCausalLM.from_pretrained` takes (a folder or a hub id).
+        model_or_path: the model, a folder or a hub id.
         num_blocks: N of the block partition.
         recency_bias: b of every read.
-        trainable: whether queries, key gains and biases take gradients; by default the schedule is fixed.
+        trainable: whether queries, key gains and biases take gradients. By default the schedule is fixed.
 
     Returns:
-        a model that shares the parameters of the vanilla one (no second copy of them is made), in its dtype. What
-        changes those of one changes the other: `to`, an optimiser, `resize_token_embeddings`.
+        A model in the dtype of the vanilla one. The two share their parameters: `to`, an optimiser or
+        `resize_token_embeddings` on one of them changes the other.
 
     Raises:
-        ValueError: not a vanilla Qwen3, nothing there, missing or unexpected tensors, or more blocks than layers.
+        ValueError: this is not a vanilla Qwen3, nothing was found, tensors are missing or unexpected, or there are
+            more blocks than layers.
     """
     vanilla = _load_vanilla(model_or_path) if isinstance(model_or_path, (str, PathLike)) else model_or_path
     if not isinstance(vanilla, Qwen3ForCausalLM):
@@ -71,7 +72,7 @@ def _load_vanilla(path: str | PathLike[str]) -> Qwen3ForCausalLM:
     try:
         config = AutoConfig.from_pretrained(path)
     except OSError as error:
-        raise ValueError(f"wrap_qwen3: {path} is neither a folder with a model nor to be had from the hub") from error
+        raise ValueError(f"wrap_qwen3: {path} is neither a folder with a model nor a model on the hub") from error
     if config.model_type != Qwen3Config.model_type:
         raise ValueError(f"wrap_qwen3: {path} is a '{config.model_type}' model, only a vanilla 'qwen3' can be wrapped")
     try:
@@ -81,7 +82,7 @@ def _load_vanilla(path: str | PathLike[str]) -> Qwen3ForCausalLM:
 
 
 def _assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Put the parameter itself, not a copy of its values, in the place `name`."""
+    """Make `parameter` itself, not a copy, the model's parameter `name`."""
     module_name, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(module_name), attribute, parameter)
 
@@ -97,14 +98,15 @@ def recency_schedule(model_or_config: AttnResForCausalLM | AttnResConfig | Qwen3
     """The analytic routing weights of a model whose queries are zero.
 
     Args:
-        model_or_config: a model (its own biases are used) or a configuration (`attnres_recency_bias_init` is used).
+        model_or_config: a model, for the schedule of its own biases, or a configuration, for that of
+            `attnres_recency_bias_init`.
 
     Returns:
-        one float64 tensor (num_sources,) per read, in the order of `attnres.read_sites`.
+        One float64 tensor (num_sources,) per read, in the order of `attnres.read_sites`.
 
     Raises:
-        ValueError: the model has learned (non-zero) queries, so that its weights depend on the input; or the
-            configuration is not an AttnRes one.
+        ValueError: the model has learned (non-zero) queries, so its weights depend on the input, or this is not an
+            AttnRes model or configuration.
     """
     is_model = isinstance(model_or_config, AttnResForCausalLM)
     config = model_or_config.config if is_model else model_or_config

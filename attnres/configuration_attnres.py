@@ -26,11 +26,11 @@ SIZES = (
     "head_dim",
     "attnres_num_blocks",
 )
-LEGACY = ("attnres_init_bias", "attnres_gate_init")  # in early published configurations: what trained values replaced
-FIELDS = frozenset(Qwen3Config.__annotations__) - {"model_type"}  # and ours: see `AttnResConfig.from_dict`
+LEGACY = ("attnres_init_bias", "attnres_gate_init")  # early published configurations hold these unused initial values
+FIELDS = frozenset(Qwen3Config.__annotations__) - {"model_type"}  # the inherited ones
 
 
-# trf-ignore: TRF057: `auto_docstring` would write its own text over a docstring that is already whole.
+# trf-ignore: TRF057: `auto_docstring` would overwrite our docstring.
 @strict
 class AttnResConfig(Qwen3Config):
     r"""
@@ -38,8 +38,8 @@ class AttnResConfig(Qwen3Config):
 
     Args:
         attnres_num_blocks (`int`, *optional*, defaults to 8):
-            `N`; a block is `ceil(num_hidden_layers / N)` layers, the last one may be shorter, so that there can be
-            fewer than `N` blocks (28 layers, N = 8: 7 blocks of 4). Plays no part in `full` mode.
+            `N`. A block is `ceil(num_hidden_layers / N)` layers; the last one may be shorter. There can be fewer than
+            `N` blocks (28 layers, N = 8: 7 blocks of 4). `full` mode does not use it.
         attnres_recency_bias_init (`float`, *optional*, defaults to 0.0):
             Initial recency bias `b`, the logit added to the `current` source at every read.
         attnres_mode (`str`, *optional*, defaults to `"block"`):
@@ -54,9 +54,9 @@ class AttnResConfig(Qwen3Config):
             The one supported gate is `"bias"`.
 
     Raises:
-        ValueError: an `attnres_` key or value that is not one of the above, more blocks than layers, a size that is
-            not a positive integer, heads that do not divide, or a number out of range. Wrong types of inherited
-            fields raise transformers' own `StrictDataclassError`.
+        ValueError: an `attnres_` key or value is not one of the above, there are more blocks than layers, a size is
+            not a positive integer, heads do not divide, or a number is out of range. An inherited field of a wrong
+            type raises transformers' own `StrictDataclassError`.
     """
 
     model_type = "qwen3_attnres"
@@ -82,19 +82,19 @@ class AttnResConfig(Qwen3Config):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, which warns of another model's configuration and goes on: here it is an error."""
+        """As in transformers, but another model's configuration is an error, not a warning."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
                 f"{pretrained_model_name_or_path} is a '{model_type}' model, not '{cls.model_type}'; "
-                "of a vanilla Qwen3, attnres.wrap_qwen3 makes an AttnRes model"
+                "attnres.wrap_qwen3 makes an AttnRes model from a vanilla Qwen3"
             )
         return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, which sets `kwargs` after the checks: here they take part in them."""
+        """As in transformers, but `kwargs` are checked too: transformers sets them after the checks."""
         known = FIELDS | cls.__annotations__.keys()
         fields = {key: kwargs.pop(key) for key in list(kwargs) if key in known or key.startswith("attnres_")}
         return super().from_dict({**config_dict, **fields}, **kwargs)
@@ -105,7 +105,7 @@ class AttnResConfig(Qwen3Config):
         return super().save_pretrained(*args, **kwargs)
 
     def check(self) -> None:
-        """Raise a ValueError where the fields describe no model; fields may have been set since construction."""
+        """Raise a ValueError if the fields describe no model. They may have changed since construction."""
         self._check_sizes()
         self._check_ranges()
         self._check_attnres()
@@ -113,7 +113,7 @@ class AttnResConfig(Qwen3Config):
     def _check_sizes(self) -> None:
         for key in SIZES:
             value = getattr(self, key)
-            if value is None and key == "num_key_value_heads":  # then there are as many as query heads
+            if value is None and key == "num_key_value_heads":  # None: as many as query heads
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{key} must be a positive integer, got {value!r}")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """The path to write to, beside `path`, of which it takes the place in the end.
+    """Yield a temporary path beside `path`; it replaces `path` at the end.
 
-    After an error `path` is as it was and what was written is gone; a process that is killed leaves `NAME.part`, which
-    the next to write takes for its own.
+    After an error `path` is unchanged and the temporary file is gone. A killed process leaves `NAME.part`, which the
+    next one overwrites.
 
     Args:
-        shared: other processes may write this file at the same time; then the name holds the process's number.
+        shared: whether other processes may write this file at the same time. If so, the temporary name holds the
+            process id.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part" if shared else f"{path.name}.part")
     try:

@@ -1,4 +1,4 @@
-"""What loading refuses: a checkpoint whose tensors are not those of the model its configuration names."""
+"""Loading that refuses a checkpoint whose tensors are not those of its configuration's model."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-NUM_NAMED = 24  # a line that lists 200 tensors is not read
+NUM_NAMED = 24  # nobody reads a line that lists 200 tensors
 LOGGER = logging.getLogger("transformers.modeling_utils")
 
 
 def load_whole(load: Any, *args: Any, ignore_mismatched_sizes: bool = False, **kwargs: Any) -> tuple[Any, dict]:
-    """Call `load`, a `from_pretrained`, and let nothing of the model be initialised anew, as transformers would.
+    """Call `load`, a `from_pretrained`, and raise an error where transformers would initialise tensors.
 
     Returns:
-        the model and transformers' loading info.
+        The model and transformers' loading info.
 
     Raises:
-        ValueError: tensors are missing, unexpected, or (unless `ignore_mismatched_sizes`) of another shape. One line
-            that names them, and what may have been meant.
+        ValueError: tensors are missing, unexpected, or (unless `ignore_mismatched_sizes`) of another shape. The
+            message names them in one line and hints at the likely cause.
     """
     with _report_held_back(ignore_mismatched_sizes):
         model, info = load(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
@@ -55,13 +55,13 @@ def _hint(config: PreTrainedConfig, missing: list[str], unexpected: list[str]) -
         )
     num_routing = sum("layers." in name and "_res_" in name for name in missing)
     if num_routing and num_routing == 6 * config.num_hidden_layers:
-        return ". It has no routing at all; of a vanilla Qwen3, attnres.wrap_qwen3 makes an AttnRes model"
+        return ". It has no routing at all; attnres.wrap_qwen3 makes an AttnRes model from a vanilla Qwen3"
     return ""
 
 
 @contextmanager
 def _report_held_back(ignore_mismatched_sizes: bool) -> Iterator[None]:
-    """Transformers' report of what it has "newly initialized" would be untrue: `load_whole` raises instead."""
+    """Hold back transformers' report of "newly initialized" tensors: `load_whole` raises instead."""
 
     def is_true(record: logging.LogRecord) -> bool:
         message = record.getMessage()

@@ -1,11 +1,10 @@
 # trf-ignore: TRF028: the licence is stated once, in LICENSE and pyproject.toml.
-"""Block Attention Residuals on Qwen3: only the difference from transformers' own Qwen3 is stated here.
+"""Block Attention Residuals on Qwen3. This file states only what differs from transformers' own Qwen3.
 
 Data flows one way: tokens -> `DepthState` -> for each layer *read, run, write* (twice) and *close the block* ->
-final read (block_sum) -> norm -> logits. What a read is: `attnres/routing.py`. Where reads are: `attnres/sites.py`.
+final read (block_sum) -> norm -> logits. `attnres/routing.py` defines a read; `attnres/sites.py` lists all reads.
 
-(TRF057 of transformers' modelling linter is suppressed throughout: `auto_docstring` would write its own text over
-docstrings that are already whole.)
+(TRF057 of transformers' modelling linter is off: `auto_docstring` would overwrite our docstrings.)
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from attnres.sites import ReadSite, read_sites
 
 
 class DepthQuery(nn.Module):
-    """A pseudo-query `w`, shape (1, hidden); a class of its own, so that `_init_weights` can set it to zero.
+    """A pseudo-query `w`, shape (1, hidden). It has a class of its own so that `_init_weights` can set it to zero.
 
-    No `nn.Linear`: the router reads the weight and calls nothing, so what wraps or replaces linear modules (adapters,
-    quantisation) would silently do nothing here, or harm.
+    It is no `nn.Linear`: the router reads the weight and never calls the module, so adapters and quantisation, which
+    wrap or replace linear modules, would do nothing here, or do harm.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -67,10 +66,8 @@ class AttnResDecoderLayer(GradientCheckpointingLayer):
         stop_before: int | None = None,
         **kwargs: Any,
     ) -> LayerOutput:
-        """Read, run, write for attention, then for the MLP.
-
-        Attention is not run where `state` stands before the MLP's read, nor the MLP where `stop_before` is its read.
-        """
+        """Read, run and write: first attention, unless `state` is already past it, then the MLP, unless `stop_before`
+        is its read."""
         states: list[DepthState] = []
         all_weights: list[Tensor] = []
         attentions = None
@@ -116,7 +113,7 @@ class AttnResPreTrainedModel(PreTrainedModel):
         | pseudo-queries `*_res_proj.weight` | 0: a uniform read, but for the recency bias |
         | recency biases `*_res_bias` | `attnres_recency_bias_init` |
 
-        Values that came from a checkpoint are left as they are (`transformers.initialization` skips them).
+        Values loaded from a checkpoint stay as they are: `transformers.initialization` skips them.
         """
         super()._init_weights(module)
         if isinstance(module, DepthQuery):
@@ -127,18 +124,17 @@ class AttnResPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but for tensors that the checkpoint lacks or has too many: they are errors, where
-        transformers warns and initialises. Routing that the configuration freezes comes back frozen.
+        """As in transformers, but missing or unexpected tensors are errors. Frozen routing comes back frozen.
 
         Raises:
-            ValueError: a missing, unexpected or misshapen tensor, or a variant of AttnRes that is not supported.
+            ValueError: a tensor is missing, unexpected or misshapen, or the variant of AttnRes is not supported.
         """
         model, info = load_whole(super().from_pretrained, *args, **kwargs)
         model._apply_frozen_routing()
         return (model, info) if output_loading_info else model
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
-        """What transformers' switches call. Reentrant checkpointing would find no tensors in a DepthState."""
+        """Refuse reentrant checkpointing, which finds no tensors in a DepthState. Transformers' switches call this."""
         if getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {}).get("use_reentrant"):
             raise ValueError("gradient checkpointing with use_reentrant=True is not supported; False is the default")
         super()._set_gradient_checkpointing(*args, **kwargs)
@@ -154,12 +150,12 @@ class AttnResPreTrainedModel(PreTrainedModel):
                 parameter.requires_grad_(False)
 
 
-UNUSED_KWARGS = {"token_type_ids"}  # tokenizers return it, and Qwen3 does nothing with it either
+UNUSED_KWARGS = {"token_type_ids"}  # tokenizers return it; Qwen3 ignores it too
 KNOWN_KWARGS = TransformersKwargs.__annotations__.keys() | {"cache_position", "return_dict"}
 
 
 def _checked(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A misspelt `intervention` that is silently dropped would be a clean run reported as an ablated one."""
+    """Refuse unknown arguments: dropping a misspelt `intervention` would report a clean run as an ablated one."""
     kwargs = {name: value for name, value in kwargs.items() if name not in UNUSED_KWARGS}
     unknown = kwargs.keys() - KNOWN_KWARGS
     if unknown:
@@ -171,7 +167,7 @@ def _checked(kwargs: dict[str, Any]) -> dict[str, Any]:
 class AttnResModel(AttnResPreTrainedModel):
     """Embedding, layers, final read (block_sum) and final norm."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^lm_head\."]  # the body of a checkpoint that has a head
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^lm_head\."]  # of a checkpoint with a head
 
     def __init__(self, config: AttnResConfig) -> None:
         config.check()
@@ -191,7 +187,7 @@ class AttnResModel(AttnResPreTrainedModel):
         self._apply_frozen_routing()
 
     def router(self) -> Router:
-        """The routing parameters as they are now, gains folded into queries."""
+        """The current routing parameters, with the gains folded into the queries."""
         projections, norms, biases = [], [], []
         for layer in self.layers:
             projections += [layer.attn_res_proj, layer.mlp_res_proj]
@@ -217,7 +213,7 @@ class AttnResModel(AttnResPreTrainedModel):
         position_ids: Tensor | None,
         past_key_values: Cache | None,
     ) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
-        """The causal mask of each layer type, and what all attention sublayers share, as in Qwen3Model."""
+        """The causal mask of each layer type, and the arguments that all attention sublayers share, as in Qwen3."""
         if position_ids is None:
             num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(embedding.shape[1], device=embedding.device) + num_past).unsqueeze(0)
@@ -257,16 +253,15 @@ class AttnResModel(AttnResPreTrainedModel):
         Args:
             output_routing_weights: return the routing weights of every read.
             intervention: called at every read; see `attnres.routing.Intervention`.
-            depth_state: resume before this state's next read instead of from tokens. The sublayers before it are not
-                run; a full run and its resumption give the same bits.
-            output_depth_states: return the state before every read that is run, and the one after the last layer.
-            stop_before: index of a sublayer's read to stop before: the last of `depth_states` stands there, and
+            depth_state: resume before this state's next read. Earlier sublayers do not run; the bits are the same.
+            output_depth_states: return the state before every read that happens, and the one after the last layer.
+            stop_before: stop before this sublayer's read. Then the last of `depth_states` is the state there, and
                 `last_hidden_state` is None.
 
         Raises:
-            ValueError: not exactly one of `input_ids`, `inputs_embeds`, `depth_state` was given, `stop_before` is no
-                read that follows, or attention weights were asked of an implementation that has none.
-            TypeError: an argument that does not exist.
+            ValueError: not exactly one of `input_ids`, `inputs_embeds` and `depth_state` is given, `stop_before` is
+                not a later read, or the attention implementation cannot return the attention weights asked for.
+            TypeError: an argument does not exist.
         """
         kwargs = _checked(kwargs)
         record = Recorder.of_call(
@@ -361,18 +356,16 @@ class AttnResForCausalLM(AttnResPreTrainedModel, GenerationMixin):
         As [`~transformers.Qwen3ForCausalLM.forward`], and:
 
         Args:
-            output_routing_weights: return `routing_weights`, one (batch, seq, num_sources) float32 tensor per read in
-                order (layer 0 self_attn, layer 0 mlp, layer 1 …, [final]); sources ordered embedding, completed
-                blocks, current (where the read has one).
+            output_routing_weights: return `routing_weights`, one (batch, seq, num_sources) float32 tensor per read, in
+                the order of `sites`. Sources are ordered embedding, completed blocks, current (if the read has one).
             intervention: called at every read; see `attnres.routing.Intervention`.
-            shift_labels: (batch, seq) labels that stand at the position that predicts them, in place of shifted
-                `labels`, as in transformers' own loss.
+            shift_labels: (batch, seq) labels at the positions that predict them, instead of `labels`.
 
         Raises:
-            ValueError: as `AttnResModel.forward`; `stop_before`, which leaves nothing to take logits of.
+            ValueError: as in `AttnResModel.forward`, or `stop_before` is given, which leaves no logits.
         """
         if kwargs.get("stop_before") is not None:
-            raise ValueError("stop_before leaves nothing to take logits of: give it to model.model")
+            raise ValueError("stop_before leaves no logits: give it to model.model")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -14,11 +14,11 @@ from attnres.routing import DepthState
 
 @dataclass
 class AttnResModelOutputWithPast(BaseModelOutputWithPast):
-    """As in transformers, and:
+    """As in transformers, with these additions.
 
-    `routing_weights`: one (batch, seq, num_sources) float32 tensor per read. `depth_states`: one before each read that
-    was run, and one after the last. `hidden_states`: the running stream (in block_sum: of the layer's block) before the
-    first layer and after each layer, and in the last place `last_hidden_state`, as everywhere in transformers.
+    `routing_weights`: one (batch, seq, num_sources) float32 tensor per read. `depth_states`: the state before each read
+    that happened, and the one after the last layer. `hidden_states`: the running stream (in block_sum: the layer's
+    block) before the first layer and after each layer; the last one is `last_hidden_state`, as in transformers.
     """
 
     routing_weights: tuple[Tensor, ...] | None = None
@@ -34,12 +34,12 @@ class AttnResCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 
 class LayerOutput(NamedTuple):
-    """What a layer returns, and a forward hook on it sees: of the sublayers that were run.
+    """What a layer returns, and what a forward hook on it sees.
 
     Attributes:
-        states: the state after each of them.
-        routing_weights: (B, T, n) of the read before each of them.
-        attentions: (B, heads, T, T), with eager attention; else None.
+        states: the state after each sublayer that ran.
+        routing_weights: (B, T, n) of the read before each sublayer that ran.
+        attentions: (B, heads, T, T) with eager attention, else None.
     """
 
     states: tuple[DepthState, ...]
@@ -48,17 +48,17 @@ class LayerOutput(NamedTuple):
 
 
 class Recorder:
-    """Keeps what the caller asked for; the rest is free to go as soon as the next layer has run."""
+    """Keeps the outputs that the caller asked for, and no others, so that their memory is freed early."""
 
     def __init__(self, **wanted: bool | None) -> None:
         self.kept: dict[str, list | None] = {name: [] if keep else None for name, keep in wanted.items()}
 
     @classmethod
     def of_call(cls, config: PreTrainedConfig, **wanted: bool | None) -> Recorder:
-        """What a call leaves open (`None`), the configuration says, as in transformers.
+        """The recorder of a call. The configuration decides where an argument is None, as in transformers.
 
         Raises:
-            ValueError: attention weights are wanted of an implementation that has none, and would silently lack.
+            ValueError: the attention implementation cannot return the attention weights that are wanted.
         """
         wanted = {
             name: getattr(config, f"output_{name}", None) if keep is None else keep for name, keep in wanted.items()

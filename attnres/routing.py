@@ -8,8 +8,8 @@ At a read with source values `v_n`, pseudo-query `w`, key gain `g` and recency b
     routing_weights = softmax over n                in float32
     hidden_states   = sum_n routing_weights_n v_n   (values un-normalised)
 
-A completed source never changes, so its logits for *all* later reads are one matrix product, taken when it is
-completed; the gain is folded into the query (`w * g`); and sources are summed one by one, never stacked.
+A completed source never changes, so one matrix product gives its logits for *all* later reads as soon as it is
+completed. The gain is folded into the query (`w * g`). Sources are summed one by one, never stacked.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Intervention = Callable[[Read], Read]
 
 
 class DepthState(NamedTuple):
-    """Everything that flows from one layer to the next. Immutable: a recomputation sees what the first run saw."""
+    """Everything that flows from one layer to the next. It is immutable, so a recomputation sees the same values."""
 
     completed: tuple[Tensor, ...]  # each (B, T, H): embedding, then completed blocks
     completed_logits: tuple[tuple[Tensor, ...], ...]  # per completed source, (B, T) for each read after it
@@ -47,7 +47,7 @@ class DepthState(NamedTuple):
 
     @property
     def stream(self) -> Tensor:
-        """`current`; where a block has just been closed and there is none, that block."""
+        """`current`, or the newest completed block where there is no `current`."""
         return self.completed[-1] if self.current is None else self.current
 
 
@@ -57,9 +57,9 @@ class Router:
 
     Attributes:
         queries: (R, H) pseudo-queries with the key gain folded in, in routing precision.
-        biases: recency bias of each read, a scalar tensor; `None` for the final read.
+        biases: recency bias of each read, a scalar tensor, or `None` for the final read.
         eps: epsilon of the key norm.
-        cumulative: whether completed blocks are snapshots of the stream (else sums of a block's outputs).
+        cumulative: whether completed blocks are snapshots of the stream; otherwise they are sums of outputs.
         sites: the reads.
     """
 
@@ -116,7 +116,7 @@ def read(
 
     Returns:
         hidden_states (B, T, H) in the sources' dtype, routing_weights (B, T, n) in routing precision, and the state
-        whose next read is the following one.
+        that is ready for the following read.
     """
     site = router.sites[state.read_index]
     num_left = len(router.sites) - site.index  # logits are kept for the reads after a source: index from the end
@@ -124,7 +124,7 @@ def read(
     sources = state.completed
     if site.has_current:
         assert state.current is not None
-        if site.current_is_alias:  # the same tensor as the newest completed source: its logit is known
+        if site.current_is_alias:  # `current` is the newest completed source, whose logit is known
             logit = logits[-1]
         else:
             (logit,) = source_logits(state.current, router.queries[site.index : site.index + 1], router.eps)
@@ -149,12 +149,12 @@ def mix(routing_weights: Tensor, sources: tuple[Tensor, ...]) -> Tensor:
 
 
 def map_state(num_reads: int, state: DepthState, function: Callable[[Tensor], Tensor]) -> DepthState:
-    """The same state elsewhere in batch and sequence: `function` is applied to every tensor.
-
-    It must treat (B, T) and (B, T, H) alike: repeat along B, keep some of T. Logits of past reads are dropped.
+    """Apply `function` to every tensor of a state, to repeat its sequences or to keep some positions.
 
     Args:
-        num_reads: reads of the model, R.
+        num_reads: reads of the model, R. Logits of past reads are dropped.
+        state: the state.
+        function: must treat (B, T) and (B, T, H) tensors alike.
     """
     num_left = num_reads - state.read_index
     return DepthState(

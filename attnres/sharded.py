@@ -1,4 +1,4 @@
-"""Models whose parameters are divided over devices (FSDP2), put together again."""
+"""Whole copies of models whose parameters are divided over devices (FSDP2)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from attnres.modeling_attnres import AttnResForCausalLM
 
 
 def whole(value: Tensor) -> Tensor:
-    """The tensor that `value` is this device's part of, or `value` where it is not divided. All devices must ask."""
+    """The whole tensor of which `value` holds this device's part. All devices must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of all devices together. All must ask."""
+    """The whole state dict. All devices must call this."""
     return {name: whole(value.detach()) for name, value in model.state_dict().items()}
 
 
 def is_divided(model: nn.Module) -> bool:
-    """Whether any of its parameters are divided over devices."""
+    """Whether any parameter is divided over devices."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole_model(model: AttnResForCausalLM) -> AttnResForCausalLM:
-    """`model` itself, or a copy in one piece of one that is divided, on the same device. All devices must ask.
+    """A whole copy of a divided model, on the same device, or else `model` itself. All devices must call this.
 
-    Every device has the memory of the whole model to find. The copy draws random numbers for values it then overwrites.
+    Every device needs memory for the whole model. Making the copy draws random numbers.
     """
     if not is_divided(model):
         return model

@@ -1,4 +1,4 @@
-"""Where a model reads: a typed description of every depth-wise read, shared by model, probes and plots."""
+"""Where a model reads: a description of every depth-wise read, shared by model, probes and plots."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class ReadSite:
 
     Attributes:
         index: position among the model's reads, in the order in which they happen.
-        layer_idx: the layer it belongs to; `None` for the final read of block_sum.
+        layer_idx: the layer it belongs to, or `None` for the final read of block_sum.
         sublayer: "self_attn", "mlp" or "final".
         num_layers: layers of the model.
-        num_completed: completed sources it sees, the embedding included.
+        num_completed: number of completed sources, the embedding included.
         has_current: whether the running stream is its last source.
-        current_is_alias: whether `current` is tensor for tensor the newest completed source, because no sublayer has
-            written since that was taken (cumulative sources only).
+        current_is_alias: whether `current` equals the newest completed source, because no sublayer has written since
+            that block was closed (cumulative sources only).
     """
 
     index: int
@@ -52,12 +52,12 @@ class ReadSite:
 
     @property
     def aliased_sources(self) -> tuple[int, ...]:
-        """Indices of the sources that are one and the same tensor; empty when there are none."""
+        """Indices of the two sources that are the same tensor, if any."""
         return (self.num_completed - 1, self.num_completed) if self.current_is_alias else ()
 
     @property
     def region(self) -> str:
-        """The third of the layers it lies in (`3 * layer_idx // num_layers`); "final" for the final read."""
+        """The third of the layers it lies in (`3 * layer_idx // num_layers`), or "final" for the final read."""
         return "final" if self.layer_idx is None else _region(self.layer_idx, self.num_layers)
 
 
@@ -66,7 +66,7 @@ def _region(layer_idx: int, num_layers: int) -> str:
 
 
 def regions_of(num_layers: int) -> tuple[str, ...]:
-    """The regions that a model of `num_layers` has: with fewer than three layers not all of them."""
+    """The regions of a model of `num_layers` layers. One of fewer than three layers lacks some."""
     return tuple(dict.fromkeys(_region(layer_idx, num_layers) for layer_idx in range(num_layers)))
 
 

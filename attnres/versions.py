@@ -1,4 +1,4 @@
-"""Which code runs: the versions of the packages, and of this one its sources and their commit."""
+"""The versions of the code that runs: of the packages, and of this project's sources and commit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("attnres", "probe", "train")
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Version by name, of attnres and of every package it depends on (`pyproject.toml`)."""
+    """The version of attnres and of every package that pyproject.toml names, by name."""
     needed = [Requirement(text) for text in requires("attnres") or ()]
     names = [need.name for need in needed if need.marker is None or need.marker.evaluate({"extra": ""})]
     return {name: version(name) for name in ("attnres", *names)}
@@ -26,11 +26,11 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def code_version(root: Path = ROOT) -> dict[str, Any]:
-    """The code in `root` when this is first called.
+    """Identify the code in `root`, as it is when this is first called.
 
     Returns:
-        `sources_sha256`: of all Python files of the packages, by name and content. `commit` and `dirty` (whether the
-        packages differ from the commit): null where git does not say, and `why_no_commit` then says why.
+        `sources_sha256`: a hash over the names and contents of the packages' Python files. `commit` and `dirty`
+        (whether the packages differ from the commit) are null where git does not tell; `why_no_commit` says why.
     """
     digest = hashlib.sha256()
     for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
@@ -54,7 +54,7 @@ def _commit(root: Path) -> dict[str, Any]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints, or None if it fails. Nothing is written, and no other repository is meant (by a hook, say)."""
+    """What git prints, or None if it fails. Git writes nothing and ignores GIT_DIR and the like, which hooks set."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment["GIT_OPTIONAL_LOCKS"] = "0"
     command = ["git", "-C", str(root), *arguments]

@@ -14,10 +14,13 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from attnres import AttnResConfig, AttnResForCausalLM
 from attnres.tasks import MQAR
+from tests.support.browser import browser  # noqa: F401 (a fixture)
 
 SOURCES = ("cumulative", "block_sum")
 MODES = ("block", "full")
 BOTH = pytest.mark.parametrize(("source", "mode"), [(source, mode) for source in SOURCES for mode in MODES])
+
+EVERYTHING = os.environ.get("ATTNRES_ALL") == "1"  # `make test-all`: a skipped test is a failure
 
 # Reproducible by default; `pytest --hypothesis-profile=explore` looks for new counterexamples.
 settings.register_profile("reproducible", deadline=None, derandomize=True)
@@ -40,7 +43,7 @@ SMALL_SHAPE = {
 
 
 def small_config(**fields) -> AttnResConfig:
-    return AttnResConfig(**{**SMALL_SHAPE, "attnres_num_blocks": 2, **fields})
+    return AttnResConfig(**(SMALL_SHAPE | {"attnres_num_blocks": 2} | fields))
 
 
 def randomize_(model: torch.nn.Module) -> None:
@@ -58,6 +61,22 @@ def randomize_(model: torch.nn.Module) -> None:
                 parameter.copy_(torch.randn_like(parameter))
             elif "norm" in name:
                 parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+
+
+def _fail_if_skipped(report):
+    if EVERYTHING and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"ATTNRES_ALL=1 allows no skips, but: {report.longrepr[2]}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    return _fail_if_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return _fail_if_skipped((yield))
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +110,7 @@ def make_vanilla() -> Callable[..., Qwen3ForCausalLM]:
 
     def make(seed: int = 0, **fields) -> Qwen3ForCausalLM:
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(Qwen3Config(**{**SMALL_SHAPE, **fields})).eval()
+        model = Qwen3ForCausalLM(Qwen3Config(**(SMALL_SHAPE | fields))).eval()
         randomize_(model)
         return model
 

@@ -1,4 +1,4 @@
-"""Synthetic tasks. A leaf: nothing here knows of models, training or probes."""
+"""Synthetic tasks. Nothing here imports models, training or probes."""
 
 from attnres.tasks.mqar import IGNORE_INDEX, MQAR, SPLITS, RecallBatch, sequence_length
 from attnres.tasks.text_recall import TextExample, TextRecall

@@ -5,17 +5,16 @@ With three pairs, keys k*, values v* (arXiv:2312.04927, with the answers kept ou
     input_ids   k1   v1   k2   v2   k3   v3   k2   k3   k1
     labels      -100 -100 -100 -100 -100 -100 v2   v3   v1
 
-Labels stand *at* the query (no shift). Keys are distinct and come from the lower half of the vocabulary, values are
-distinct and come from the upper half. Answers never follow their query: if they did, elimination among the values
-left over would be a second way to gain accuracy, and the lookup is not learned.
+Labels stand *at* the query (no shift). Keys are distinct and come from the lower half of the vocabulary; values are
+distinct and come from the upper half. Answers never follow their query. If they did, a model could gain accuracy by
+eliminating values already given, and would not learn the lookup.
 
-Two settings make it less regular. Noise tokens, of a part of the vocabulary of their own, stand between the pairs; here
-two of them, n*:
+Two settings make the task less regular. Noise tokens n*, from their own part of the vocabulary, stand between pairs:
 
     input_ids   n1   k1   v1   k2   v2   n2   k3   v3   k2   k3   k1
 
-Mixed lengths give every training example a number of pairs of its own; shorter ones are padded on the right, where a
-causal model does not see it.
+With mixed lengths each training example has its own number of pairs. Shorter ones are padded on the right, where a
+causal model does not see the padding.
 """
 
 from __future__ import annotations
@@ -40,15 +39,15 @@ def sequence_length(num_pairs: int, noise_tokens: int = 0) -> int:
 
 @dataclass(frozen=True)
 class RecallBatch:
-    """A batch of recall examples, of p pairs each or at most.
+    """A batch of recall examples with p pairs each, or at most p.
 
     Attributes:
         keys: (batch, p) token ids in context order.
         values: (batch, p) token ids; `values[:, j]` belongs to `keys[:, j]`.
         query_order: (batch, p) a permutation; query i asks for `keys[query_order[i]]`.
         noise: (batch, N) token ids of noise, in order.
-        pairs_before: (batch, N) how many pairs stand before each of them, ascending.
-        num_pairs: (batch,) pairs of each example, where they are not all p; columns beyond are padding.
+        pairs_before: (batch, N) the number of pairs before each noise token, ascending.
+        num_pairs: (batch,) pairs of each example, if they are not all p; further columns are padding.
     """
 
     keys: Tensor
@@ -65,7 +64,7 @@ class RecallBatch:
         pairs = torch.stack((self.keys, self.values), dim=-1).flatten(1)
         if self.noise is None and self.num_pairs is None:
             return torch.cat((pairs, queries), dim=1)
-        ids = pairs.new_zeros(len(pairs), self._length + 1)  # the last one receives what is no token
+        ids = pairs.new_zeros(len(pairs), self._length + 1)  # padding is written to the last column, which is cut
         keys_at = self._keys_at
         ids.scatter_(1, self._kept(keys_at), self.keys).scatter_(1, self._kept(keys_at + 1), self.values)
         if self.noise is not None and self.pairs_before is not None:
@@ -75,7 +74,7 @@ class RecallBatch:
 
     @property
     def answers(self) -> Tensor:
-        """(batch, p): the value asked for by each query; -100 for queries that an example does not have."""
+        """(batch, p): the answer of each query; -100 for queries that an example does not have."""
         answers = self.values.gather(1, self.query_order)
         return answers if self.num_pairs is None else answers.masked_fill(~self._has_pair, IGNORE_INDEX)
 
@@ -122,7 +121,7 @@ class RecallBatch:
         return first + torch.arange(self.keys.shape[1], device=self.keys.device)
 
     def _kept(self, positions: Tensor) -> Tensor:
-        """`positions` (batch, p), with that behind the end for pairs that an example does not have."""
+        """`positions` (batch, p); pairs that an example does not have get the position after the end."""
         return torch.where(self._has_pair, positions, self._length)
 
 
@@ -132,17 +131,16 @@ class MQAR:
 
     Args:
         num_pairs: K, the number of pairs of the full task.
-        vocab_size: keys are the lower half of the token ids, values the upper half (of those that are not noise).
-        seed: names the training and validation streams: the same index of another seed or split is another,
-            independent example. The probe split is one and the same for every seed, so that models of different
-            seeds are compared on the same examples.
-        noise_tokens: tokens of noise in every example, between its pairs.
-        noise_vocab_size: how many of the token ids, the last, are noise; without noise tokens, none are.
-        min_pairs: each training example has a number of pairs of its own, from this one to the current size, evenly.
-            `None`: all have the current size. Validation and probes always have all K.
+        vocab_size: keys are the lower half of the token ids that are not noise, values the upper half.
+        seed: names the training and validation streams. Each seed, split and index gives an independent example. The
+            probe split is the same for every seed, so that all models are compared on the same examples.
+        noise_tokens: noise tokens in every example, between its pairs.
+        noise_vocab_size: how many of the last token ids are noise, if there are noise tokens.
+        min_pairs: draw the number of pairs of each training example evenly from this to the current size. With `None`
+            all have the current size. Validation and probe examples always have K pairs.
 
     Raises:
-        ValueError: fewer than one pair, more pairs than there are keys or values, or a number out of range.
+        ValueError: there are fewer than one pair or more pairs than keys or values, or a number is out of range.
     """
 
     num_pairs: int = 16
@@ -191,7 +189,7 @@ class MQAR:
 
     @property
     def plateau_accuracy(self) -> float:
-        """Accuracy of the trivial solution that guesses a value of the context, 1/K; its NLL is ln K."""
+        """Accuracy of guessing a value of the context, 1/K. The NLL of this trivial solution is ln K."""
         return 1 / self.num_pairs
 
     def batch(self, split: str, indices: Iterable[int], num_pairs: int | None = None) -> RecallBatch:
@@ -212,8 +210,8 @@ class MQAR:
         return self.min_pairs is not None and split == "train"
 
     def _draw(self, split: str, index: int, most_pairs: int) -> tuple[np.ndarray, ...]:
-        """Keys (-1 where there are none), values, query order, and what noise there is, of one example."""
-        # numpy's SeedSequence mixes all four numbers, so no two streams coincide, and any example can be made again.
+        """Keys (-1 is padding), values, query order and any noise of one example."""
+        # numpy's SeedSequence mixes all four numbers, so no two streams coincide.
         seed = 0 if split == "probe" else self.seed
         rng = np.random.default_rng((seed, SPLITS.index(split), index, most_pairs))
         num_pairs = most_pairs
@@ -230,12 +228,12 @@ class MQAR:
         return keys, values, query_order, noise, np.sort(rng.integers(0, num_pairs + 1, self.noise_tokens))
 
     def to_dict(self) -> dict[str, str | int | None]:
-        """Plain settings, as saved beside a model; `from_dict` reads them back."""
+        """Plain settings, as saved beside a model. `from_dict` reads them."""
         return {"task": "mqar", **asdict(self)}
 
     @classmethod
     def from_dict(cls, settings: dict[str, str | int | None]) -> MQAR:
-        """Inverse of `to_dict`. Raises ValueError for another task, or for settings that are not this one's."""
+        """Inverse of `to_dict`. Raises ValueError for another task's settings or unknown ones."""
         return cls(**read_settings(cls, "mqar", settings))
 
 

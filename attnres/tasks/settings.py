@@ -9,10 +9,10 @@ from typing import Any, get_args, get_type_hints
 
 
 def read_settings(cls: type, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the dataclass `cls` that `settings` of the task `name` hold.
+    """Check the plain `settings` of the task `name` and return them as arguments of the dataclass `cls`.
 
     Raises:
-        ValueError: of another task, or a setting that `cls` does not have or that is of another type.
+        ValueError: the settings are another task's, or `cls` has no such setting, or not of that type.
     """
     given = dict(settings)
     if given.pop("task", None) != name:

@@ -10,19 +10,18 @@ from transformers import DynamicCache
 
 from attnres import AttnResForCausalLM, Read, wrap_qwen3
 from tests.attnres.test_features import SLIDING
-from tests.conftest import BOTH, MODES, SOURCES
+from tests.conftest import BOTH
 
 METHODS = {
     "greedy": {"do_sample": False},
     "sampling": {"do_sample": True, "temperature": 0.8, "top_k": 20},
     "beam search": {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
-    "beam sampling": {"do_sample": True, "num_beams": 3},
 }
 CACHES = {
+    "no cache": {"use_cache": False},
     "chunked prefill": {"prefill_chunk_size": 2},
     "static cache": {"cache_implementation": "static", "disable_compile": True},
 }
-PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 
 
 def prompts(model, make_tokens) -> dict[str, torch.Tensor]:
@@ -36,10 +35,8 @@ def prompts(model, make_tokens) -> dict[str, torch.Tensor]:
 
 def generate(model, inputs: dict[str, torch.Tensor], **options):
     torch.manual_seed(0)
-    return model.generate(
-        **inputs,
-        **{"max_new_tokens": 8, "pad_token_id": 0, "return_dict_in_generate": True, "output_logits": True, **options},
-    )
+    defaults = {"max_new_tokens": 8, "pad_token_id": 0, "return_dict_in_generate": True, "output_logits": True}
+    return model.generate(**inputs, **(defaults | options))
 
 
 def make(make_model, source: str, mode: str, **fields) -> AttnResForCausalLM:
@@ -53,26 +50,20 @@ def assert_same(a, b, tolerance: float) -> None:
 
 
 @BOTH
-@PRECISIONS
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sliding", [False, True])
-def test_cached_equals_uncached(make_model, make_tokens, source, mode, dtype, tolerance, method, sliding):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_every_method_gives_the_same_with_and_without_a_cache(
+    make_model, make_tokens, source, mode, sliding, dtype, tolerance
+):
     model = make(make_model, source, mode, **(SLIDING if sliding else {})).to(dtype)
     inputs = prompts(model, make_tokens)
-    cached = generate(model, inputs, use_cache=True, **METHODS[method])
-    uncached = generate(model, inputs, use_cache=False, **METHODS[method])
-    assert_same(cached, uncached, tolerance)
-    assert cached.sequences.shape == (6 if method == "beam search" else 3, 14)
-    assert cached.sequences[:, 6:].unique().numel() > 3  # not one token over and over, where a fault would not show
-
-
-@BOTH
-@PRECISIONS
-@pytest.mark.parametrize("cache", CACHES)
-def test_other_caches_equal_the_default(make_model, make_tokens, source, mode, dtype, tolerance, cache):
-    model = make(make_model, source, mode).to(dtype)
-    inputs = prompts(model, make_tokens)
-    assert_same(generate(model, inputs, **CACHES[cache]), generate(model, inputs), tolerance)
+    for method, options in METHODS.items():
+        cached = generate(model, inputs, **options)
+        assert cached.sequences.shape == (6 if method == "beam search" else 3, 14)
+        assert cached.sequences[:, 6:].unique().numel() > 3  # not one token over and over, where a fault would not show
+        assert_same(generate(model, inputs, use_cache=False, **options), cached, tolerance)
+    for options in CACHES.values() if not sliding else ():
+        assert_same(generate(model, inputs, **options), generate(model, inputs), tolerance)
 
 
 @BOTH
@@ -88,37 +79,29 @@ def test_a_padded_prompt_continues_as_it_does_alone(make_model, make_tokens, sou
             torch.testing.assert_close(x[0], y[row], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("options", [*METHODS.values(), *CACHES.values(), {"use_cache": False}])
 @pytest.mark.parametrize("fields", [{}, {"tie_word_embeddings": True}, SLIDING])
-def test_as_vanilla_at_infinite_bias(make_vanilla, make_tokens, options, fields):
+def test_as_vanilla_at_infinite_bias(make_vanilla, make_tokens, fields):
     vanilla = make_vanilla(**fields)
     wrapped = wrap_qwen3(vanilla, num_blocks=2, recency_bias=40)
     inputs = prompts(vanilla, make_tokens)
-    assert_same(generate(wrapped, inputs, **options), generate(vanilla, inputs, **options), 1e-4)
+    for options in (METHODS | CACHES).values():
+        assert_same(generate(wrapped, inputs, **options), generate(vanilla, inputs, **options), 1e-4)
 
 
 @BOTH
-@PRECISIONS
 @pytest.mark.parametrize("chunks", [[5, 3], [1] * 8, [2, 3, 3]])
-def test_chunks_give_the_logits_and_routing_of_one_pass(
-    make_model, make_tokens, source, mode, dtype, tolerance, chunks
-):
-    model = make(make_model, source, mode).to(dtype)
+@torch.no_grad()
+def test_chunks_give_the_logits_and_routing_of_one_pass(make_model, make_tokens, source, mode, chunks):
+    model = make(make_model, source, mode).double()
     input_ids = make_tokens(model, seq=8)
-    past_key_values = DynamicCache(config=model.config)
-    with torch.no_grad():
-        full = model(input_ids, output_routing_weights=True, output_hidden_states=True)
-        parts = [
-            model(
-                chunk, past_key_values=past_key_values, use_cache=True, output_routing_weights=True,
-                output_hidden_states=True,
-            )
-            for chunk in input_ids.split(chunks, dim=1)
-        ]  # fmt: skip
-    torch.testing.assert_close(torch.cat([part.logits for part in parts], 1), full.logits, atol=tolerance, rtol=0)
+    outputs = {"output_routing_weights": True, "output_hidden_states": True}
+    full = model(input_ids, **outputs)
+    cache = DynamicCache(config=model.config)
+    parts = [model(chunk, past_key_values=cache, **outputs) for chunk in input_ids.split(chunks, dim=1)]
+    torch.testing.assert_close(torch.cat([part.logits for part in parts], 1), full.logits, atol=1e-12, rtol=0)
     for name in ("routing_weights", "hidden_states"):
         for pieces, whole in zip(zip(*(part[name] for part in parts), strict=True), full[name], strict=True):
-            torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=tolerance, rtol=0)
+            torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-12, rtol=0)
 
 
 @BOTH
@@ -146,8 +129,7 @@ def test_the_cache_is_all_the_state_there_is(make_model, make_tokens, source, mo
     assert all("rotary_emb" in name for name, _ in model.named_buffers())
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("mode", MODES)
+@BOTH
 def test_generation_from_embeddings(make_model, make_tokens, source, mode):
     model = make(make_model, source, mode)
     inputs = prompts(model, make_tokens)

@@ -35,6 +35,7 @@ def shapes(draw: st.DrawFn) -> dict:
         "num_key_value_heads": num_kv_heads,
         "head_dim": draw(st.sampled_from([4, 8])),
         "tie_word_embeddings": draw(st.booleans()),
+        "rms_norm_eps": draw(st.sampled_from([1e-6, 0.3])),
     }
 
 
@@ -79,7 +80,7 @@ def to_double(model: nn.Module) -> nn.Module:
 
 @BOTH
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["fp32", "fp64"])
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(shape=shapes(), batch=batches, seq=seqs, seed=seeds)
 @example(shape=SHORT_LAST_BLOCK, batch=2, seq=5, seed=0)
 def test_equals_the_oracle_in_value_and_gradient(
@@ -94,8 +95,11 @@ def test_equals_the_oracle_in_value_and_gradient(
 
     assert outputs.logits.dtype == dtype
     assert_close(outputs.logits, logits, tolerance, "logits")
+    assert isinstance(outputs.routing_weights, tuple)
     for index, (fast, naive) in enumerate(zip(outputs.routing_weights, routing_weights, strict=True)):
+        assert fast.dtype == dtype
         assert_close(fast, naive, tolerance, f"routing weights of read {index}")
+        torch.testing.assert_close(fast.sum(-1), torch.ones(batch, seq, dtype=dtype), atol=1e-6, rtol=0)
     direction = torch.randn_like(logits) / logits.numel() ** 0.5
     fast, naive = gradients(model, outputs.logits, direction), gradients(model, logits, direction)
     for name in naive:
@@ -104,34 +108,6 @@ def test_equals_the_oracle_in_value_and_gradient(
     if max(num_sources) > 1:  # else nothing is routed: one block_sum layer in full mode still has its final read
         routed = [name for name, grad in fast.items() if "_res_proj" in name and grad.any()]
         assert routed, "no query has a gradient: the comparison is empty"
-
-
-@BOTH
-@settings(max_examples=10)
-@given(shape=shapes(), batch=batches, seq=seqs, seed=seeds)
-def test_weights_are_a_distribution_over_the_sources_of_each_read_in_order(
-    make_model, make_tokens, source, mode, shape, batch, seq, seed
-):
-    model = make_model(seed=seed, attnres_source=source, attnres_mode=mode, **shape)
-    with torch.no_grad():
-        routing_weights = model(make_tokens(model, batch, seq, seed), output_routing_weights=True).routing_weights
-    num_layers, num_blocks = shape["num_hidden_layers"], shape["attnres_num_blocks"]
-    block_size = -(-num_layers // num_blocks)
-    expected = []
-    for read in range(2 * num_layers):
-        if mode == "full":
-            expected.append(1 + read + (source == "cumulative"))
-        else:
-            opens_block = read % (2 * block_size) == 0
-            expected.append(1 + read // (2 * block_size) + (source == "cumulative" or not opens_block))
-    if source == "block_sum":
-        expected.append(1 + (2 * num_layers if mode == "full" else -(-num_layers // block_size)))
-    assert isinstance(routing_weights, tuple)
-    assert [tuple(weights.shape) for weights in routing_weights] == [(batch, seq, n) for n in expected]
-    for weights in routing_weights:
-        assert weights.dtype == torch.float32
-        assert (weights >= 0).all()
-        torch.testing.assert_close(weights.sum(-1), torch.ones(batch, seq), atol=1e-6, rtol=0)
 
 
 def mask_and_renormalise(weights: Tensor, source: int) -> Tensor:
@@ -332,50 +308,3 @@ def test_no_state_outlives_a_call(make_model, make_tokens, source, mode):
     gc.collect()
     assert alive
     assert not any(ref() is not None for ref in alive)
-
-
-@BOTH
-@pytest.mark.parametrize("kind", ["bf16", "autocast"])
-def test_routing_is_float32_in_low_precision(make_model, make_tokens, source, mode, kind):
-    model = make_model(attnres_source=source, attnres_mode=mode, **SHORT_LAST_BLOCK)
-    input_ids = make_tokens(model)
-    seen: list[torch.dtype] = []
-
-    def remember(read: Read) -> Read:
-        seen.append(read.routing_weights.dtype)
-        return read
-
-    if kind == "bf16":
-        model = model.bfloat16()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
-        outputs = model(input_ids, output_routing_weights=True, intervention=remember)
-    assert outputs.logits.dtype == torch.bfloat16
-    assert set(seen) == {torch.float32}
-    for weights in outputs.routing_weights:
-        assert weights.dtype == torch.float32
-        # Rounding to bfloat16 anywhere after the softmax would be off by about 4e-3.
-        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]), atol=1e-6, rtol=0)
-
-
-@BOTH
-def test_autocast_does_not_reach_the_routing(make_model, make_tokens, source, mode):
-    """Under autocast sublayers run in bfloat16, but from what they wrote the weights still follow in float32."""
-    model = make_model(attnres_source=source, attnres_mode=mode)
-    reads: list[Read] = []
-
-    def record(read: Read) -> Read:
-        reads.append(read)
-        return read
-
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        model(make_tokens(model), intervention=record)
-    parameters = model.double().routing_parameters()
-    for site, weights, sources in reads:
-        prefix = {"self_attn": "attn", "mlp": "mlp", "final": "final"}[site.sublayer]
-        name = f"model.{'' if site.layer_idx is None else f'layers.{site.layer_idx}.'}{prefix}_res_"
-        v = torch.stack([value.double() for value in sources], dim=-2)  # (B, T, n, H)
-        v = v * torch.rsqrt(v.square().mean(-1, keepdim=True) + model.config.rms_norm_eps)
-        logits = (v * parameters[name + "norm.weight"]) @ parameters[name + "proj.weight"][0]
-        if site.has_current:
-            logits[..., -1] += parameters[name + "bias"]
-        torch.testing.assert_close(weights.double(), logits.softmax(-1), atol=1e-5, rtol=0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import combinations
 
-import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from attnres import FAMILIES, REGIONS, SUBLAYERS, Read, ReadSite, read_sites
+from attnres import FAMILIES, REGIONS, SUBLAYERS, Read, read_sites
+from attnres.sites import regions_of
 from tests.conftest import BOTH, small_config
 
 
@@ -59,19 +59,10 @@ def test_regions_are_thirds_of_the_layers(depth):
         assert all(boundary * num_layers <= 3 * i < (boundary + 1) * num_layers for i in layers[region])
 
 
-@pytest.mark.parametrize(
-    ("num_layers", "regions"),
-    [
-        (1, ["early"]),
-        (2, ["early", "middle"]),
-        (3, ["early", "middle", "late"]),
-        (8, ["early"] * 3 + ["middle"] * 3 + ["late"] * 2),
-        (28, ["early"] * 10 + ["middle"] * 9 + ["late"] * 9),
-    ],
-)
-def test_regions_of_known_depths(num_layers, regions):
-    sites = read_sites(small_config(num_hidden_layers=num_layers, attnres_num_blocks=1))
-    assert [site.region for site in sites] == [region for region in regions for _ in SUBLAYERS]
+def test_regions_of_28_layers():
+    sites = read_sites(small_config(num_hidden_layers=28, attnres_num_blocks=1))
+    assert [site.region for site in sites[::2]] == ["early"] * 10 + ["middle"] * 9 + ["late"] * 9
+    assert [regions_of(num_layers) for num_layers in (1, 2, 3)] == [REGIONS[:1], REGIONS[:2], REGIONS]
 
 
 @BOTH
@@ -100,18 +91,13 @@ def test_aliased_sources_are_the_equal_tensors_and_only_they(make_model, make_to
         assert bool(read.site.aliased_sources) == read.site.current_is_alias
 
 
-def attention_sites(sites: tuple[ReadSite, ...]) -> list[ReadSite]:
-    return [site for site in sites if site.sublayer == "self_attn"]
-
-
 def test_cumulative_8_layers_in_4_blocks():
     sites = read_sites(small_config(num_hidden_layers=8, attnres_num_blocks=4))
     assert len(sites) == 16
     assert [site.num_sources for site in sites] == [2] * 4 + [3] * 4 + [4] * 4 + [5] * 4
     # With two-layer blocks half of the attention reads are aliased: those that open a block.
-    assert [site.layer_idx for site in sites if site.current_is_alias] == [0, 2, 4, 6]
-    assert all(site.sublayer == "self_attn" for site in sites if site.current_is_alias)
-    assert [site.aliased_sources for site in attention_sites(sites)[::2]] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert [site.index for site in sites if site.current_is_alias] == [0, 4, 8, 12]
+    assert [site.aliased_sources for site in sites[::4]] == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert sites[0].families == ("embedding", "current")
     assert sites[4].families == ("embedding", "prev_completed", "current")
     assert sites[15].families == ("embedding", "older", "older", "prev_completed", "current")

@@ -1,9 +1,7 @@
-"""Other people's programs, on our models. Optional: a module whose client is not installed skips itself."""
+"""Other people's programs, on our models. `make test-clients` installs them; a module without its client skips."""
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable
 
 import pytest
@@ -11,12 +9,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.conftest import SMALL_SHAPE
-
-CLIENTS = ("accelerate", "lm_eval.models.huggingface", "nnsight", "peft")
-
-if os.environ.get("ATTNRES_INTEGRATION") == "1":  # asked for by name: skipping everything is no success
-    for client in CLIENTS:
-        importlib.import_module(client)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,8 +29,7 @@ def words(rng: random.Random, shortest: int, longest: int) -> str:
 
 def greedy(model, tokenizer, context: str) -> str:
     """The word that the model finds most likely."""
-    with torch.no_grad():
-        logits = model(tokenizer(context, return_tensors="pt")["input_ids"]).logits[0, -1]
+    logits = model(tokenizer(context, return_tensors="pt")["input_ids"]).logits[0, -1]
     logits[:3] = -torch.inf  # special tokens are no words
     return tokenizer.decode(logits.argmax())
 
@@ -38,43 +38,35 @@ def loglikelihood(model, tokenizer, context: str, continuation: str) -> tuple[fl
     """Of a continuation alone in its batch, and whether it is the greedy one."""
     num_context = len(tokenizer(context)["input_ids"])
     input_ids = tokenizer(f"{context} {continuation}", return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        log_probs = model(input_ids).logits[0, num_context - 1 : -1].log_softmax(-1)
+    log_probs = model(input_ids).logits[0, num_context - 1 : -1].log_softmax(-1)
     targets = input_ids[0, num_context:]
     return log_probs.gather(-1, targets[:, None]).sum().item(), torch.equal(log_probs.argmax(-1), targets)
 
 
-@pytest.fixture
-def evaluate(tmp_path):
+def evaluate(folder: Path, documents: list[dict], output_type: str, **model) -> dict:
     """Write a task as its users do, a YAML file beside the documents, and run the harness on it by name."""
-
-    def evaluate(documents: list[dict], output_type: str, **model):
-        (tmp_path / "documents.json").write_text(json.dumps(documents))
-        task = {
-            "task": "ours",
-            "dataset_path": "json",
-            "dataset_kwargs": {
-                "data_files": {"test": str(tmp_path / "documents.json")},
-                "cache_dir": str(tmp_path / "cache"),
-            },
-            "test_split": "test",
-            "output_type": output_type,
-            "doc_to_text": "{{question}}",
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-            **TASKS[output_type],
-        }
-        (tmp_path / "ours.yaml").write_text(yaml.safe_dump(task))
-        # Without the hundreds of tasks that it comes with, whose files take ten seconds to read.
-        manager = tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
-        return lm_eval.simple_evaluate(tasks=["ours"], task_manager=manager, bootstrap_iters=0, batch_size=4, **model)
-
-    return evaluate
+    data = folder / "documents.json"
+    data.write_text(json.dumps(documents))
+    task = {
+        "task": "ours",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")},
+        "test_split": "test",
+        "output_type": output_type,
+        "doc_to_text": "{{question}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "ours.yaml").write_text(yaml.safe_dump(task | TASKS[output_type]))
+    # Without the hundreds of tasks that it comes with, whose files take ten seconds to read.
+    manager = tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    return lm_eval.simple_evaluate(tasks=["ours"], task_manager=manager, bootstrap_iters=0, batch_size=4, **model)
 
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("output_type", TASKS)
 @pytest.mark.parametrize("how", ["model", "folder"])
-def test_loglikelihoods_and_accuracy_are_the_models(make_model, tokenizer, save, evaluate, source, output_type, how):
+@torch.no_grad()
+def test_loglikelihoods_and_accuracy_are_the_models(make_model, tokenizer, save, tmp_path, source, output_type, how):
     model = make_model(attnres_source=source)
     rng = random.Random(0)
     documents = []
@@ -84,10 +76,10 @@ def test_loglikelihoods_and_accuracy_are_the_models(make_model, tokenizer, save,
         choices = [greedy(model, tokenizer, question), words(rng, 1, 3), words(rng, 1, 3)]
         documents.append({"question": question, "choices": choices, "answer": i % 2})
     if how == "model":
-        lm = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
-        results = evaluate(documents, output_type, model=lm)
+        evaluated = {"model": huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)}
     else:
-        results = evaluate(documents, output_type, model="hf", model_args={"pretrained": save(model), "device": "cpu"})
+        evaluated = {"model": "hf", "model_args": {"pretrained": save(model), "device": "cpu"}}
+    results = evaluate(tmp_path, documents, output_type, **evaluated)
 
     correct = []
     samples = sorted(results["samples"]["ours"], key=lambda sample: sample["doc_id"])

@@ -47,12 +47,10 @@ class Planted:
 
 def blank(source: str, num_blocks: int, num_layers: int = 6, **fields) -> AttnResForCausalLM:
     """A model in which no sublayer writes, with codes at its input and OUT at its output."""
-    shape = {
-        **{"vocab_size": V, "hidden_size": HIDDEN, "intermediate_size": 2 * V, "num_hidden_layers": num_layers},
-        **{"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": HEAD, "tie_word_embeddings": False},
-        **{"rope_parameters": {"rope_type": "default", "rope_theta": THETA}, "max_position_embeddings": 64},
-    }
-    config = AttnResConfig(**{**shape, "attnres_source": source, "attnres_num_blocks": num_blocks, **fields})
+    shape = {"vocab_size": V, "hidden_size": HIDDEN, "intermediate_size": 2 * V, "num_hidden_layers": num_layers}
+    shape |= {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": HEAD, "tie_word_embeddings": False}
+    shape |= {"rope_parameters": {"rope_type": "default", "rope_theta": THETA}, "max_position_embeddings": 64}
+    config = AttnResConfig(**(shape | {"attnres_source": source, "attnres_num_blocks": num_blocks} | fields))
     model = AttnResForCausalLM(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from attnres.tasks import MQAR
 from probe.analysis.motifs import ESTIMATE, EXACT, primary_rows
@@ -30,10 +29,6 @@ from probe.vocabulary import WIDE_SCOPES
 from tests.probe.test_cli import QUICK, export
 
 STEPS = (0, 2, 5)
-INSTALL = (
-    "no chromium was found: install it (Debian: apt-get install chromium), name one in ATTNRES_CHROMIUM, or set "
-    "ATTNRES_NO_BROWSER=1 to leave the tests of the page in a browser out"
-)
 READY = "main[aria-busy=false]"
 
 
@@ -70,19 +65,6 @@ def loaded(runs) -> list[PageRun]:
 @pytest.fixture(scope="module")
 def page_file(loaded, tmp_path_factory) -> Path:
     return write_page(loaded, tmp_path_factory.mktemp("page") / "report.html")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if os.environ.get("ATTNRES_NO_BROWSER") == "1":
-        pytest.skip("ATTNRES_NO_BROWSER=1")
-    chromium = os.environ.get("ATTNRES_CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.fail(INSTALL)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 class Visit:
