@@ -25,7 +25,7 @@ from probe.examples.tasks import ProbeTask, probe_inputs
 from probe.files import tables as storage
 from probe.files.checkpoints import RUN_FILE, TASK_FILE, Checkpoint, load_checkpoint, load_tokenizer, read_json
 from probe.files.parts import IDENTITY
-from probe.files.runs import repeated_seeds
+from probe.files.runs import load_run, repeated_seeds
 from probe.report import text as reporting
 from probe.report.figures.write import write_figures
 from probe.report.page.build import write_page
@@ -89,7 +89,7 @@ def compare(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} must end in {', '.join(WRITERS)}")
     if args.num_resamples < 1 or args.seed < 0:
         raise ValueError("--num-resamples must be at least 1, and --seed must not be negative")
-    rows = comparison.compare(args.a, args.b, args.num_resamples, args.seed)
+    rows = comparison.compare(load_run(args.a), load_run(args.b), args.num_resamples, args.seed)
     print(comparison.comparison_table(rows, (str(args.a), str(args.b)), args.metric))
     if args.output is not None:
         try:
@@ -116,13 +116,12 @@ def report(args: argparse.Namespace) -> None:
         print(reporting.describe(probed))
     if over_seeds := reporting.across_seeds(runs):
         print("\n" + over_seeds)
-    emergences = [run.emergence for run in shown]
-    found = [emergence for emergence in emergences if emergence is not None]
-    for text in [*map(reporting.describe_emergence, found), reporting.emergence_over_seeds(runs, emergences)]:
+    found = [run.emergence for run in runs if run.emergence is not None]
+    for text in [*map(reporting.describe_emergence, found), reporting.emergence_over_seeds(runs)]:
         if text:
             print("\n" + text)
     print("\nwritten:")
-    for line in write_figures(runs, emergences) or ["no figures: no run holds effects of mask_renormalise"]:
+    for line in write_figures(runs) or ["no figures: no run holds effects of mask_renormalise"]:
         print(f"  {line}")
     if any(run.has_cells for run in shown):
         print(f"  {write_page(shown, page)}")

@@ -19,9 +19,9 @@ from attnres import REGIONS, SUBLAYERS, AttnResForCausalLM
 from attnres.sharded import whole_model
 from attnres.tasks import MQAR
 from probe.ablation.grid import all_scopes, region_scopes
-from probe.analysis.emergence import load_emergence
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
+from probe.files.runs import load_emergence
 from probe.report.text import describe_emergence
 from probe.runner import PARTS, Probe, ProbeSettings, check_task, probe_model, sweep_share
 from probe.training import publish
