@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -40,6 +40,7 @@ class ProbedRun:
     """
 
     directory: Path
+    _tables: dict[tuple[Path, str], pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def results(self) -> Path:
@@ -64,13 +65,14 @@ class ProbedRun:
     @cached_property
     def effects(self) -> pd.DataFrame:
         """Of the last probe, as are `clusters`, `geometry` and `coalitions`."""
-        if self._effects.empty:
+        rows = self._table(self.results, "effects")
+        if rows.empty:
             raise ValueError(f"{self.results / 'effects.parquet'} has no rows: probe again, into a new folder")
-        return self._effects[self._effects["step"] == self._effects["step"].max()]
+        return rows[rows["step"] == rows["step"].max()]
 
     @cached_property
     def clusters(self) -> pd.DataFrame:
-        return self._of_last_step(self._clusters)
+        return self._of_last_step(self._table(self.results, "clusters"))
 
     @cached_property
     def geometry(self) -> pd.DataFrame:
@@ -81,19 +83,14 @@ class ProbedRun:
         rows = storage.read_coalitions(self.results)
         return None if rows is None else self._of_last_step(rows)
 
-    @cached_property
+    @property
     def training_effects(self) -> pd.DataFrame | None:
-        """All steps."""
-        if self.training is None:
-            return None
-        return self._effects if self.training == self.results else storage.read_effects(self.training)
+        """All steps, as of `training_clusters`."""
+        return None if self.training is None else self._table(self.training, "effects")
 
-    @cached_property
+    @property
     def training_clusters(self) -> pd.DataFrame | None:
-        """All steps."""
-        if self.training is None:
-            return None
-        return self._clusters if self.training == self.results else storage.read_clusters(self.training)
+        return None if self.training is None else self._table(self.training, "clusters")
 
     @cached_property
     def curves(self) -> pd.DataFrame | None:
@@ -139,13 +136,12 @@ class ProbedRun:
         """What runs that differ by their seed alone have in common: condition, shape of the model, K."""
         return self.condition, self.summary["num_pairs"], json.dumps(self.summary["model"], sort_keys=True)
 
-    @cached_property
-    def _effects(self) -> pd.DataFrame:
-        return storage.read_effects(self.results)
-
-    @cached_property
-    def _clusters(self) -> pd.DataFrame:
-        return storage.read_clusters(self.results)
+    def _table(self, folder: Path, name: str) -> pd.DataFrame:
+        """Effects or clusters of all steps. One folder may hold the last probe and those in training."""
+        if (folder, name) not in self._tables:
+            read = {"effects": storage.read_effects, "clusters": storage.read_clusters}[name]
+            self._tables[folder, name] = read(folder)
+        return self._tables[folder, name]
 
     def _of_last_step(self, rows: pd.DataFrame) -> pd.DataFrame:
         return rows[rows["step"] == self.effects["step"].iloc[0]]

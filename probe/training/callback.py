@@ -313,7 +313,7 @@ class ProbeCallback(Callback):
     def _stop_if_settled(self, trainer: Trainer, probe: Probe | None) -> None:
         """On all processes, as the first one finds."""
         if probe is not None:
-            motifs = [(motif["family"], motif["sublayer"], motif["region"]) for motif in probe.summary["motifs"]]
+            motifs = [(motif["family"], motif["sublayer"], motif["scope"]) for motif in probe.summary["motifs"]]
             self.settled.update(motifs, probe.summary["clean"]["task_learned"])
         self.settled.load_state_dict(trainer.strategy.broadcast(self.settled.state_dict()))
         if self.settled.is_settled:

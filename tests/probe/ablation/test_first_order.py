@@ -13,9 +13,9 @@ from probe.ablation.grid import FIRST_ORDER, build_grid
 from probe.ablation.interventions import Ablation
 from probe.ablation.references import References
 from probe.analysis import effects as results
-from probe.analysis.motifs import primary_rows
 from probe.examples.inputs import ProbeInputs
 from probe.runner import ProbeSettings, first_order_agreement, probe_model
+from probe.vocabulary import primary_rows
 
 INPUTS = ProbeInputs.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 

@@ -18,7 +18,6 @@ from playwright.sync_api import Page, sync_playwright
 
 from attnres.tasks import MQAR
 from probe.ablation.grid import WIDE_SCOPES
-from probe.analysis.motifs import ESTIMATE, EXACT, primary_rows
 from probe.cli import main
 from probe.files import tables as storage
 from probe.report.page import layout as page_layout
@@ -26,6 +25,9 @@ from probe.report.page.build import build_page, write_page
 from probe.report.page.curves import accuracy_table
 from probe.report.page.data import TRAINING, PageRun, load_page_runs
 from probe.runner import ProbeSettings, probe_model
+from probe.vocabulary import MASK as EXACT
+from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
+from probe.vocabulary import primary_rows
 from tests.probe.test_cli import QUICK, export
 
 STEPS = (0, 2, 5)

@@ -311,7 +311,7 @@ class TestSettled:
         def planted(*args, **kwargs):
             probe = probe_model(*args, **kwargs)
             steps.append(kwargs["step"])
-            motif = {"family": "older", "sublayer": "self_attn", "region": "late"}
+            motif = {"family": "older", "sublayer": "self_attn", "scope": "late"}
             probe.summary["motifs"] = [motif] * (kwargs["step"] >= 8)
             probe.summary["clean"]["task_learned"] = True
             return probe
