@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from probe.analysis.emergence import find_emergence
-from tests.support.simulated_run import CELLS, NUM_PAIRS, Planted, simulate
+from probe.vocabulary import ROUTE
+from tests.support.simulated_run import NUM_PAIRS, ROUTES, Planted, simulate
 
 STEPS = np.arange(16) * 20
 RESAMPLES = 500
@@ -32,14 +33,14 @@ NOISE = {"normal": 0.0, "lognormal (sigma 0.5)": 0.5, "lognormal (sigma 1)": 1.0
 
 def planted_case(seed: int, sigma: float) -> dict[str, float]:
     rng = np.random.default_rng(seed)
-    cell = CELLS[rng.integers(len(CELLS))]
-    planted = Planted(cell, time=float(rng.uniform(STEPS[2], STEPS[-4])))
+    route = ROUTES[rng.integers(len(ROUTES))]
+    planted = Planted(route, time=float(rng.uniform(STEPS[2], STEPS[-4])))
     run = simulate(planted, STEPS, seed, sigma=sigma, num_resamples=RESAMPLES)
     assert run.first_step is not None
     emergence = find_emergence(run.effects, run.clusters, NUM_PAIRS, num_resamples=RESAMPLES)
     assert emergence is not None
     table = emergence.table
-    row = table.set_index(["sublayer", "family", "region"]).loc[[cell]].iloc[0]
+    row = table.set_index(ROUTE).loc[[route.key]].iloc[0]
     others = table["onset"].notna().sum() - (not math.isnan(row["onset"]))
     error = (row["onset"] - run.first_step) / (STEPS[1] - STEPS[0])
     return {

@@ -28,6 +28,7 @@ from probe.examples.tasks import ProbeTask, TokenRecall
 from probe.files import tables as storage
 from probe.files.checkpoints import Checkpoint, load_model, load_tokenizer, read_json
 from probe.files.layout import CONFIG, EXPORT, PAGE, PARTS, PROBE, RUN_FILE, SUMMARY, SWEEP, TASK_FILE
+from probe.files.runs import load_run
 from probe.runner import Effects, check_probe, probe_model, sweep_share
 from probe.settings import ProbeSettings
 
@@ -90,7 +91,7 @@ def compare(options: Namespace) -> None:
         raise ValueError(f"--output {options.output} must end in {', '.join(WRITERS)}")
     if options.num_resamples < 1 or options.seed < 0:
         raise ValueError("--num_resamples must be at least 1, and --seed must not be negative")
-    rows = compare_runs(options.a, options.b, options.num_resamples, options.seed)
+    rows = compare_runs(load_run(options.a), load_run(options.b), options.num_resamples, options.seed)
     print(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
     if options.output is not None:
         try:

@@ -21,7 +21,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from attnres import FAMILIES, ReadSite
+from attnres.sites import FAMILIES, ReadSite
 from probe.ablation.engine import ProbeResult
 from probe.ablation.grid import Cell, Kind, build_grid
 from probe.ablation.interventions import Coalition
@@ -83,19 +83,14 @@ def _estimate_games(
     num_resamples: int,
     seed: int,
 ) -> pd.DataFrame:
+    nothing = {metric: np.zeros(len(result.counts))}  # none of the families is there: worth nothing
     rows, sums = [], []
     for (sublayer, scope), indices in games.items():
-        values = {members: result.effects.get((index, positions)) for members, index in indices.items()}
+        values = {members: result.effects.get((i, positions), nothing)[metric] for members, i in indices.items()}
         for term, coefficients in terms().items():
-            total = np.zeros(len(result.counts))
-            for members, coefficient in coefficients.items():
-                effects = values[members]
-                if effects is not None:  # else none of them is there: worth nothing
-                    total = total + coefficient * effects[metric]
-            shared = {"run": info.run, "condition": info.condition, "seed": info.seed, "step": info.step}
             where = {"sublayer": sublayer, "scope": scope, "positions": positions, "metric": metric}
-            rows.append({**shared, "data_id": info.data_id, **where, "term": term})
-            sums.append(total)
+            rows.append(info.columns() | where | {"term": term})
+            sums.append(sum(coefficient * values[members] for members, coefficient in coefficients.items()))
     table, stacked = pd.DataFrame(rows), np.stack(sums, axis=1)
     is_value = table["term"].str.startswith("value:").to_numpy()
     estimated = pd.DataFrame(index=table.index, columns=list(STATISTICS), dtype=float)

@@ -2,60 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from attnres import FAMILIES, SUBLAYERS
+from attnres.sites import FAMILIES
 from probe.analysis.effects import CELL_KEYS, effect_statistics
-from probe.analysis.motifs import primary_rows
-from probe.files import tables as storage
-from probe.files.checkpoints import read_json
-from probe.files.layout import find_results
-from probe.vocabulary import PRIMARY_METRIC as PRIMARY
+from probe.vocabulary import BOTH, FINAL, LAYER, PRIMARY_METRIC, SUBLAYERS, WHOLE_DEPTH, primary_rows
 
 PAIRED_ON = [key for key in CELL_KEYS if key not in ("run", "step")]
 
 
-def compare(a: Path, b: Path, num_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+class Probed(Protocol):
+    """What is compared: the tables of one (run, step), see `probe.files.runs.ProbedRun`."""
+
+    @property
+    def directory(self) -> Path: ...
+    @property
+    def effects(self) -> pd.DataFrame: ...
+    @property
+    def clusters(self) -> pd.DataFrame: ...
+    @property
+    def summary(self) -> Mapping[str, Any]: ...
+
+
+def compare(a: Probed, b: Probed, num_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """B - A, cell by cell: a row for every cell and metric that both probes hold and that both could ablate.
 
-    `effect_a`, `effect_b`, and of their difference the statistics of `probe.analysis.effects.estimate` (`effect` is the
-    difference); multiplicity is controlled within each grid. Of each folder the last step is taken.
+    `effect_a`, `effect_b`, and the statistics of their difference (`effect_statistics`; `effect` is the difference).
+    Multiplicity is controlled within each grid.
 
     Raises:
-        ValueError: no results there, or the two are not of the same examples or share no cell.
+        ValueError: the two are not of the same examples or share no cell.
     """
-    folders = [find_results(path) for path in (a, b)]
-    effects, clusters = [], []
-    for folder in folders:
-        rows = storage.read_effects(folder)
-        effects.append(rows[rows["step"] == rows["step"].max()])
-        rows = storage.read_clusters(folder)
-        clusters.append(rows[rows["step"] == rows["step"].max()])
-    data = [set(rows["data_id"]) for rows in effects]
+    data = [set(run.effects["data_id"]) for run in (a, b)]
     if data[0] != data[1]:
         raise ValueError(
-            f"{a} and {b} were not probed on the same examples (data_id {_names(data[0])} and {_names(data[1])}): "
-            "probe them with the same task and num_sequences"
+            f"{a.directory} and {b.directory} were not probed on the same examples "
+            f"(data_id {_names(data[0])} and {_names(data[1])}): probe them with the same task and num_sequences"
         )
-    num_pairs = int(read_json(folders[0] / "summary.json")["num_pairs"])
-    tables = [_sums(rows) for rows in clusters]
+    tables = [_sums(run.clusters) for run in (a, b)]
     shared = tables[0].columns.intersection(tables[1].columns, sort=False)
     if shared.empty:
-        raise ValueError(f"{a} and {b} have no cell in common that both could ablate")
-    counts = clusters[0].groupby("sequence")["n_queries"].first().to_numpy()
+        raise ValueError(f"{a.directory} and {b.directory} have no cell in common that both could ablate")
+    counts = a.clusters.groupby("sequence")["n_queries"].first().to_numpy()
     cells = shared.to_frame(index=False)
-    cells["grid"] = cells["scope"].str.startswith("layer:")
+    is_layer = cells["scope"].str.startswith(LAYER)  # layers are one grid, and wide scopes another
     parts = []
-    for _, rows in cells.groupby(["kind", "positions", "metric", "grid"], sort=False):
-        chosen = pd.MultiIndex.from_frame(rows[PAIRED_ON])
+    for (_, _, metric, _), rows in cells.groupby(["kind", "positions", "metric", is_layer], sort=False):
+        chosen = pd.MultiIndex.from_frame(rows)
         of_a, of_b = (table[chosen].to_numpy() for table in tables)
-        found = effect_statistics(of_b - of_a, counts, str(rows["metric"].iloc[0]), num_pairs, num_resamples, seed)
+        found = effect_statistics(of_b - of_a, counts, metric, int(a.summary["num_pairs"]), num_resamples, seed)
         sums = {"effect_a": of_a.sum(0) / counts.sum(), "effect_b": of_b.sum(0) / counts.sum()}
-        parts.append(pd.concat([rows[PAIRED_ON].reset_index(drop=True), pd.DataFrame(sums), found], axis=1))
+        parts.append(pd.concat([rows.reset_index(drop=True), pd.DataFrame(sums), found], axis=1))
     table = pd.concat(parts, ignore_index=True)
     return table.assign(n_sequences=len(counts), n_queries=int(counts.sum()))
 
@@ -69,15 +71,15 @@ def _names(ids: set[str]) -> str:
     return ", ".join(sorted(map(str, ids)))
 
 
-def comparison_table(rows: pd.DataFrame, names: tuple[str, str], metric: str = PRIMARY) -> str:
+def comparison_table(rows: pd.DataFrame, names: tuple[str, str], metric: str = PRIMARY_METRIC) -> str:
     """The whole-depth part of `compare` for people: the primary intervention, each family and sublayer."""
     shown = primary_rows(rows, metric)
-    shown = shown[shown["scope"].isin(["all", "final"])]
+    shown = shown[shown["scope"].isin(WHOLE_DEPTH)]
     lines = [
         f"{metric}: B - A on the same {rows['n_sequences'].iloc[0]} sequences; A = {names[0]}, B = {names[1]}",
         f"{'sublayer':<10} {'family':<15} {'A':>9} {'B':>9} {'difference [95 % CI]':>32} {'p adj.':>8}",
     ]
-    for sublayer in (*SUBLAYERS, "both", "final"):
+    for sublayer in (*SUBLAYERS, BOTH, FINAL):
         for family in FAMILIES:
             row = shown[(shown["sublayer"] == sublayer) & (shown["family"] == family)]
             lines += [_line(sublayer, family, numbers) for numbers in row.to_dict("records")]

@@ -1,41 +1,45 @@
-"""When motifs emerge: onset and half-rise of every (family, sublayer, region), from the tables of a run's probes.
+"""When motifs emerge: onset and half-rise of every route through a region, from the tables of a run's probes.
 
-All of it rests on exact effects (`probe.analysis.motifs.primary_rows`): first-order points are a curve of their own.
-Intervals come from one cluster bootstrap, whose resamples of sequences are the same at every step and for every curve.
+1. Take the exact effects (first-order points are a curve of their own) at the steps that can be compared: all regions
+   were probed, on the sequences of the last such probe.
+2. At each step, ask which routes are motifs (`Reader.motifs`).
+3. Resample the sequences, once: all steps and curves share the resamples. Ask the same of each resample, with the
+   critical values of the sample (`resampled_criterion`).
+4. From the answers, find when each route became a motif: its onset, or else where it held for a time.
+5. Find when effect, mass and accuracy made half of their change; where the interval of the whole change includes
+   zero, there was none.
+6. Set these times against each other. Intervals of times and lags are percentiles over the resamples; those of lags
+   are also as wide as the probes are apart.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from attnres import REGIONS, SUBLAYERS
-from attnres.sites import regions_of
+from attnres.sites import REGIONS, SUBLAYERS
 from probe.analysis import onsets, stats
-from probe.analysis.motifs import Cell, Reader, motif_name, primary_rows, resampled_criterion
-from probe.files import tables as storage
-from probe.files.layout import find_training
-from probe.files.runs import read_summary, training_curves
-from probe.vocabulary import WIDE_SCOPES
+from probe.analysis.motifs import Reader, resampled_criterion
+from probe.vocabulary import ROUTE, STUDY_MOTIFS, Route, primary_rows, routes_of, wide
 
-STUDY_MOTIFS = {
-    "embedding -> early mlp": ("mlp", "embedding", "early"),
-    "current -> early attention": ("self_attn", "current", "early"),
-    "current -> early mlp": ("mlp", "current", "early"),
-    "older -> late attention": ("self_attn", "older", "late"),
+HALVES = ("effect_half", "mass_half", "accuracy_half")
+LAGS = {
+    "mass_effect": ("mass_half", "effect_half"),
+    "effect_accuracy": ("effect_half", "accuracy_half"),
+    "onset_accuracy": ("onset", "accuracy_half"),
+    "first_held_accuracy": ("first_held", "accuracy_half"),
+    "mass_accuracy": ("mass_half", "accuracy_half"),
 }
-"""The study's three motifs (arXiv:2606.13168; `current` has one in each sublayer): (sublayer, family, region)."""
-LAGS = {"mass_effect": ("mass_half", "effect_half"), "effect_accuracy": ("effect_half", "accuracy_half")}
-LAGS |= {f"{name}_accuracy": (name, "accuracy_half") for name in ("onset", "first_held")}
-LAGS |= {"mass_accuracy": ("mass_half", "accuracy_half")}
 """Name -> how much later the first of the two times is than the second."""
+OVER_SEEDS = ("onset", *HALVES)
+SPREAD = {"median": "median", "smallest": "min", "largest": "max"}
+"""What is said of the times of several seeds, and how pandas calls it."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class Emergence:
     """When the motifs of one run emerged.
 
     Attributes:
-        table: a row per (sublayer, family, region) that could be ablated, see `find_emergence`.
-        curves: a row per step, sublayer, scope and family: `effect` with `ci_low` and `ci_high` (nats), `mass` with
+        table: a row per route through a region that could be ablated, see `find_emergence`.
+        curves: a row per step and route of a wide scope: `effect` with `ci_low` and `ci_high` (nats), `mass` with
             `mass_low` and `mass_high`, `applicable`, and whether the motif's criterion `holds` at that step.
         accuracy: a row per step: `accuracy` on the probe split with `low` and `high`, `pairs` in training.
         left_out: steps that take no part: probed on other sequences than the last one, or not in all regions.
@@ -63,37 +67,9 @@ class Emergence:
     def to_dict(self) -> dict[str, Any]:
         """For `summary.json`."""
         half = [f"accuracy_half{end}" for end in ("", "_low", "_high")]
-        motifs = self.shown.drop(columns=["run", "condition", "seed", *half]).to_dict("records")
-        return {
-            "steps": [int(step) for step in self.accuracy["step"]],
-            "left_out": list(self.left_out),
-            **{name: float(self.table[name].iloc[0]) for name in half},
-            "motifs": motifs,
-        }
-
-
-def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) -> Emergence | None:
-    """Emergence in a run directory that was probed while it trained, or in its folder of results.
-
-    None with fewer than two probes of all regions.
-
-    Raises:
-        ValueError: tables that cannot be read or are incomplete, with what is wrong.
-    """
-    folder = find_training(directory)
-    if folder is None:
-        return None
-    effects = storage.read_effects(folder)
-    steps = set(primary_rows(effects)["step"])
-    if len(steps) < 2:
-        return None
-    clusters = storage.read_clusters(folder)
-    if lost := sorted(steps - set(primary_rows(clusters)["step"])):
-        raise ValueError(f"{folder} is incomplete: clusters.parquet lacks step {lost[0]} of effects.parquet")
-    curves, summary = training_curves(directory), read_summary(folder)
-    pairs = None if curves is None else curves["pairs"].dropna()
-    regions = regions_of(summary["model"]["num_hidden_layers"])
-    return find_emergence(effects, clusters, int(summary["num_pairs"]), pairs, num_resamples, seed, regions)
+        found: dict[str, Any] = {"steps": [int(step) for step in self.accuracy["step"]]}
+        found |= {"left_out": list(self.left_out)} | {name: float(self.table[name].iloc[0]) for name in half}
+        return found | {"motifs": self.shown.drop(columns=["run", "condition", "seed", *half]).to_dict("records")}
 
 
 def find_emergence(
@@ -107,17 +83,15 @@ def find_emergence(
 ) -> Emergence | None:
     """Find when motifs emerge in the tables of one run, probed at several steps.
 
-    A motif is of one region as against all others, so only steps at which all were probed take part. None where they
-    are fewer than two, or have no (sublayer, family, region) in common that could be ablated.
+    None where fewer than two steps can be compared, or where they have no route through a region in common that could
+    be ablated.
 
     The rows of `table`, all times being probed steps and NaN "never":
 
-    - `motif`: the study's name, or ""; `status`: "emerged" (it has an onset), "transient" (it held at some probe, not
-      to the end), "never".
-    - `onset`: the first probe from which the motif holds (`Reader.motifs`) at every later one, at least
-      two of them. `onset_low`, `onset_high`: 95 % percentile interval over the resamples that have one, in each of
-      which the same criterion is applied to the resampled effects, with the critical values of the sample;
-      `p_onset`: the share of resamples that do.
+    - `motif`: the study's name, or "".
+    - `status`: "emerged" (it has an onset), "transient" (it held at some probe, not to the end), "never".
+    - `onset`: the first probe from which the motif holds at every later one, at least two of them. `onset_low` and
+      `onset_high` are the interval over the resamples that have one, and `p_onset` is the share of resamples that do.
     - `first_held` (with `_low` and `_high`, as the onset's), `last_held`, `n_held` of `n_probes`: where it holds.
     - `pairs`, `accuracy`: at the onset, or at `first_held`; `effect_half_pairs`, `mass_half_pairs`,
       `accuracy_half_pairs`: pairs at the half-rises.
@@ -130,31 +104,49 @@ def find_emergence(
         effects, clusters: the tables of the probes.
         num_pairs: K.
         pairs: pairs in training by step, where logged.
-        regions: those that the model has.
+        num_resamples, seed: of the bootstraps.
+        regions: those that the model has. A motif is of one region as against all others.
     """
-    rows = primary_rows(effects)
+    rows = wide(primary_rows(effects))
     if rows.empty:
         return None
-    run = rows["run"].iloc[-1]
-    rows = rows[(rows["run"] == run) & rows["scope"].isin(WIDE_SCOPES)]
+    run = primary_rows(effects)["run"].iloc[-1]
+    rows = rows[rows["run"] == run]
+    steps = _comparable_steps(rows, regions)
+    if len(steps) < 2:
+        return None
+    left_out = tuple(sorted(int(step) for step in set(rows["step"]) - steps))
+    rows = rows[rows["step"].isin(steps)]
+    clusters = clusters[(clusters["run"] == run) & clusters["step"].isin(steps)]
+    finder = _Finder(rows, clusters, num_pairs, pairs, num_resamples, seed)
+    return finder.find(left_out) if finder.routes else None
+
+
+def _comparable_steps(rows: pd.DataFrame, regions: Collection[str]) -> set[int]:
+    """Steps at which all `regions` were probed, on the sequences of the last of them."""
     probed = rows[rows["sublayer"].isin(SUBLAYERS)].groupby("step")["scope"].agg(set)
     whole = {step for step, scopes in probed.items() if scopes >= set(regions)}
     if not whole:
-        return None
-    data_id = rows.loc[rows["step"] == max(whole), "data_id"].iloc[0]
-    taken = set(rows.loc[rows["data_id"] == data_id, "step"]) & whole
-    if len(taken) < 2:
-        return None
-    left_out = tuple(sorted(int(step) for step in set(rows["step"]) - taken))
-    rows = rows[rows["step"].isin(taken)]
-    clusters = clusters[(clusters["run"] == run) & clusters["step"].isin(taken)]
-    finder = _Finder(rows, clusters, num_pairs, pairs, num_resamples, seed)
-    return finder.find(left_out) if finder.cells else None
+        return set()
+    data_id = rows.loc[rows["step"] == max(whole), "data_id"].iloc[0]  # type: ignore[type-var]
+    return set(rows.loc[rows["data_id"] == data_id, "step"]) & whole
+
+
+class _Event(NamedTuple):
+    """A time, and what it is in each resample, (R,)."""
+
+    time: float
+    resampled: np.ndarray
 
 
 @dataclass
 class _Finder:
-    """`find_emergence`, in steps. S probes, C cells (sublayer, family, region), R resamples, n sequences."""
+    """`find_emergence` on steps that can be compared. S probes, C routes, R resamples, n sequences.
+
+    Attributes:
+        grid: the routes that all probes have and that could be ablated at some; they share the multiplicity control.
+        routes: those of them that can be motifs.
+    """
 
     effects: pd.DataFrame
     clusters: pd.DataFrame
@@ -165,27 +157,19 @@ class _Finder:
 
     def __post_init__(self) -> None:
         self.steps = np.sort(self.effects["step"].unique())
-        self.by_step = dict(list(self.effects.groupby("step")))
-        of_cells = primary_rows(self.clusters)
-        self.clusters_by_step = dict(list(of_cells.groupby("step")))
-        places = self.effects[["sublayer", "family", "scope"]].itertuples(index=False, name=None)
-        acts = dict.fromkeys(place for place, is_so in zip(places, self.effects["applicable"], strict=True) if is_so)
-        self.grid = [(str(sublayer), str(family), str(scope)) for sublayer, family, scope in acts]
-        probed = self.effects.groupby(["sublayer", "family", "scope"])["step"].nunique()
-        self.grid = [cell for cell in self.grid if probed[cell] == len(self.steps)]  # a last probe may be of more
-        self.cells = [cell for cell in self.grid if cell[0] in SUBLAYERS and cell[2] in REGIONS]
-        self.counts = of_cells.groupby("sequence")["n_queries"].first().to_numpy()
-        keys = ["step", "sublayer", "family", "scope"]
-        self.wide = of_cells.pivot(index="sequence", columns=keys, values=["summed_effect", "mass"])
+        probed = self.effects.groupby(ROUTE)["step"].nunique()  # a last probe may be of more
+        applicable = dict.fromkeys(routes_of(self.effects[self.effects["applicable"]]))
+        self.grid = [route for route in applicable if probed[route.key] == len(self.steps)]
+        self.routes = [route for route in self.grid if route.sublayer in SUBLAYERS and route.scope in REGIONS]
+        rows = primary_rows(self.clusters)
+        self.counts = rows.groupby("sequence")["n_queries"].first().to_numpy()
+        self.sequences = rows.pivot(index="sequence", columns=["step", *ROUTE], values=["summed_effect", "mass"])
+        # (R, n) how often each sequence is drawn: the one bootstrap of all intervals.
+        self.weights = stats.resample_weights(len(self.counts), self.num_resamples, self.seed)
 
-    @property
-    def weights(self) -> np.ndarray:
-        """(R, n) how often each sequence is drawn: the one bootstrap of all intervals."""
-        return stats.resample_weights(len(self.counts), self.num_resamples, self.seed)
-
-    def by_sequence(self, column: str, cell: Cell) -> np.ndarray:
-        """(n, S) `column` of a cell's clusters."""
-        return np.stack([self.wide[(column, step, *cell)].to_numpy(float) for step in self.steps], axis=1)
+    def by_sequence(self, column: str, route: Route) -> np.ndarray:
+        """(n, S) `column` of a route's clusters."""
+        return np.stack([self.sequences[(column, step, *route.key)].to_numpy(float) for step in self.steps], axis=1)
 
     @cached_property
     def answered(self) -> np.ndarray | None:
@@ -197,111 +181,112 @@ class _Finder:
 
     def find(self, left_out: tuple[int, ...]) -> Emergence:
         holds, resampled = self._holds(), self._resampled_holds()
-        accuracy_half = (math.nan, np.full(self.num_resamples, np.nan))
+        accuracy_half = _Event(math.nan, np.full(self.num_resamples, np.nan))
         if self.answered is not None:
             accuracy_half = self._half(self.answered, self.counts)
-        rows = []
-        for i, cell in enumerate(self.cells):
-            effects, masses = self.by_sequence("summed_effect", cell), self.by_sequence("mass", cell)
-            times = {
-                "onset": tuple(onsets.first_lasting(each[..., i]) for each in (holds, resampled)),
-                "first_held": tuple(onsets.first(each[..., i]) for each in (holds, resampled)),
-                "effect_half": self._half(effects, self.counts),
-                "mass_half": self._half(masses, np.ones(len(self.counts))),
-                "accuracy_half": accuracy_half,
-            }
-            changes = {
-                "effect_change": float(onsets.change(effects.sum(0) / self.counts.sum())),
-                "mass_change": float(onsets.change(masses.mean(0))),
-            }
-            rows.append({**self._about(cell), **self._held(holds[:, i], times), **self._times(times), **changes})
+        rows = [self._row(route, holds[:, i], resampled[..., i], accuracy_half) for i, route in enumerate(self.routes)]
         return Emergence(pd.DataFrame(rows), self._curves(holds), self._accuracy(), left_out)
 
     def _holds(self) -> np.ndarray:
         """(S, C) whether the causal probe finds the motif at a step."""
-        found = np.zeros((len(self.steps), len(self.cells)), dtype=bool)
-        for number, step in enumerate(self.steps):
-            tables = (self.by_step[step], self.clusters_by_step[step])
-            for motif in Reader(*tables, self.num_pairs, self.num_resamples, self.seed).motifs():
-                cell = (motif["sublayer"], motif["family"], motif["region"])
-                if cell in self.cells:  # not one that other steps do not have
-                    found[number, self.cells.index(cell)] = True
+        effects, clusters = (dict(list(table.groupby("step"))) for table in (self.effects, self.clusters))
+        found = np.zeros((len(self.steps), len(self.routes)), dtype=bool)
+        for holds, step in zip(found, self.steps, strict=True):
+            reader = Reader(effects[step], clusters[step], self.num_pairs, self.num_resamples, self.seed)
+            motifs = {Route.of(motif) for motif in reader.motifs()}
+            holds[:] = [route in motifs for route in self.routes]
         return found
 
     def _resampled_holds(self) -> np.ndarray:
         """(R, S, C) the same criterion on resampled effects, with the critical values of the sample."""
-        sums = np.stack([self.by_sequence("summed_effect", cell) for cell in self.grid], axis=-1)  # (n, S, grid)
-        chosen = [self.grid.index(cell) for cell in self.cells]
-        found = np.zeros((self.num_resamples, len(self.steps), len(self.cells)), dtype=bool)
-        for number, step in enumerate(self.steps):
-            rows = self.by_step[step].set_index(["sublayer", "family", "scope"])["n_reads"]
-            n_reads = rows.reindex(self.grid).to_numpy(float)
-            about = (sums[:, number], self.counts, self.grid, n_reads, self.num_pairs)
-            found[:, number] = resampled_criterion(*about, self.weights, self.num_resamples, self.seed)[:, chosen]
-        return found
+        sums = np.stack([self.by_sequence("summed_effect", route) for route in self.grid], axis=-1)  # (n, S, grid)
+        n_reads = self.effects.pivot(index="step", columns=ROUTE, values="n_reads")[[r.key for r in self.grid]]
+        chosen = [self.grid.index(route) for route in self.routes]
+        found = [
+            resampled_criterion(
+                sums[:, number],
+                self.counts,
+                self.grid,
+                n_reads.loc[step].to_numpy(float),
+                self.num_pairs,
+                self.weights,
+                self.num_resamples,
+                self.seed,
+            )[:, chosen]
+            for number, step in enumerate(self.steps)
+        ]
+        return np.stack(found, axis=1)
 
-    def _half(self, sums: np.ndarray, counts: np.ndarray) -> tuple[float, np.ndarray]:
-        """Half-rise of the mean of `sums` (n, S), and of each resample: float and (R,); NaN if there is no change."""
+    def _half(self, sums: np.ndarray, counts: np.ndarray) -> _Event:
+        """Half-rise of the mean of `sums` (n, S); NaN if there is no change."""
         means = self._resample(sums, counts)
         low, high = onsets.percentiles(onsets.change(means), onsets.change(means))
         if not (low > 0 or high < 0):
-            return math.nan, np.full(self.num_resamples, np.nan)
-        return float(onsets.half_rise(sums.sum(0) / counts.sum())), onsets.half_rise(means)
+            return _Event(math.nan, np.full(self.num_resamples, np.nan))
+        return _Event(float(onsets.half_rise(sums.sum(0) / counts.sum())), onsets.half_rise(means))
 
     def _resample(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """(R, S) resampled means of `sums` (n, S)."""
         return (self.weights @ sums) / (self.weights @ counts)[:, None]
 
-    def _about(self, cell: Cell) -> dict[str, Any]:
-        name = motif_name(*cell)
-        first = self.effects.iloc[0]
-        about = {"run": first["run"], "condition": first["condition"], "seed": int(first["seed"])}
-        return {
-            **about,
-            **dict(zip(("sublayer", "family", "region"), cell, strict=True)),
-            "motif": name if name in STUDY_MOTIFS else "",
+    def _row(self, route: Route, holds: np.ndarray, resampled: np.ndarray, accuracy_half: _Event) -> dict[str, Any]:
+        """The row of `table`, from whether the route is a motif at each step (S,) and in each resample (R, S)."""
+        effects, masses = self.by_sequence("summed_effect", route), self.by_sequence("mass", route)
+        events = {
+            "onset": _Event(float(onsets.first_lasting(holds)), onsets.first_lasting(resampled)),
+            "first_held": _Event(float(onsets.first(holds)), onsets.first(resampled)),
+            "effect_half": self._half(effects, self.counts),
+            "mass_half": self._half(masses, np.ones(len(self.counts))),
+            "accuracy_half": accuracy_half,
         }
+        row: dict[str, Any] = self.effects.iloc[0][["run", "condition"]].to_dict()
+        row |= {"seed": int(self.effects["seed"].iloc[0])} | asdict(route)
+        row |= {"motif": str(route) if route in STUDY_MOTIFS else ""}
+        row |= self._held(holds, events) | self._times(events)
+        row |= {"effect_change": float(onsets.change(effects.sum(0) / self.counts.sum()))}
+        return row | {"mass_change": float(onsets.change(masses.mean(0)))}
 
-    def _held(self, holds: np.ndarray, times: Mapping[str, tuple[Any, np.ndarray]]) -> dict[str, Any]:
-        onset, resampled = times["onset"]
-        start = onset if not math.isnan(onset) else times["first_held"][0]
+    def _held(self, holds: np.ndarray, events: Mapping[str, _Event]) -> dict[str, Any]:
+        """Where the motif holds, and what there was then."""
+        onset, first_held = events["onset"], events["first_held"]
+        start = first_held.time if math.isnan(onset.time) else onset.time
         accuracy = math.nan
         if self.answered is not None and holds.any():
             accuracy = float(self.answered[:, int(start)].sum() / self.counts.sum())
-        return {
-            "status": "never" if not holds.any() else "transient" if math.isnan(onset) else "emerged",
-            "p_onset": float((~np.isnan(resampled)).mean()),
+        row = {
+            "status": "never" if not holds.any() else "transient" if math.isnan(onset.time) else "emerged",
+            "p_onset": float((~np.isnan(onset.resampled)).mean()),
             "last_held": float(self.steps[holds][-1]) if holds.any() else math.nan,
             "n_held": int(holds.sum()),
             "n_probes": len(self.steps),
-            "pairs": pairs_at(self.pairs, onsets.at_step(start, self.steps)),
+            "pairs": self._pairs(start),
             "accuracy": accuracy,
-            **{
-                f"{name}_pairs": pairs_at(self.pairs, onsets.at_step(times[name][0], self.steps))
-                for name in ("effect_half", "mass_half", "accuracy_half")
-            },
         }
+        return row | {f"{name}_pairs": self._pairs(events[name].time) for name in HALVES}
 
-    def _times(self, times: Mapping[str, tuple[Any, np.ndarray]]) -> dict[str, float]:
-        numbers: dict[str, float] = {}
-        for name, (time, resampled) in times.items():
-            low, high = onsets.interval(resampled, self.steps) if not math.isnan(time) else (math.nan, math.nan)
-            numbers |= {name: onsets.at_step(time, self.steps), f"{name}_low": low, f"{name}_high": high}
+    def _times(self, events: Mapping[str, _Event]) -> dict[str, float]:
+        """Times, the lags between them, and their intervals."""
+        row: dict[str, float] = {}
+        for name, (time, resampled) in events.items():
+            low, high = onsets.UNKNOWN if math.isnan(time) else onsets.interval(resampled, self.steps)
+            row |= {name: onsets.at_step(time, self.steps), f"{name}_low": low, f"{name}_high": high}
         for name, (later, earlier) in LAGS.items():
-            known = not (math.isnan(times[later][0]) or math.isnan(times[earlier][0]))
-            lag = onsets.lag(times[later][1], times[earlier][1], self.steps) if known else (math.nan, math.nan)
-            numbers |= {f"lag_{name}": numbers[later] - numbers[earlier]}
-            numbers |= dict(zip((f"lag_{name}_low", f"lag_{name}_high"), lag, strict=True))
-        return numbers
+            gap = row[later] - row[earlier]
+            resampled = events[later].resampled, events[earlier].resampled
+            low, high = onsets.UNKNOWN if math.isnan(gap) else onsets.lag(*resampled, self.steps)
+            row |= {f"lag_{name}": gap, f"lag_{name}_low": low, f"lag_{name}_high": high}
+        return row
+
+    def _pairs(self, time: float) -> float:
+        return pairs_at(self.pairs, onsets.at_step(time, self.steps))
 
     def _curves(self, holds: np.ndarray) -> pd.DataFrame:
-        columns = ["step", "sublayer", "family", "scope", "effect", "ci_low", "ci_high", "mass", "applicable"]
+        columns = ["step", *ROUTE, "effect", "ci_low", "ci_high", "mass", "applicable"]
         curves = self.effects[columns].reset_index(drop=True)
-        keys = ["step", "sublayer", "family", "scope"]
-        found = {(step, *cell) for s, step in enumerate(self.steps) for c, cell in enumerate(self.cells) if holds[s, c]}
-        places = list(curves[keys].itertuples(index=False, name=None))
-        masses = self._resample(self.wide["mass"][places].to_numpy(float), np.ones(len(self.counts)))
+        places = list(curves[["step", *ROUTE]].itertuples(index=False, name=None))
+        masses = self._resample(self.sequences["mass"][places].to_numpy(float), np.ones(len(self.counts)))
         low, high = onsets.percentiles(masses, masses)
+        found = {(self.steps[s], *self.routes[c].key) for s, c in np.argwhere(holds)}
         return curves.assign(mass_low=low, mass_high=high, holds=[place in found for place in places])
 
     def _accuracy(self) -> pd.DataFrame:
@@ -309,8 +294,8 @@ class _Finder:
         if self.answered is not None:
             mean, resampled = self.answered.sum(0) / self.counts.sum(), self._resample(self.answered, self.counts)
             low, high = onsets.percentiles(resampled, resampled)
-        numbers = {"step": self.steps, "accuracy": mean, "low": low, "high": high}
-        return pd.DataFrame(numbers).assign(pairs=[pairs_at(self.pairs, float(step)) for step in self.steps])
+        pairs = [pairs_at(self.pairs, float(step)) for step in self.steps]
+        return pd.DataFrame({"step": self.steps, "accuracy": mean, "low": low, "high": high, "pairs": pairs})
 
 
 def pairs_at(pairs: pd.Series | None, step: float) -> float:
@@ -326,7 +311,7 @@ def pairs_at(pairs: pd.Series | None, step: float) -> float:
 
 
 def after_accuracy(row: Mapping[Any, Any]) -> tuple[str, float, float]:
-    """What of a row of `table` is set against accuracy's half-rise, and how much later it is: an interval, in steps.
+    """Which time of a row of `table` is set against accuracy's half-rise, and its lag: an interval, in steps.
 
     The onset; where there is none, the first probe at which the motif held; where it never did, the effect's half-rise.
     """
@@ -334,27 +319,19 @@ def after_accuracy(row: Mapping[Any, Any]) -> tuple[str, float, float]:
     return name.replace("_", " "), row[f"lag_{name}_accuracy_low"], row[f"lag_{name}_accuracy_high"]
 
 
-SPREAD = ("median", "smallest", "largest")
-
-
 def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The `table`s of the seeds of one experiment: median, smallest and largest of each time.
 
-    A row per condition, sublayer, family and region that held at some probe of some seed or is the study's: `n_seeds`,
-    `n_emerged`, `n_transient`, and `{onset, effect_half, mass_half, accuracy_half}_{median, smallest, largest}` over
-    the seeds that have one.
+    A row per condition and route that held at some probe of some seed or is the study's: `n_seeds`, `n_emerged`,
+    `n_transient`, and `{onset, effect_half, mass_half, accuracy_half}_{median, smallest, largest}` over the seeds that
+    have one.
     """
-    rows = []
-    keys = ["condition", "sublayer", "family", "region", "motif"]
-    spreads = [f"{name}_{what}" for name in ("onset", "effect_half", "mass_half", "accuracy_half") for what in SPREAD]
-    for place, runs in pd.concat(tables).groupby(keys, sort=False):
-        if not runs["motif"].iloc[0] and (runs["status"] == "never").all():
-            continue
-        row: dict[str, Any] = dict(zip(keys, place, strict=True))  # type: ignore[call-overload]
-        row |= {"n_seeds": len(runs)}
-        row |= {f"n_{status}": int((runs["status"] == status).sum()) for status in ("emerged", "transient")}
-        for name in ("onset", "effect_half", "mass_half", "accuracy_half"):
-            times = runs[name].dropna()
-            row |= {f"{name}_median": times.median(), f"{name}_smallest": times.min(), f"{name}_largest": times.max()}
-        rows.append(row)
-    return pd.DataFrame(rows, columns=[*keys, "n_seeds", "n_emerged", "n_transient", *spreads])
+    groups = pd.concat(tables).groupby(["condition", *ROUTE, "motif"], sort=False)
+    spreads = {f"{name}_{what}": (name, how) for name in OVER_SEEDS for what, how in SPREAD.items()}
+    table = groups.agg(
+        n_seeds=("status", "size"),
+        n_emerged=("status", lambda status: (status == "emerged").sum()),
+        n_transient=("status", lambda status: (status == "transient").sum()),
+        **spreads,
+    ).reset_index()
+    return table[(table["motif"] != "") | (table["n_emerged"] + table["n_transient"] > 0)].reset_index(drop=True)

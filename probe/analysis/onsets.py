@@ -6,6 +6,8 @@ before it: a time with index `i` lies in the interval (steps[i - 1], steps[i]].
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from probe.analysis.stats import CONFIDENCE
@@ -13,7 +15,9 @@ from probe.analysis.stats import CONFIDENCE
 LATER = 2
 """An onset is followed by at least this many probes, at all of which the motif holds."""
 LAST = 3
-"""Probes whose mean is the end of a curve."""
+"""The end of a curve is the mean of this many probes."""
+UNKNOWN = (math.nan, math.nan)
+"""An interval without ends."""
 
 
 def first(holds: np.ndarray) -> np.ndarray:
@@ -23,9 +27,8 @@ def first(holds: np.ndarray) -> np.ndarray:
 
 def first_lasting(holds: np.ndarray, later: int = LATER) -> np.ndarray:
     """(...,) first index from which `holds` (..., steps) is true to the end, with at least `later` more after it."""
-    lasting = np.logical_and.accumulate(holds[..., ::-1], axis=-1)[..., ::-1]
-    first = lasting.argmax(-1)
-    return np.where(lasting.any(-1) & (first < holds.shape[-1] - later), first, np.nan)
+    index = first(np.logical_and.accumulate(holds[..., ::-1], axis=-1)[..., ::-1])
+    return np.where(index < holds.shape[-1] - later, index, np.nan)
 
 
 def half_rise(curves: np.ndarray) -> np.ndarray:
@@ -48,38 +51,34 @@ def change(curves: np.ndarray) -> np.ndarray:
 
 def interval(times: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
     """Percentile interval, in steps, of resampled `times` (resamples,); of those that are not NaN."""
-    known = times[~np.isnan(times)]
+    known = times[~np.isnan(times)].astype(int)
     if not len(known):
-        return float("nan"), float("nan")
+        return UNKNOWN
     low, high = percentiles(known, known)
-    return float(steps[int(low)]), float(steps[int(high)])
+    return float(steps[low]), float(steps[high])
 
 
 def lag(times: np.ndarray, others: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
     """Interval, in steps, of how much later `times` (resamples,) are than `others`: resampling and probing together.
 
-    Each resample's lag is known up to the probes between which both happened; the interval runs from the lower
+    Each resample's lag is known up to the probes between which both happened. The interval runs from the lower
     percentile of the lower ends to the upper one of the upper ends.
     """
     both = ~np.isnan(times) & ~np.isnan(others)
     if not both.any():
-        return float("nan"), float("nan")
-    (since, at), (other_since, other_at) = (_bracket(x[both].astype(int), steps) for x in (times, others))
-    low, high = percentiles(since - other_at, at - other_since)
+        return UNKNOWN
+    at, other_at = times[both].astype(int), others[both].astype(int)
+    since, other_since = np.maximum(at - 1, 0), np.maximum(other_at - 1, 0)  # at the first probe, that probe twice
+    low, high = percentiles(steps[since] - steps[other_at], steps[at] - steps[other_since])
     return float(low), float(high)
 
 
 def percentiles(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of resampled values (resamples, ...), whose `lower` ends may not be their `upper`."""
+    """95 % percentile interval of resampled values (resamples, ...), each known to lie from `lower` to `upper`."""
     tail = (1 - CONFIDENCE) / 2
     return np.quantile(lower, tail, axis=0, method="lower"), np.quantile(upper, 1 - tail, axis=0, method="higher")
 
 
-def _bracket(index: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The probes between which it happened; at the first probe, that probe twice."""
-    return steps[np.maximum(index - 1, 0)], steps[index]
-
-
 def at_step(time: float, steps: np.ndarray) -> float:
     """The step of a time."""
-    return float("nan") if np.isnan(time) else float(steps[int(time)])
+    return math.nan if math.isnan(time) else float(steps[int(time)])

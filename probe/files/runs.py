@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,60 +14,147 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from attnres.sites import regions_of
+from probe.analysis.emergence import Emergence, find_emergence
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
-from probe.files.layout import SWEEP as IDENTITY
-from probe.files.layout import find_results, find_training
+from probe.files.layout import (
+    EXPORT,
+    METRICS,
+    PROBE,
+    SUMMARY,
+    SWEEP,
+    find_results,
+    find_training,
+    has_results,
+    result_folders,
+)
+from probe.vocabulary import primary_rows
 
 SUMMARY_KEYS = (
     *("run", "condition", "seed", "step", "data_id", "num_pairs", "model", "clean", "flip", "motifs", "dissociation"),
-    *("first_order", "probe", "versions"),
+    *("first_order", "probe", "versions", "schema_version"),
 )
 HALF = ("clusters.parquet", "geometry.parquet", "effects.parquet.part")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ProbedRun:
-    """A probed model: `effects` and `geometry` of one (run, step), the summary, the coalitions if any."""
+    """A probed model: its last probe and, where it was probed while it trained, those probes. Files are read once.
+
+    Every part is read when it is first asked for, and raises a ValueError if it cannot be read or is incomplete;
+    `load_run` looks at the last probe's parts at once.
+
+    Args:
+        directory: a run directory, or a folder of results.
+    """
 
     directory: Path
-    effects: pd.DataFrame
-    geometry: pd.DataFrame
-    summary: dict[str, Any]
-    coalitions: pd.DataFrame | None = None
+    _tables: dict[tuple[Path, str], pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def results(self) -> Path:
+        """The folder with the last probe's results: `probe/final/` is preferred to `probe/`."""
+        return find_results(self.directory)
+
+    @cached_property
+    def training(self) -> Path | None:
+        """The folder with the tables of probes in training, if there is one."""
+        return find_training(self.directory)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Of the last probe."""
+        path, summary = self.results / "summary.json", read_summary(self.results)
+        lacks = [key for key in SUMMARY_KEYS if key not in summary]
+        lacks += ["the scope of a motif" for motif in summary.get("motifs", ())[:1] if "scope" not in motif]
+        if lacks:
+            raise ValueError(f"{path} is not a summary of this version: it lacks {', '.join(lacks)}")
+        return summary
+
+    @cached_property
+    def effects(self) -> pd.DataFrame:
+        """Of the last probe, as are `clusters`, `geometry` and `coalitions`."""
+        rows = self._table(self.results, "effects")
+        if rows.empty:
+            raise ValueError(f"{self.results / 'effects.parquet'} has no rows: probe again, into a new folder")
+        return rows[rows["step"] == rows["step"].max()]
+
+    @cached_property
+    def clusters(self) -> pd.DataFrame:
+        return self._of_last_step(self._table(self.results, "clusters"))
+
+    @cached_property
+    def geometry(self) -> pd.DataFrame:
+        return self._of_last_step(storage.read_geometry(self.results))
+
+    @cached_property
+    def coalitions(self) -> pd.DataFrame | None:
+        rows = storage.read_coalitions(self.results)
+        return None if rows is None else self._of_last_step(rows)
+
+    @property
+    def training_effects(self) -> pd.DataFrame | None:
+        """All steps, as of `training_clusters`."""
+        return None if self.training is None else self._table(self.training, "effects")
+
+    @property
+    def training_clusters(self) -> pd.DataFrame | None:
+        return None if self.training is None else self._table(self.training, "clusters")
+
+    @cached_property
+    def curves(self) -> pd.DataFrame | None:
+        return training_curves(self.directory)
+
+    @cached_property
+    def emergence(self) -> Emergence | None:
+        """When motifs emerged; None with fewer than two probes of all regions."""
+        return self.find_emergence()
+
+    def find_emergence(self, num_resamples: int = 2000, seed: int = 0) -> Emergence | None:
+        """`emergence`, with bootstraps of one's own."""
+        effects = self.training_effects
+        if effects is None or self.training is None or len(steps := set(primary_rows(effects)["step"])) < 2:
+            return None
+        clusters = self.training_clusters
+        assert clusters is not None  # there are effects
+        if lost := sorted(steps - set(primary_rows(clusters)["step"])):
+            raise ValueError(f"{self.training} is incomplete: clusters.parquet lacks step {lost[0]} of effects.parquet")
+        pairs = None if self.curves is None else self.curves["pairs"].dropna()
+        summary = read_summary(self.training)  # a final probe may have another K
+        regions = regions_of(summary["model"]["num_hidden_layers"])
+        return find_emergence(effects, clusters, int(summary["num_pairs"]), pairs, num_resamples, seed, regions)
+
+    @property
+    def condition(self) -> str:
+        return self.summary["condition"]
+
+    @property
+    def seed(self) -> int:
+        return self.summary["seed"]
+
+    @property
+    def num_pairs(self) -> int:
+        return int(self.summary["num_pairs"])
 
     @property
     def label(self) -> str:
-        return f"{self.summary['condition']} (seed {self.summary['seed']}, step {self.summary['step']})"
+        return f"{self.condition} (seed {self.seed}, step {self.summary['step']})"
 
     @property
     def experiment(self) -> Hashable:
         """What runs that differ by their seed alone have in common: condition, shape of the model, K."""
-        return self.summary["condition"], self.summary["num_pairs"], json.dumps(self.summary["model"], sort_keys=True)
+        return self.condition, self.summary["num_pairs"], json.dumps(self.summary["model"], sort_keys=True)
 
+    def _table(self, folder: Path, name: str) -> pd.DataFrame:
+        """Effects or clusters of all steps. One folder may hold the last probe and those in training."""
+        if (folder, name) not in self._tables:
+            read = {"effects": storage.read_effects, "clusters": storage.read_clusters}[name]
+            self._tables[folder, name] = read(folder)
+        return self._tables[folder, name]
 
-def groups_of_seeds(runs: Sequence[tuple[Hashable, int]]) -> list[list[int]]:
-    """Which of some runs, as (experiment, seed), are seeds of one experiment: their places in `runs`.
-
-    A run alone in its group has no others; nor have those of an experiment with two runs of one seed, of which nothing
-    says which to take.
-    """
-    groups = []
-    for experiment in dict.fromkeys(experiment for experiment, _ in runs):
-        members = [place for place, run in enumerate(runs) if run[0] == experiment]
-        is_sound = len({runs[place][1] for place in members}) == len(members)
-        groups += [members] if is_sound else [[place] for place in members]
-    return groups
-
-
-def repeated_seeds(runs: Sequence[ProbedRun]) -> list[str]:
-    """A line for each experiment that has a seed more than once."""
-    times = Counter((run.experiment, run.summary["condition"], run.summary["seed"]) for run in runs)
-    return [
-        f"{condition}: seed {seed} is given {count} times, so that its runs are not put together as seeds"
-        for (_, condition, seed), count in times.items()
-        if count > 1
-    ]
+    def _of_last_step(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[rows["step"] == self.effects["step"].iloc[0]]
 
 
 def load_run(directory: Path) -> ProbedRun:
@@ -79,36 +167,58 @@ def load_run(directory: Path) -> ProbedRun:
         raise ValueError(f"{directory} is not a directory: expected a run directory or a folder with effects.parquet")
     if nothing := what_instead(directory):
         raise ValueError(f"{directory} holds no probe results: {nothing}")
-    folder = find_results(directory)
-    effects = storage.read_effects(folder)
-    if effects.empty:
-        raise ValueError(f"{folder / 'effects.parquet'} has no rows: probe again, into a new folder")
-    storage.check_clusters(folder)
-    summary = read_summary(folder)
-    last = effects["step"].max()
-    geometry, coalitions = (
-        rows[rows["step"] == last] if rows is not None else None
-        for rows in (storage.read_geometry(folder), storage.read_coalitions(folder))
-    )
-    assert geometry is not None
-    if missing := [key for key in SUMMARY_KEYS if key not in summary]:
-        raise ValueError(f"{folder / 'summary.json'} is not a summary of this version: it lacks {', '.join(missing)}")
-    return ProbedRun(directory, effects[effects["step"] == last], geometry, summary, coalitions)
+    run = ProbedRun(directory)
+    _ = run.effects, storage.check_clusters(run.results), run.summary, run.geometry, run.coalitions
+    return run
+
+
+def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) -> Emergence | None:
+    """Emergence in a run directory that was probed while it trained, or in its folder of results.
+
+    None where there are no tables, or fewer than two probes of all regions.
+
+    Raises:
+        ValueError: tables that cannot be read or are incomplete, with what is wrong.
+    """
+    return ProbedRun(directory).find_emergence(num_resamples, seed)
+
+
+def groups_of_seeds(runs: Sequence[tuple[Hashable, int]]) -> list[list[int]]:
+    """Which of some runs, as (experiment, seed), are seeds of one experiment: their places in `runs`.
+
+    Runs of an experiment with a repeated seed are not grouped: nothing says which of them to take.
+    """
+    groups = []
+    for experiment in dict.fromkeys(experiment for experiment, _ in runs):
+        members = [place for place, run in enumerate(runs) if run[0] == experiment]
+        is_sound = len({runs[place][1] for place in members}) == len(members)
+        groups += [members] if is_sound else [[place] for place in members]
+    return groups
+
+
+def repeated_seeds(runs: Sequence[ProbedRun]) -> list[str]:
+    """A line for each experiment that has a seed more than once."""
+    times = Counter((run.experiment, run.condition, run.seed) for run in runs)
+    return [
+        f"{condition}: seed {seed} is given {count} times, so that its runs are not put together as seeds"
+        for (_, condition, seed), count in times.items()
+        if count > 1
+    ]
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """`summary.json` of a folder with tables. Raises ValueError if it is not there or cannot be read."""
-    if not (folder / "summary.json").exists():
+    if not (folder / SUMMARY).exists():
         raise ValueError(f"{folder} is incomplete: it has effects.parquet but no summary.json; probe it again")
-    return read_json(folder / "summary.json")
+    return read_json(folder / SUMMARY)
 
 
 def what_instead(directory: Path) -> str:
     """What a directory is that holds no results, and what to do; "" where it holds some."""
-    folders = (directory / "probe" / "final", directory / "probe", directory)
-    if any((folder / "effects.parquet").exists() for folder in folders):
+    folders = result_folders(directory)
+    if any(map(has_results, folders)):
         return ""
-    if unfinished := next((part for folder in folders for part in folder.glob(f"*/{IDENTITY}")), None):
+    if unfinished := next((part for folder in folders for part in folder.glob(f"*/{SWEEP}")), None):
         return (
             f"the probe in {unfinished.parents[1]} is unfinished; the attnres-probe command that began it, given "
             "again, goes on with it"
@@ -117,7 +227,7 @@ def what_instead(directory: Path) -> str:
         return "it is empty; expected a run directory that was probed, or a folder with effects.parquet"
     if torn := next((folder for folder in folders for name in HALF if (folder / name).exists()), None):
         return f"{torn} has other files of a probe, but no effects.parquet; probe again, into a new folder"
-    config = directory / "hf" / "config.json"
+    config = directory / EXPORT / "config.json"
     if not config.exists():
         return "expected effects.parquet there or in its probe/ folder"
     if read_json(config).get("model_type") == "qwen3":
@@ -140,8 +250,8 @@ def training_curves(directory: Path) -> pd.DataFrame | None:
         ValueError: it is not a table with a column "step".
     """
     directory = directory.resolve()
-    is_results = directory.name == "probe" and find_training(directory) == directory
-    path = (directory.parent if is_results else directory) / "metrics.csv"
+    is_results = directory.name == PROBE and find_training(directory) == directory
+    path = (directory.parent if is_results else directory) / METRICS
     if not path.exists():
         return None
     try:

@@ -20,19 +20,18 @@ def write_report(directories: Sequence[Path], page: Path) -> Iterator[str]:
     """
     shown = load_page_runs(list(directories))
     runs = [run.probed for run in shown]
-    emergences = [run.emergence for run in shown]
     yield from (line for run in runs for line in text.warnings(run))
     yield from repeated_seeds(runs)
     yield "Mass and causal effect of each source family, all layers (mask and renormalise, all positions;"
     yield "control: as much mass taken from other sources, drawn at random)\n"
     yield text.mass_effect_table(runs) + "\n"
     yield from map(text.describe, runs)
-    found = [text.describe_emergence(each) for each in emergences if each is not None]
-    for block in (text.across_seeds(runs), *found, text.emergence_over_seeds(runs, emergences)):
+    found = [text.describe_emergence(run.emergence) for run in runs if run.emergence is not None]
+    for block in (text.across_seeds(runs), *found, text.emergence_over_seeds(runs)):
         if block:
             yield "\n" + block
     yield "\nwritten:"
-    yield from (f"  {line}" for line in write_figures(runs, emergences) or [text.NO_FIGURES])
+    yield from (f"  {line}" for line in write_figures(runs) or [text.NO_FIGURES])
     if any(run.has_cells for run in shown):
         yield f"  {write_page(shown, page)}"
     else:

@@ -15,7 +15,8 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from attnres import FAMILIES, REGIONS
-from probe.analysis.motifs import ESTIMATE, MATTERS, primary_rows
+from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
+from probe.vocabulary import MATTERS, primary_rows
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN, HEAD, FOOT = 46, 20, 48, 34, 34
 TITLES = {"self_attn": "attention", "mlp": "MLP", "both": "both"}

@@ -19,10 +19,10 @@ from attnres import AttnResForCausalLM
 from attnres.sharded import whole_model
 from attnres.tasks import MQAR
 from probe.ablation.grid import wide_scopes
-from probe.analysis.emergence import load_emergence
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
 from probe.files.layout import PARTS, PROBE, SUMMARY
+from probe.files.runs import load_emergence
 from probe.report.text import describe_emergence
 from probe.runner import Effects, check_probe, probe_model, sweep_share
 from probe.settings import MIN_QUERIES, ProbeSettings, TrainingProbeSettings, fewest_sequences

@@ -15,13 +15,15 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from probe.analysis.motifs import ESTIMATE, EXACT, primary_rows
+from probe.ablation.grid import WIDE_SCOPES
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
 from probe.report.heat_image import heat_image
 from probe.runner import Effects
+from probe.vocabulary import MASK as EXACT
+from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
 from probe.vocabulary import PRIMARY_METRIC as PRIMARY
-from probe.vocabulary import WIDE_SCOPES
+from probe.vocabulary import primary_rows
 
 ACCURACY, NLL, HEAT_MAPS = "probe/accuracy", "probe/nll", "probe/heat_maps"
 MASS = "probe_mass"
@@ -124,7 +126,7 @@ def summary_fields(summary: Mapping[str, Any]) -> dict[str, Any]:
             fields[f"dissociation/{sublayer}/{name}"] = found[name]
     emergence = summary.get("emergence") or {}
     for motif in emergence.get("motifs", ()):
-        cell = (motif["sublayer"], motif["region"], motif["family"])
+        cell = (motif["sublayer"], motif["scope"], motif["family"])
         if motif["status"] == "emerged":
             fields |= {metric_name(f"onset{end}", *cell): motif[f"onset{end}"] for end in ("", "_low", "_high")}
         fields |= {metric_name(name, *cell): motif.get(name) for name in HALF_RISES[:2]}

@@ -1,7 +1,8 @@
 """Tables of a run that never was: effects with a planted onset and noise, at several steps.
 
 A sequence's effect at a step is the planted one plus noise, half of whose variance the sequence keeps through all steps
-and half of which the steps draw anew; half of either is common to all cells. Noise is normal, or lognormal and centred.
+and half of which the steps draw anew; half of either is common to all routes. The
+noise is normal, or lognormal and centred.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from attnres import FAMILIES, REGIONS, SUBLAYERS
-from probe.analysis.effects import estimate
-from probe.analysis.motifs import MATTERS
+from probe.analysis.effects import effect_statistics
+from probe.files.tables import CELL_KEYS
+from probe.vocabulary import FAMILIES, MASK, REGIONS, SUBLAYERS, Route, matters_from
 
 NUM_PAIRS = 16
-LN_K = float(np.log(NUM_PAIRS))
+EARLY_ATTENTION = Route("self_attn", "early", "current")
+"""The study's second motif."""
 READS = {"early": 3, "middle": 3, "late": 2}
-CELLS = [
-    (sublayer, family, region)
+ROUTES = [
+    Route(sublayer, region, family)
     for sublayer in SUBLAYERS
     for family in FAMILIES
     for region in REGIONS
@@ -32,7 +34,7 @@ class SimulatedRun:
     """What `simulate` makes.
 
     Attributes:
-        first_step: the first probed step at which the planted cell's true harm per read matters; None if none does.
+        first_step: the first probed step at which the planted route's true harm per read matters; None if none does.
     """
 
     effects: pd.DataFrame
@@ -45,13 +47,13 @@ class SimulatedRun:
 class Planted:
     """Where an effect rises, when, and how: per read it is `height * matters / (1 + exp((time - step) / width))`."""
 
-    cell: tuple[str, str, str] = ("self_attn", "current", "early")
+    route: Route = EARLY_ATTENTION
     time: float = 150.0
     height: float = 4.0  # multiples of what matters
     width: float = 4.0  # steps
 
     def per_read(self, steps: np.ndarray) -> np.ndarray:
-        return self.height * MATTERS * LN_K / (1 + np.exp((self.time - steps) / self.width))
+        return self.height * matters_from(NUM_PAIRS) / (1 + np.exp((self.time - steps) / self.width))
 
 
 def simulate(
@@ -63,7 +65,7 @@ def simulate(
     sigma: float = 0.0,
     num_resamples: int = 500,
 ) -> SimulatedRun:
-    """Tables of a run probed at `steps`; without `planted`, no cell has an effect.
+    """Tables of a run probed at `steps`; without `planted`, no route has an effect.
 
     Args:
         noise: standard deviation of a sequence's mean effect, in nats.
@@ -71,34 +73,34 @@ def simulate(
     """
     rng = np.random.default_rng(seed)
     counts = np.full(num_sequences, NUM_PAIRS)
-    signal = np.zeros((len(steps), len(CELLS)))
+    signal = np.zeros((len(steps), len(ROUTES)))
     if planted is not None:
-        signal[:, CELLS.index(planted.cell)] = planted.per_read(steps) * READS[planted.cell[2]]
+        signal[:, ROUTES.index(planted.route)] = planted.per_read(steps) * READS[planted.route.scope]
 
     def level(*shape: int) -> np.ndarray:
-        """(sequences, ..., cells) standard normal, half of it common to the cells."""
-        common, own = rng.normal(size=(num_sequences, *shape, 1)), rng.normal(size=(num_sequences, *shape, len(CELLS)))
+        """(sequences, ..., routes) standard normal, half of it common to the routes."""
+        common, own = rng.normal(size=(num_sequences, *shape, 1)), rng.normal(size=(num_sequences, *shape, len(ROUTES)))
         return np.sqrt(0.5) * (common + own)
 
     draws = np.sqrt(0.5) * (level(1) + level(len(steps)))
     if sigma:
         square = np.exp(sigma**2)
         draws = (np.exp(sigma * draws) - np.sqrt(square)) / np.sqrt((square - 1) * square)
-    sums = NUM_PAIRS * (signal[None] + noise * draws)  # (sequences, steps, cells)
+    sums = NUM_PAIRS * (signal[None] + noise * draws)  # (sequences, steps, routes)
     tables = [_tables(int(step), sums[:, i], counts, num_resamples) for i, step in enumerate(steps)]
-    matters = planted is not None and (planted.per_read(steps) >= MATTERS * LN_K)
+    matters = planted is not None and (planted.per_read(steps) >= matters_from(NUM_PAIRS))
     first = int(steps[np.argmax(matters)]) if np.any(matters) else None
     return SimulatedRun(*(pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True)), steps, first)
 
 
 def _tables(step: int, sums: np.ndarray, counts: np.ndarray, num_resamples: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    rows = pd.DataFrame(CELLS, columns=["sublayer", "family", "scope"]).assign(
+    rows = pd.DataFrame(ROUTES).assign(
         run="simulated",
         condition="simulated",
         seed=0,
         step=step,
         data_id="same",
-        kind="mask_renormalise",
+        kind=MASK,
         positions="all",
         with_aliases=False,
         metric="nll",
@@ -107,17 +109,22 @@ def _tables(step: int, sums: np.ndarray, counts: np.ndarray, num_resamples: int)
         dose=1.0,
         applicable=True,
         task_learned=True,
-        n_reads=[READS[region] for _, _, region in CELLS],
+        n_reads=[READS[route.scope] for route in ROUTES],
         n_unaliased_reads=1,
     )
-    rows = pd.concat([rows, estimate(sums, counts, "nll", NUM_PAIRS, num_resamples)], axis=1)
-    keys = ["run", "step", "sublayer", "scope", "family", "kind", "positions", "with_aliases", "metric"]
-    clusters = rows[keys].loc[rows.index.repeat(len(counts))].reset_index(drop=True)
+    rows = pd.concat([rows, effect_statistics(sums, counts, "nll", NUM_PAIRS, num_resamples)], axis=1)
+    clusters = rows[CELL_KEYS].loc[rows.index.repeat(len(counts))].reset_index(drop=True)
     clusters = clusters.assign(
-        sequence=np.tile(np.arange(len(counts)), len(CELLS)),
-        n_queries=np.tile(counts, len(CELLS)),
+        sequence=np.tile(np.arange(len(counts)), len(ROUTES)),
+        n_queries=np.tile(counts, len(ROUTES)),
         summed_clean=0.0,
         summed_effect=sums.T.ravel(),
         mass=0.25,
     )
     return rows, clusters
+
+
+def with_accuracy(clusters: pd.DataFrame) -> pd.DataFrame:
+    """The clusters of a simulated run and, in rows of their own, accuracy that rises as the square of the step."""
+    accuracy = clusters.assign(metric="accuracy", summed_clean=(clusters["step"] / 200) ** 2 * NUM_PAIRS)
+    return pd.concat([clusters, accuracy])

@@ -13,11 +13,11 @@ import pandas as pd
 from attnres import FAMILIES
 from attnres.files import replacing
 from probe.analysis import stats
-from probe.analysis.motifs import primary_rows
 from probe.files import tables as storage
 from probe.files.checkpoints import RUN_FILE, read_json
 from probe.files.runs import load_run, training_curves
 from probe.report.figures.write import largest_effect_step
+from probe.vocabulary import primary_rows
 from train.study.description import Run
 from train.study.runs import FINISHED, is_probed, is_trained
 

@@ -1,33 +1,25 @@
-"""Figures for papers, in one style: data frames in, matplotlib figures out."""
+"""Figures for papers, in one style. In: probed runs and their tables. Out: matplotlib figures, saved as PNG and PDF."""
 
-from probe.report.figures.cells import DepthCells, depth_cells
-from probe.report.figures.comparison import plot_comparison
-from probe.report.figures.dissociation import plot_dissociation
-from probe.report.figures.emergence import first_order_rows, plot_emergence, plot_motifs
-from probe.report.figures.heat_maps import heat_map_grid, plot_heat_maps
-from probe.report.figures.style import (
-    FAMILY_COLORS,
-    FAMILY_LABELS,
-    FAMILY_MARKERS,
-    SUBLAYER_LABELS,
-    paper_style,
-    save,
-)
+from __future__ import annotations
 
-__all__ = [
-    "FAMILY_COLORS",
-    "FAMILY_LABELS",
-    "FAMILY_MARKERS",
-    "SUBLAYER_LABELS",
-    "DepthCells",
-    "depth_cells",
-    "first_order_rows",
-    "heat_map_grid",
-    "paper_style",
-    "plot_comparison",
-    "plot_dissociation",
-    "plot_emergence",
-    "plot_heat_maps",
-    "plot_motifs",
-    "save",
-]
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "DepthCells": "cells",
+    "depth_cells": "cells",
+    "heat_map_grid": "heat_maps",
+    "paper_style": "style",
+    "plot_comparison": "comparison",
+    "plot_dissociation": "dissociation",
+    "plot_emergence": "emergence",
+    "plot_heat_maps": "heat_maps",
+    "plot_motifs": "emergence",
+    "save": "style",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,18 +14,28 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.path import Path
 
-from attnres import FAMILIES, REGIONS, SUBLAYERS
-from probe.analysis.motifs import ESTIMATE, EXACT, LEVEL, MATTERS, primary_rows
-from probe.report.figures.style import EFFECT_LABEL, GREY, PAGE, SUBLAYER_LABELS, in_paper_style
+from probe.report.figures import style
+from probe.vocabulary import (
+    FAMILIES,
+    FAMILY_SHORT,
+    LAYER,
+    LEVEL,
+    MASK,
+    MASK_FIRST_ORDER,
+    SUBLAYERS,
+    by_layer,
+    by_region,
+    matters_from,
+    primary_rows,
+    sort_scopes,
+)
 
-VALUES = {"mass": "routing mass", "effect": EFFECT_LABEL}
 COLORS = {"mass": "Greys", "effect": "RdBu_r"}
-SHORT_FAMILIES = ("emb.", "current", "prev.", "older")
 CORNER = Path([(-1, 1), (1, 1), (1, -1), (-1, 1)])
 
 
 @dataclass(frozen=True)
-class Grid:
+class HeatMapGrid:
     """The rows that a heat map shows: by single `layer` or by `region`, exact or to first order."""
 
     rows: pd.DataFrame
@@ -37,10 +45,7 @@ class Grid:
     @property
     def scopes(self) -> list[str]:
         """From the shallowest."""
-        found = set(self.rows["scope"])
-        if self.unit == "region":
-            return [region for region in REGIONS if region in found]
-        return sorted(found, key=lambda scope: int(scope.removeprefix("layer:")))
+        return sort_scopes(self.rows["scope"])
 
     def table(self, sublayer: str, value: str) -> np.ndarray:
         """(scopes, families) of a column of numbers; NaN where the family cannot be ablated, or was not."""
@@ -49,19 +54,18 @@ class Grid:
         return table.reindex(index=self.scopes, columns=list(FAMILIES)).to_numpy(dtype=float)
 
 
-def heat_map_grid(effects: pd.DataFrame) -> Grid | None:
+def heat_map_grid(effects: pd.DataFrame) -> HeatMapGrid | None:
     """The finest exact grid that the table has (layers, else regions), else the finest to first order, else None."""
-    for first_order in (False, True):
-        rows = primary_rows(effects, kind=ESTIMATE if first_order else EXACT)
+    for kind in (MASK, MASK_FIRST_ORDER):
+        rows = primary_rows(effects, kind=kind)
         rows = rows[rows["sublayer"].isin(SUBLAYERS)]
-        by_unit = {"layer": rows["scope"].str.startswith("layer:"), "region": rows["scope"].isin(REGIONS)}
-        for unit, chosen in by_unit.items():
-            if chosen.any():
-                return Grid(rows[chosen], unit, first_order)
+        for unit, found in (("layer", by_layer(rows)), ("region", by_region(rows))):
+            if len(found):
+                return HeatMapGrid(found, unit, kind == MASK_FIRST_ORDER)
     return None
 
 
-@in_paper_style
+@style.in_paper_style
 def plot_heat_maps(effects: pd.DataFrame, num_pairs: int, title: str = "") -> Figure:
     """Layer x family, or region x family where single layers were not ablated: mass beside effect, for each sublayer.
 
@@ -79,20 +83,20 @@ def plot_heat_maps(effects: pd.DataFrame, num_pairs: int, title: str = "") -> Fi
     grid = heat_map_grid(effects)
     if grid is None:
         raise ValueError("no heat map: the table has no effects of mask_renormalise in layers or regions")
-    matters = MATTERS * math.log(num_pairs)
+    matters = matters_from(num_pairs)
     largest = max(float(np.nanmax(np.abs(grid.table(s, "effect")), initial=matters)) for s in SUBLAYERS)
     limits = {"mass": (0.0, 1.0), "effect": (-largest, largest)}
-    figure = Figure(figsize=(PAGE, 1.45 + 0.19 * len(grid.scopes)), layout="constrained")
+    figure = Figure(figsize=(style.PAGE, 1.45 + 0.19 * len(grid.scopes)), layout="constrained")
     axes = figure.subplots(1, 4, sharey=True)
     images: dict[str, AxesImage] = {}
-    for column, (sublayer, value) in enumerate((s, v) for s in SUBLAYERS for v in VALUES):
-        images[value] = _heat_map(axes[column], grid, sublayer, value, limits[value], matters)
-        axes[column].set_title(f"{SUBLAYER_LABELS[sublayer]}:\n{VALUES[value]}")
-    axes[0].set_yticks(range(len(grid.scopes)), [scope.removeprefix("layer:") for scope in grid.scopes])
+    for panel, (sublayer, value) in zip(axes, ((s, v) for s in SUBLAYERS for v in style.VALUES), strict=True):
+        images[value] = _heat_map(panel, grid, sublayer, value, limits[value], matters)
+        panel.set_title(f"{style.reads_title(sublayer)}:\n{style.VALUES[value]}")
+    axes[0].set_yticks(range(len(grid.scopes)), [scope.removeprefix(LAYER) for scope in grid.scopes])
     axes[0].set_ylabel(grid.unit)
     for value, above in (("mass", axes[:2]), ("effect", axes[2:])):
         bar = figure.colorbar(images[value], ax=above, location="bottom", aspect=30, shrink=0.8, pad=0.04)
-        bar.set_label(VALUES[value])
+        bar.set_label(style.VALUES[value])
         bar.outline.set_linewidth(0.4)  # type: ignore[operator]
     figure.legend(handles=_legend(grid), loc="outside lower center", ncols=3, columnspacing=1.2)
     how = "first order (linearised)" if grid.first_order else "exact masks"
@@ -101,7 +105,7 @@ def plot_heat_maps(effects: pd.DataFrame, num_pairs: int, title: str = "") -> Fi
 
 
 def _heat_map(
-    axes: Axes, grid: Grid, sublayer: str, value: str, limits: tuple[float, float], matters: float
+    axes: Axes, grid: HeatMapGrid, sublayer: str, value: str, limits: tuple[float, float], matters: float
 ) -> AxesImage:
     table, unaliased = grid.table(sublayer, value), grid.table(sublayer, "n_unaliased_reads")
     findings = (grid.table(sublayer, "effect") >= matters) & (grid.table(sublayer, "p_adjusted") <= LEVEL)
@@ -109,7 +113,7 @@ def _heat_map(
     for row, column in np.ndindex(*table.shape):
         number = float(table[row, column])
         if np.isnan(number):
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **_hatched()))
+            axes.add_patch(_hatched(Rectangle((column - 0.5, row - 0.5), 1, 1)))
             continue
         ink = "w" if _is_dark(image, number) else "k"
         weight = "bold" if value == "effect" and findings[row, column] else "normal"
@@ -117,15 +121,16 @@ def _heat_map(
         if unaliased[row, column] == 0:
             right, top = column + 0.5, row + 0.5
             axes.add_patch(Polygon([(right - 0.2, top), (right, top), (right, top - 0.35)], color=ink, linewidth=0))
-    axes.set_xticks(range(len(FAMILIES)), SHORT_FAMILIES, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(len(FAMILIES)), FAMILY_SHORT.values(), rotation=40, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     return image
 
 
-def _hatched() -> dict[str, Any]:
-    return {"fill": False, "hatch": "/////", "edgecolor": "#c4c4c4", "linewidth": 0}
+def _hatched(patch: Patch) -> Patch:
+    patch.set(fill=False, hatch="/////", edgecolor="#c4c4c4", linewidth=0)
+    return patch
 
 
 def _is_dark(image: AxesImage, number: float) -> bool:
@@ -139,20 +144,14 @@ def _short(number: float) -> str:
     return "0.00" if text == "-0.00" else text.replace("-", "−")
 
 
-def _legend(grid: Grid) -> list[Artist]:
+def _legend(grid: HeatMapGrid) -> list[Artist]:
     """What the marks mean; only those that are there."""
-    tables = [(grid.table(s, "effect"), grid.table(s, "n_unaliased_reads")) for s in SUBLAYERS]
     handles: list[Artist] = []
-    if any(np.isnan(effect).any() for effect, _ in tables):
-        handles.append(Patch(label="not applicable", **_hatched()))
-    if any((unaliased == 0).any() for _, unaliased in tables):
-        corner: dict[str, Any] = {"marker": CORNER, "markersize": 4, "linestyle": "", "color": GREY}
-        handles.append(Line2D([], [], label="aliased: stays readable as another family", **corner))
-    bold: dict[str, Any] = {
-        "marker": r"$\mathbf{0.2}$",
-        "markersize": 11,
-        "linestyle": "",
-        "color": "k",
-        "markeredgewidth": 0,
-    }
-    return [*handles, Line2D([], [], label="at least 5 % of ln K, adjusted p ≤ 0.05", **bold)]
+    if any(np.isnan(grid.table(s, "effect")).any() for s in SUBLAYERS):
+        handles.append(_hatched(Patch(label="not applicable")))
+    if any((grid.table(s, "n_unaliased_reads") == 0).any() for s in SUBLAYERS):
+        aliased = "aliased: stays readable as another family"
+        handles.append(Line2D([], [], marker=CORNER, markersize=4, linestyle="", color=style.GREY, label=aliased))
+    bold = Line2D([], [], marker=r"$\mathbf{0.2}$", markersize=11, linestyle="", color="k", markeredgewidth=0)
+    bold.set_label("at least 5 % of ln K, adjusted p ≤ 0.05")
+    return [*handles, bold]

@@ -15,26 +15,26 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from attnres import FAMILIES, SUBLAYERS
+from probe.vocabulary import (
+    FAMILIES,
+    FAMILY_COLORS,
+    FAMILY_MARKERS,
+    FAMILY_TITLES,
+    FINAL,
+    SUBLAYER_TITLES,
+    equivalent_within,
+    matters_from,
+)
 
 Parameters = ParamSpec("Parameters")
 
 STYLE_FILE = Path(__file__).with_name("paper.mplstyle")
 COLUMN, PAGE = 3.25, 6.75
 """Widths of a figure in inches: one column of a two-column paper, or the page."""
-FAMILY_COLORS: dict[str, str] = dict(zip(FAMILIES, ("#0072B2", "#D55E00", "#009E73", "#5C1A4F"), strict=True))
-"""Told apart by every reader: see the test. The first three are Okabe and Ito's."""
-FAMILY_MARKERS: dict[str, str] = dict(zip(FAMILIES, "osD^", strict=True))
-FAMILY_LABELS: dict[str, str] = {
-    "embedding": "embedding",
-    "current": "current",
-    "prev_completed": "prev. completed",
-    "older": "older",
-}
-SUBLAYER_LABELS: dict[str, str] = {"self_attn": "attention reads", "mlp": "MLP reads", "final": "final read"}
-ALL_SUBLAYERS = (*SUBLAYERS, "final")
 EFFECT_LABEL = "ΔNLL (nats)"
+VALUES = {"mass": "routing mass", "effect": EFFECT_LABEL}
 GREY, LIGHT = "#666666", "#e9e9e9"
 FAR = 1e9
 """Where a line to infinity ends, in any unit."""
@@ -72,13 +72,27 @@ def family_style(family: str) -> dict[str, Any]:
 
 def family_handles(families: Iterable[str] = FAMILIES, **style: Any) -> list[Line2D]:
     """Entries of a legend."""
-    return [Line2D([], [], label=FAMILY_LABELS[f], **(family_style(f) | style)) for f in families]
+    return [Line2D([], [], label=FAMILY_TITLES[f], **(family_style(f) | style)) for f in families]
 
 
-def present(values: pd.Series, order: Iterable[str]) -> list[str]:
-    """Those of `order` that are among the values."""
-    found = set(values)
-    return [name for name in order if name in found]
+def reads_title(sublayer: str) -> str:
+    """What panels call the reads of a sublayer."""
+    return SUBLAYER_TITLES[sublayer] if sublayer == FINAL else f"{SUBLAYER_TITLES[sublayer]} reads"
+
+
+def draw_thresholds(axes: Axes, along: str, num_pairs: Iterable[int]) -> None:
+    """On an axis of effects: zero, what is equivalent to it, and from where an effect matters, for each K."""
+    span, line = (axes.axvspan, axes.axvline) if along == "x" else (axes.axhspan, axes.axhline)
+    for k in set(num_pairs):
+        span(-equivalent_within(k), equivalent_within(k), color=LIGHT, linewidth=0, zorder=0)
+        line(matters_from(k), color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
+    line(0, color=GREY, linewidth=0.5, zorder=0.5)
+
+
+def threshold_handles() -> list[Line2D | Patch]:
+    """Entries of a legend for `draw_thresholds`."""
+    matters = Line2D([], [], label="5 % of ln K: matters", color=GREY, linestyle=":", linewidth=0.8)
+    return [matters, Patch(label="± 1 % of ln K: equivalent to 0", color=LIGHT, linewidth=0)]
 
 
 def draw_intervals(
@@ -105,28 +119,29 @@ def effect_axis(
     axes: Axes,
     along: str,
     values: Iterable[np.ndarray],
-    bands: Iterable[float],
+    num_pairs: Iterable[int],
     headroom: float = 1.8,
     most_labels: int = 7,
 ) -> None:
-    """An axis of effects: linear within ± the narrowest of `bands`, logarithmic outside.
+    """An axis of effects: linear within what is equivalent to zero (at the smallest K), logarithmic outside.
 
     It holds `values` (`headroom` times the largest) and both ends of what is equivalent to zero, and has ticks at zero
     and at powers of ten; of more than `most_labels`, only zero and the outermost are labelled.
     """
-    bands = list(bands)
+    bands = [equivalent_within(k) for k in num_pairs]
     band = min(bands)
     low, high = finite_limits(values, [-max(bands), 10 * max(bands)], pad=0.0)
     low, high = 1.8 * low, headroom * high
-    axis, set_scale = (axes.xaxis, axes.set_xscale) if along == "x" else (axes.yaxis, axes.set_yscale)
+    axis, set_scale, set_limits = (
+        (axes.xaxis, axes.set_xscale, axes.set_xlim) if along == "x" else (axes.yaxis, axes.set_yscale, axes.set_ylim)
+    )
     set_scale("symlog", linthresh=band, linscale=0.5)
-    axes.set(**{f"{along}lim": (low, high)})
-    powers = [10.0**power for power in range(-6, 7)]
-    inside = [tick for tick in (sign * power for power in powers for sign in (-1, 1)) if low < tick < high]
-    ticks = [0.0, *(tick for tick in inside if abs(tick) > band)]
+    set_limits(low, high)
+    powers = [sign * 10.0**power for power in range(-6, 7) for sign in (-1, 1)]
+    ticks = [0.0, *(tick for tick in powers if abs(tick) > band and low < tick < high)]
     labelled = ticks if len(ticks) <= most_labels else [0.0, min(ticks), max(ticks)]
     axis.set_ticks(ticks, labels=[f"{tick:g}".replace("-", "−") if tick in labelled else "" for tick in ticks])
-    between = (sign * power * digit for power in powers for digit in range(2, 10) for sign in (-1, 1))
+    between = (power * digit for power in powers for digit in range(2, 10))
     axis.set_ticks([tick for tick in between if abs(tick) > band and low < tick < high], minor=True)
 
 

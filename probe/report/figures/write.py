@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from attnres import REGIONS
 from probe.analysis.emergence import Emergence
-from probe.analysis.motifs import primary_rows
-from probe.files import tables as storage
-from probe.files.layout import find_training
-from probe.files.runs import ProbedRun, training_curves
-from probe.report import figures as plots
+from probe.files.runs import ProbedRun
+from probe.report.figures.cells import depth_cells
+from probe.report.figures.comparison import plot_comparison
+from probe.report.figures.dissociation import plot_dissociation
+from probe.report.figures.emergence import plot_emergence, plot_motifs
+from probe.report.figures.heat_maps import heat_map_grid, plot_heat_maps
+from probe.report.figures.style import save
+from probe.vocabulary import ALL, MASK_FIRST_ORDER, REGIONS, WHOLE_DEPTH, by_layer, primary_rows
 
 
-def write_figures(runs: Sequence[ProbedRun], emergences: Sequence[Emergence | None]) -> list[Path]:
+def write_figures(runs: Sequence[ProbedRun]) -> list[Path]:
     """Figures of each run into its `figures/`; those that show several runs into the first one's. Returns the files.
 
     Of each run, `heat_maps`; and where it was probed while it trained, `emergence`, `motifs` and `heat_maps_peak`, of
@@ -25,53 +27,48 @@ def write_figures(runs: Sequence[ProbedRun], emergences: Sequence[Emergence | No
 
     Args:
         runs: one or more.
-        emergences: of each run, in their order.
 
     Raises:
         ValueError: tables that cannot be read.
     """
     written = []
-    for run, emergence in zip(runs, emergences, strict=True):
+    for run in runs:
         folder = run.directory / "figures"
-        if plots.heat_map_grid(run.effects) is not None:
-            figure = plots.plot_heat_maps(run.effects, run.summary["num_pairs"], run.label)
-            written += plots.save(figure, folder / "heat_maps")
-        if emergence is not None:
-            written += _write_emergence(run, emergence, folder)
-    cells = [found for run in runs if (found := plots.depth_cells(run)) is not None]
+        if heat_map_grid(run.effects) is not None:
+            written += save(plot_heat_maps(run.effects, run.num_pairs, run.label), folder / "heat_maps")
+        if run.emergence is not None:
+            written += _write_emergence(run, run.emergence, folder)
+    models = [found for run in runs if (found := depth_cells(run)) is not None]
     folder = runs[0].directory / "figures"
-    if cells:
-        written += plots.save(plots.plot_dissociation(cells), folder / "dissociation")
-    if len(cells) > 1:
-        written += plots.save(plots.plot_comparison(cells), folder / "comparison")
+    if models:
+        written += save(plot_dissociation(models), folder / "dissociation")
+    if len(models) > 1:
+        written += save(plot_comparison(models), folder / "comparison")
     return written
 
 
 def _write_emergence(run: ProbedRun, emergence: Emergence, folder: Path) -> list[Path]:
-    folder_of_tables = find_training(run.directory)
-    assert folder_of_tables is not None  # there is an emergence
-    effects = storage.read_effects(folder_of_tables)
-    num_pairs, title = run.summary["num_pairs"], f"{run.summary['condition']}, seed {run.summary['seed']}"
+    effects = run.training_effects
+    assert effects is not None  # there is an emergence
+    num_pairs, title = run.num_pairs, f"{run.condition}, seed {run.seed}"
     scopes, written = set(emergence.curves["scope"]), []
-    if scopes & {"all", "final"}:
-        figure = plots.plot_emergence(emergence, effects, training_curves(run.directory), num_pairs, title)
-        written += plots.save(figure, folder / "emergence")
+    if scopes & set(WHOLE_DEPTH):
+        written += save(plot_emergence(emergence, effects, run.curves, num_pairs, title), folder / "emergence")
     if scopes & set(REGIONS):
-        written += plots.save(plots.plot_motifs(emergence, effects, num_pairs, title), folder / "motifs")
-    if "all" in scopes:
+        written += save(plot_motifs(emergence, effects, num_pairs, title), folder / "motifs")
+    if ALL in scopes:
         peak = largest_effect_step(effects)
         rows, title = effects[effects["step"] == peak], f"{title}, step {peak} (largest effect)"
-        grid = plots.heat_map_grid(rows)
+        grid, linear = heat_map_grid(rows), primary_rows(rows, kind=MASK_FIRST_ORDER)
         if grid is not None:
-            written += plots.save(plots.plot_heat_maps(rows, num_pairs, title), folder / "heat_maps_peak")
-        linear = plots.first_order_rows(rows)
-        if grid is not None and grid.unit == "region" and linear["scope"].str.startswith("layer:").any():
-            written += plots.save(plots.plot_heat_maps(linear, num_pairs, title), folder / "heat_maps_peak_layers")
+            written += save(plot_heat_maps(rows, num_pairs, title), folder / "heat_maps_peak")
+            if grid.unit == "region" and len(by_layer(linear)):
+                written += save(plot_heat_maps(linear, num_pairs, title), folder / "heat_maps_peak_layers")
     return written
 
 
 def largest_effect_step(effects: pd.DataFrame) -> int:
     """The probed step at which masking one family in all layers does the most harm."""
     rows = primary_rows(effects)
-    rows = rows[(rows["scope"] == "all") & rows["applicable"]]
+    rows = rows[(rows["scope"] == ALL) & rows["applicable"]]
     return int(rows["step"].to_numpy()[rows["effect"].to_numpy().argmax()])

@@ -11,8 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from attnres import FAMILIES
+from probe.ablation.grid import WIDE_SCOPES
 from probe.analysis.emergence import pairs_at
-from probe.analysis.motifs import ESTIMATE
 from probe.report.page.data import FINAL, TRAINING, PageRun
 from probe.report.page.layout import (
     COLORS,
@@ -29,7 +29,7 @@ from probe.report.page.layout import (
     span,
     threshold_lines,
 )
-from probe.vocabulary import WIDE_SCOPES
+from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
 
 SUBLAYER_NAMES = {"self_attn": "attention", "mlp": "MLP", "final": "final read"}
 SCOPE_NAMES = {"early": "early", "middle": "middle", "late": "late", "all": "all layers", "final": ""}
@@ -263,7 +263,7 @@ def _add_onsets(figure: go.Figure, index: int, run: PageRun, plot: tuple[str, ..
     if run.emergence is None:
         return
     table = run.emergence.table
-    found = table[(table["sublayer"] == plot[0]) & (table["region"] == plot[1]) & table["onset"].notna()]
+    found = table[(table["sublayer"] == plot[0]) & (table["scope"] == plot[1]) & table["onset"].notna()]
     for row in found.to_dict("records"):
         error = {"type": "data", "symmetric": False, "thickness": 2, "width": 4}
         error |= {"array": [row["onset_high"] - row["onset"]], "arrayminus": [row["onset"] - row["onset_low"]]}

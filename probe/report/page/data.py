@@ -11,12 +11,12 @@ from pathlib import Path
 import pandas as pd
 
 from attnres import SUBLAYERS
-from probe.analysis.emergence import Emergence, load_emergence
-from probe.analysis.motifs import ESTIMATE, EXACT, MATTERS, primary_rows
-from probe.files import tables as storage
-from probe.files.layout import find_results, find_training
-from probe.files.runs import ProbedRun, load_run, training_curves
-from probe.vocabulary import WIDE_SCOPES
+from probe.ablation.grid import WIDE_SCOPES
+from probe.analysis.emergence import Emergence
+from probe.files.runs import ProbedRun, load_run
+from probe.vocabulary import MASK as EXACT
+from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
+from probe.vocabulary import MATTERS, primary_rows
 
 SHOWN_SUBLAYERS = (*SUBLAYERS, "final")
 TRAINING, FINAL = "in training", "final"
@@ -143,22 +143,21 @@ def load_page_runs(directories: list[Path]) -> list[PageRun]:
 def load_page_run(directory: Path) -> PageRun:
     """A probed run directory or folder of results. Raises ValueError for no results, or an incomplete or torn set."""
     probed = load_run(directory)
-    tables = _tables(directory, probed.effects)
+    tables = _tables(probed)
     kept = [_kept(table).assign(probe=probe) for probe, table in tables.items()]
     cells = pd.concat(kept, ignore_index=True)
     accuracies = pd.concat([_accuracies(table, probe) for probe, table in tables.items()])
     about = probed.summary
     name = f"{directory.resolve().name} ({about['condition']}, seed {about['seed']})"
-    return PageRun(name, probed, cells, accuracies, training_curves(directory), load_emergence(directory))
+    return PageRun(name, probed, cells, accuracies, probed.curves, probed.emergence)
 
 
-def _tables(directory: Path, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _tables(run: ProbedRun) -> dict[str, pd.DataFrame]:
     """Effects by kind of probe. A table of one step alone is a final probe: those in training begin with step 0."""
-    folder = find_training(directory)
-    effects = last if folder is None else storage.read_effects(folder)
-    if effects["step"].nunique() == 1:
-        return {FINAL: last}
-    return {TRAINING: effects} if folder == find_results(directory) else {TRAINING: effects, FINAL: last}
+    effects = run.training_effects
+    if effects is None or effects["step"].nunique() == 1:
+        return {FINAL: run.effects}
+    return {TRAINING: effects} if run.training == run.results else {TRAINING: effects, FINAL: run.effects}
 
 
 def _kept(effects: pd.DataFrame) -> pd.DataFrame:

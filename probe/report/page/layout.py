@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 from matplotlib.colors import to_hex
 
 from attnres import FAMILIES
-from probe.report.figures import FAMILY_COLORS, FAMILY_LABELS
+from probe.vocabulary import FAMILY_COLORS
+from probe.vocabulary import FAMILY_TITLES as FAMILY_LABELS
 
 COLORS: dict[str, str] = {str(family): color for family, color in FAMILY_COLORS.items()}
 DARK_COLORS = {**COLORS, "older": "#D79BCB"}

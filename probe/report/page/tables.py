@@ -196,7 +196,7 @@ def _holds(run: PageRun, row: dict[Any, Any]) -> dict[int, str]:
     assert run.emergence is not None
     curves = run.emergence.curves
     here = (curves["sublayer"] == row["sublayer"]) & (curves["family"] == row["family"])
-    found = curves[here & (curves["scope"] == row["region"])].sort_values("step")
+    found = curves[here & (curves["scope"] == row["scope"])].sort_values("step")
     return {int(step): "yes" if holds else "no" for step, holds in zip(found["step"], found["holds"], strict=True)}
 
 

@@ -15,10 +15,10 @@ from probe.ablation.grid import Kind, build_grid
 from probe.ablation.interventions import Ablation, MaskRenormalise
 from probe.ablation.references import References
 from probe.analysis import effects as results
-from probe.analysis.motifs import primary_rows
 from probe.examples.examples import Examples
 from probe.runner import probe_model
 from probe.settings import ProbeSettings
+from probe.vocabulary import primary_rows
 
 INPUTS = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from attnres import FAMILIES, REGIONS
 from probe.analysis import effects as results
 from probe.analysis.motifs import Reader
+from probe.vocabulary import ALL, FAMILIES, REGIONS, SUBLAYERS, Route, equivalent_within, matters_from
 
 K, SEQUENCES, QUERIES = 16, 64, 16
-MATTERS, MARGIN = 0.05 * math.log(K), 0.01 * math.log(K)
+MATTERS, MARGIN = matters_from(K), equivalent_within(K)
 MASS = {"embedding": 0.2, "current": 0.5, "prev_completed": 0.2, "older": 0.1}
 PRIMARY = {"kind": "mask_renormalise", "positions": "all", "with_aliases": False, "metric": "nll"}
 
 
-def read(harm: dict[tuple[str, str, str], float], spread: float = 0.001, mass=None, change=None, **settings) -> Reader:
+def read(harm: dict[tuple[str, str, str], float], spread: float = 0.001, mass=MASS, **change) -> Reader:
     """Both sublayers, all scopes; mean `harm` per query by (sublayer, scope, family), zero where it says nothing."""
-    rng, mass = np.random.default_rng(0), MASS if mass is None else mass
-    cells = [(s, scope, f) for s in ("self_attn", "mlp") for scope in (*REGIONS, "all") for f in FAMILIES]
-    noise = spread * rng.normal(size=(SEQUENCES, len(cells)))
+    rng = np.random.default_rng(0)
+    routes = [Route(s, scope, f) for s in SUBLAYERS for scope in (*REGIONS, ALL) for f in FAMILIES]
+    noise = spread * rng.normal(size=(SEQUENCES, len(routes)))
     noise -= noise.mean(0)
-    sums = QUERIES * (np.array([harm.get(cell, 0.0) for cell in cells]) + noise)
-    counts = np.full(SEQUENCES, QUERIES)
-    effects = pd.DataFrame(
-        [
-            {
-                **{**PRIMARY, **(change or {}), "sublayer": sublayer, "scope": scope, "family": family},
-                **{"mass": mass[family], "aliased_mass": 0.1, "mass_uniform": 0.25, "mass_schedule": 0.25, "dose": 1.0},
-                **{"applicable": not (scope == "early" and family == "older"), "task_learned": True},
-                **{"n_reads": 2, "n_unaliased_reads": 1},
-            }
-            for sublayer, scope, family in cells
-        ]
-    )
-    effects = pd.concat([effects, results.estimate(sums, counts, "nll", K)], axis=1)
+    sums = QUERIES * (np.array([harm.get(route.key, 0.0) for route in routes]) + noise)
+    effects = pd.DataFrame(routes).assign(**{**PRIMARY, **change})
+    effects["mass"] = effects["family"].map(mass)
+    effects["applicable"] = (effects["scope"] != "early") | (effects["family"] != "older")
+    same = {"aliased_mass": 0.1, "mass_uniform": 0.25, "mass_schedule": 0.25, "dose": 1.0, "task_learned": True}
+    effects = effects.assign(**same, n_reads=2, n_unaliased_reads=1)
+    effects = pd.concat([effects, results.estimate(sums, np.full(SEQUENCES, QUERIES), "nll", K)], axis=1)
     clusters = effects[[*PRIMARY, "sublayer", "scope", "family", "mass"]].loc[effects.index.repeat(SEQUENCES)]
     clusters = clusters.assign(
-        sequence=np.tile(np.arange(SEQUENCES), len(cells)), n_queries=QUERIES, summed_effect=sums.T.flatten()
+        sequence=np.tile(np.arange(SEQUENCES), len(routes)), n_queries=QUERIES, summed_effect=sums.T.flatten()
     )
-    return Reader(effects, clusters, K, **settings)
+    return Reader(effects, clusters, K)
 
 
 def test_mass_and_effect_part_ways():
@@ -83,10 +74,11 @@ def test_a_localised_role_is_named_where_it_is():
         ("self_attn", "middle", "older"): 0.4,
         ("mlp", "early", "embedding"): 0.5,
     }
-    found = {(m["family"], m["sublayer"], m["region"]): m for m in read(harm).motifs()}
-    assert set(found) == {("older", "self_attn", "late"), ("embedding", "mlp", "early")}
-    assert found["older", "self_attn", "late"]["per_read"] == pytest.approx(0.5)
-    assert found["older", "self_attn", "late"]["p_larger_than_elsewhere"] < 0.01
+    found = {Route.of(motif): motif for motif in read(harm).motifs()}
+    older = Route("self_attn", "late", "older")
+    assert set(found) == {older, Route("mlp", "early", "embedding")}
+    assert found[older]["per_read"] == pytest.approx(0.5)
+    assert found[older]["p_larger_than_elsewhere"] < 0.01
     assert not any(m["only_region"] for m in found.values())
 
 
@@ -107,9 +99,8 @@ def test_what_is_everywhere_is_not_localised():
 
 def test_a_family_of_one_region_is_marked():
     reader = read({("mlp", "late", "older"): 1.0})
-    reader.effects.loc[(reader.effects["family"] == "older") & (reader.effects["scope"] == "middle"), "applicable"] = (
-        False
-    )
+    here = (reader.effects["family"] == "older") & (reader.effects["scope"] == "middle")
+    reader.effects["applicable"] &= ~here
     (motif,) = reader.motifs()
     assert motif["only_region"] is True
     assert motif["p_larger_than_elsewhere"] is None
@@ -119,6 +110,6 @@ def test_a_family_of_one_region_is_marked():
     "change", [{"positions": "query"}, {"with_aliases": True}, {"metric": "kl"}, {"kind": "zero"}], ids=str
 )
 def test_other_kinds_of_rows_are_left_out(change):
-    wrong = read({("mlp", "late", "current"): 1.0, ("mlp", "all", "current"): 1.0}, change=change)
+    wrong = read({("mlp", "late", "current"): 1.0, ("mlp", "all", "current"): 1.0}, **change)
     assert wrong.motifs() == []
     assert wrong.dissociation() == {}

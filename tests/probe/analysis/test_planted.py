@@ -43,36 +43,25 @@ def graded(request):
     return (request.param, found, *probe(found, coalitions=("late",)))
 
 
-def test_the_model_solves_the_task(graded):
-    _, _, reader, _ = graded
+def test_motifs_are_exactly_the_planted_sites(graded):
+    name, found, reader, _ = graded
     assert reader.effects["task_learned"].all()
     assert reader.effects["clean"].max() < 0.01
-
-
-def test_motifs_are_exactly_the_planted_sites(graded):
-    _, found, reader, _ = graded
-    motifs = {(m["family"], m["sublayer"], m["region"]): m for m in reader.motifs()}
+    motifs = {(m["family"], m["sublayer"], m["scope"]): m for m in reader.motifs()}
     assert set(motifs) == found.sites
-    for motif in motifs.values():
+    rows = reader.effects.set_index(["family", "sublayer", "scope"])
+    dissociation = reader.dissociation()
+    for (family, sublayer, scope), motif in motifs.items():
         assert motif["effect"] > LN_K / 2
         assert motif["task_learned"]
         assert motif["p_adjusted"] < 0.01
-
-
-def test_the_planted_family_can_be_masked_and_carries_most_of_the_mass(graded):
-    name, found, reader, _ = graded
-    rows = reader.effects.set_index(["family", "sublayer", "scope"])
-    for site in found.sites:
-        mass = rows.loc[site, "mass"]
-        assert (0.8 <= mass <= 0.9) or name == "mass_without_role"
-        assert rows.loc[site, "applicable_share"] == 1
-
-
-def test_only_one_region_is_said_as_such(graded):
-    name, _, reader, _ = graded
-    for motif in reader.motifs():
         assert motif["only_region"] == (name == "mass_without_role")
         assert (motif["p_larger_than_elsewhere"] is None) == motif["only_region"]
+        row = rows.loc[(family, sublayer, scope)]
+        assert (0.8 <= row["mass"] <= 0.9) or name == "mass_without_role"
+        assert row["applicable_share"] == 1
+        assert dissociation[sublayer]["most_harmful"] == family
+        assert family not in {entry["family"] for entry in dissociation[sublayer]["mass_without_role"]}
 
 
 def test_mass_without_role_is_called_that(graded):
@@ -89,14 +78,6 @@ def test_mass_without_role_is_called_that(graded):
     assert found["heaviest"] == "embedding"
     assert found["dissociated"] is True
     assert found["p_heaviest_is_most_harmful"] == 0
-
-
-def test_a_causal_family_is_never_without_role(graded):
-    _, found, reader, _ = graded
-    dissociation = reader.dissociation()
-    for family, sublayer, _ in found.sites:
-        assert dissociation[sublayer]["most_harmful"] == family
-        assert family not in {entry["family"] for entry in dissociation[sublayer]["mass_without_role"]}
 
 
 def test_what_two_families_share_shows_in_the_coalition_alone(graded):
@@ -120,10 +101,11 @@ def test_what_two_families_share_shows_in_the_coalition_alone(graded):
     assert interactions.loc["interaction:current+prev_completed", "p_adjusted"] < 0.01
 
 
-def test_no_motif_where_effects_are_zero_in_the_mean():
-    """Case (e), 200 models and data sets: large effects of either sign, and a motif in at most 5 % of them."""
+@pytest.mark.parametrize("models", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_motif_where_effects_are_zero_in_the_mean(models):
+    """Case (e), many models and data sets: large effects of either sign, and a motif in at most 5 % of them."""
     spreads, means, with_motif = [], [], 0
-    for seed in range(200):
+    for seed in range(models):
         reader, _ = probe(planted.zero_mean(seed), num_sequences=48, scopes=REGIONS, num_resamples=400)
         affected = reader.effects.loc[reader.effects["effect"].abs().idxmax()]
         assert affected["family"] == "embedding"
@@ -133,6 +115,6 @@ def test_no_motif_where_effects_are_zero_in_the_mean():
         means.append(by_sequence.mean())
         with_motif += bool(reader.motifs())
     assert np.median(spreads) > 0.1 * LN_K  # far from no effect
-    assert abs(np.mean(means)) < 3 * np.std(means) / math.sqrt(len(means))
+    assert abs(np.mean(means)) < 3 * np.std(means) / math.sqrt(models)
     assert pd.Series(means).abs().quantile(0.9) > 0.05 * LN_K  # chance alone passes the threshold of 5 % of ln K
-    assert with_motif <= 10, with_motif
+    assert with_motif <= max(1, models // 20), with_motif

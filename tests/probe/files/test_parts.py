@@ -22,6 +22,7 @@ from probe.cli import main
 from probe.examples.examples import Examples
 from probe.files import tables as storage
 from probe.files.parts import Parts
+from probe.files.runs import load_run
 
 TASK = MQAR(num_pairs=4, vocab_size=40, seed=3)
 QUICK = ["--num_resamples", "50", "--positions", "[all,query]"]
@@ -124,7 +125,7 @@ def two_probes(make_model, tmp_path_factory):
 
 
 def test_comparison_is_paired_by_sequence(two_probes):
-    rows = compare(*two_probes, num_resamples=100)
+    rows = compare(*map(load_run, two_probes), num_resamples=100)
     clusters = [storage.read_clusters(path / "probe" / "final") for path in two_probes]
     keys = ["kind", "sublayer", "scope", "family", "positions", "metric"]
     row = rows[(rows["scope"] == "all") & (rows["metric"] == "nll")].iloc[3]
@@ -142,7 +143,7 @@ def test_comparison_is_paired_by_sequence(two_probes):
 
 
 def test_a_probe_compared_with_itself_differs_nowhere(two_probes):
-    rows = compare(two_probes[0], two_probes[0], num_resamples=100)
+    rows = compare(load_run(two_probes[0]), load_run(two_probes[0]), num_resamples=100)
     assert (rows["effect"] == 0).all()
     assert (rows["ci_low"] == 0).all()
     assert (rows.loc[rows["metric"] != "kl", "p_adjusted"] == 1).all()
@@ -158,14 +159,14 @@ def test_compare_prints_a_table_and_writes_all_rows(two_probes, tmp_path, capsys
     read = {".json": pd.read_json, ".csv": pd.read_csv, ".parquet": pd.read_parquet}[suffix]
     rows = read(output)
     assert {"effect_a", "effect_b", "effect", "ci_low", "p_adjusted"} <= set(rows.columns)
-    assert len(rows) == len(compare(*two_probes, num_resamples=50))
+    assert len(rows) == len(compare(*map(load_run, two_probes), num_resamples=50))
 
 
 def test_probes_of_other_examples_are_not_compared(two_probes, make_model, tmp_path):
     run = export(make_model(), tmp_path / "c")
     main(["run", str(run), "--output", str(run / "probe"), "--num_sequences", "8", *QUICK])
     with pytest.raises(ValueError, match="were not probed on the same examples"):
-        compare(two_probes[0], run)
+        compare(load_run(two_probes[0]), load_run(run))
 
 
 def test_report_over_seeds(two_probes, capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import struct
 import tomllib
@@ -19,25 +18,39 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from scipy import stats as scipy_stats
 
-from attnres import FAMILIES, REGIONS, SUBLAYERS
 from attnres.tasks import MQAR
-from probe.analysis.emergence import Emergence, load_emergence
+from probe.analysis.emergence import Emergence
 from probe.files import tables as storage
-from probe.files.runs import load_run
+from probe.files.runs import ProbedRun, load_run
 from probe.report import figures as plots
-from probe.report.figures import comparison, style
-from probe.report.figures.write import write_figures
+from probe.report.figures import comparison, style, write
 from probe.runner import probe_model
 from probe.settings import ProbeSettings
+from probe.vocabulary import (
+    FAMILIES,
+    FAMILY_COLORS,
+    FAMILY_MARKERS,
+    MASK,
+    READ_SUBLAYERS,
+    REGIONS,
+    SUBLAYERS,
+    by_layer,
+    by_region,
+    equivalent_within,
+    layer_scope,
+    matters_from,
+)
+from probe.vocabulary import MASK_FIRST_ORDER as LINEAR
 from tests.support.paths import ROOT
 
 K = 16
-MATTERS, EQUIVALENT = 0.05 * math.log(K), 0.01 * math.log(K)
-MASK, LINEAR = "mask_renormalise", "mask_renormalise_first_order"
-LAYERS = tuple(f"layer:{i}" for i in range(4))
+MATTERS, EQUIVALENT = matters_from(K), equivalent_within(K)
+LAYERS = tuple(map(layer_scope, range(4)))
 STEPS = (0, 10, 20, 40)
+ENDS = {"effect": ("ci_low", "ci_high"), "mass": ("mass_low", "mass_high")}
 
 
 def effects_table(scopes, kinds=(MASK,), sublayers=SUBLAYERS, steps=(40,), seed=0, size=0.2) -> pd.DataFrame:
@@ -49,16 +62,13 @@ def effects_table(scopes, kinds=(MASK,), sublayers=SUBLAYERS, steps=(40,), seed=
         effect = rng.normal(0, size) if applicable else math.nan
         half = abs(rng.normal(0, size / 4))
         rows.append(
-            {
-                **{"run": "run", "condition": "cumulative", "seed": seed, "step": step, "data_id": "x"},
-                **{"sublayer": sublayer, "scope": scope, "family": family, "kind": kind},
-                **{"positions": "all", "with_aliases": False, "metric": "nll", "applicable": applicable},
-                **{"mass": rng.uniform(0, 0.5) if applicable else 0.0, "aliased_mass": 0.0, "effect": effect},
-                **{"ci_low": effect - half, "ci_high": effect + 2 * half, "p_adjusted": rng.choice([0.001, 0.5])},
-                **{"n_unaliased_reads": int(rng.integers(0, 2)), "n_reads": 1},
-            }
+            {"step": step, "sublayer": sublayer, "scope": scope, "family": family, "kind": kind}
+            | {"applicable": applicable, "mass": rng.uniform(0, 0.5) if applicable else 0.0, "effect": effect}
+            | {"ci_low": effect - half, "ci_high": effect + 2 * half, "p_adjusted": rng.choice([0.001, 0.5])}
+            | {"n_unaliased_reads": int(rng.integers(0, 2))}
         )
-    return pd.DataFrame(rows)
+    same = {"seed": seed, "positions": "all", "with_aliases": False, "metric": "nll", "aliased_mass": 0.0}
+    return pd.DataFrame(rows).assign(**same)
 
 
 def emergence_of(effects: pd.DataFrame, motifs: list[dict] | None = None, half: float = 20.0) -> Emergence:
@@ -68,25 +78,19 @@ def emergence_of(effects: pd.DataFrame, motifs: list[dict] | None = None, half: 
     steps = sorted(set(effects["step"]))
     accuracy = pd.DataFrame({"step": steps, "accuracy": np.linspace(0, 1, len(steps))})
     accuracy = accuracy.assign(low=accuracy["accuracy"] - 0.05, high=accuracy["accuracy"] + 0.02, pairs=math.nan)
-    never = {"sublayer": "mlp", "family": "current", "region": "early", "status": "never"}
+    never = {"sublayer": "mlp", "family": "current", "scope": "early", "status": "never"}
     table = pd.DataFrame([*(motifs or []), never])
     halves = {"accuracy_half": half, "accuracy_half_low": half - 5, "accuracy_half_high": half + 5}
     return Emergence(table.assign(**halves), curves, accuracy)
 
 
 MOTIFS = [
-    {
-        **{"sublayer": "self_attn", "family": "older", "region": "late", "status": "emerged"},
-        **{"onset": 20.0, "onset_low": 10.0, "onset_high": 40.0},
-    },
-    {
-        **{"sublayer": "self_attn", "family": "current", "region": "late", "status": "transient"},
-        **{"first_held": 10.0, "last_held": 20.0},
-    },
-    {
-        **{"sublayer": "mlp", "family": "embedding", "region": "early", "status": "transient"},
-        **{"first_held": 20.0, "last_held": 20.0},
-    },
+    {"sublayer": "self_attn", "scope": "late", "family": "older", "status": "emerged"}
+    | {"onset": 20.0, "onset_low": 10.0, "onset_high": 40.0},
+    {"sublayer": "self_attn", "scope": "late", "family": "current", "status": "transient"}
+    | {"first_held": 10.0, "last_held": 20.0},
+    {"sublayer": "mlp", "scope": "early", "family": "embedding", "status": "transient"}
+    | {"first_held": 20.0, "last_held": 20.0},
 ]
 TRAINING = pd.DataFrame({"accuracy": [0.1, math.nan, 0.9], "pairs": [1.0, 4.0, 16.0]}, index=[5, 15, 35])
 
@@ -101,9 +105,10 @@ def depth(seed=0, condition="cumulative", sublayers=SUBLAYERS, num_pairs=K, size
         heaviest, harmful = rows["mass"].idxmax(), rows["effect"].idxmax()
         dissociated = heaviest != harmful if rows["effect"].max() >= MATTERS else None
         dissociation[sublayer] = {"heaviest": heaviest, "most_harmful": harmful, "dissociated": dissociated}
-    return plots.DepthCells(
-        f"{condition} (seed {seed}, step 40)", condition, seed, condition, num_pairs, cells, dissociation
-    )
+    run = ProbedRun(Path("run"))
+    run.summary = {"condition": condition, "seed": seed, "step": 40, "num_pairs": num_pairs, "model": {}}
+    run.summary |= {"dissociation": dissociation, "clean": {"task_learned": True}}
+    return plots.DepthCells(run, cells)
 
 
 def only(rows: pd.DataFrame, **values) -> pd.DataFrame:
@@ -130,12 +135,11 @@ DRAWN = {
     "heat maps of regions": lambda: plots.plot_heat_maps(effects_table(REGIONS, size=20), K, "a run"),
     "heat maps to first order": lambda: plots.plot_heat_maps(effects_table(LAYERS, [LINEAR]), K, "a run"),
     "dissociation": lambda: plots.plot_dissociation([depth(0), depth(1, "wrapped")]),
-    "dissociation of one": lambda: plots.plot_dissociation([depth(0, sublayers=(*SUBLAYERS, "final"))]),
-    "dissociation of five": lambda: plots.plot_dissociation([depth(seed) for seed in range(5)]),
+    "dissociation of one": lambda: plots.plot_dissociation([depth(0, sublayers=READ_SUBLAYERS)]),
     "dissociation of twelve": lambda: plots.plot_dissociation([depth(seed) for seed in range(12)]),
     "comparison": lambda: plots.plot_comparison([depth(0), depth(1), depth(0, "wrapped")]),
     "comparison of three sublayers": lambda: plots.plot_comparison(
-        [depth(0, size=5), depth(2, "block_sum", (*SUBLAYERS, "final"), num_pairs=64)]
+        [depth(0, size=5), depth(2, "block_sum", READ_SUBLAYERS, num_pairs=64)]
     ),
 }
 
@@ -169,15 +173,14 @@ def test_figures_fit_a_paper_and_can_be_read(name):
     assert figure.get_figwidth() in (3.25, 6.75)
     assert figure.get_figheight() < 9
     assert min(text.get_fontsize() for text in texts) >= 7
+    inside = figure.bbox.padded(0.5)
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
     for what, box in boxes:
-        assert min(box.x0, box.y0) >= -0.5, what
-        assert box.x1 <= figure.bbox.width + 0.5, what
-        assert box.y1 <= figure.bbox.height + 0.5, what
+        assert inside.contains(*box.min), what
+        assert inside.contains(*box.max), what
     for (a, first), (b, second) in itertools.combinations(boxes, 2):
-        across = min(first.x1, second.x1) - max(first.x0, second.x0)
-        down = min(first.y1, second.y1) - max(first.y0, second.y0)
-        assert across <= 1 or down <= 1, f"{a!r} is on {b!r}"
+        shared = Bbox.intersection(first, second)
+        assert shared is None or min(shared.size) <= 1, f"{a!r} is on {b!r}"
 
 
 # Machado, Oliveira and Fernandes (IEEE TVCG 15, 2009), severity 1.
@@ -202,15 +205,14 @@ def lab(color: str, blindness: str) -> np.ndarray:
 
 @pytest.mark.parametrize("blindness", BLINDNESS)
 def test_families_can_be_told_apart_by_colour_alone(blindness):
-    seen = [lab(color, blindness) for color in style.FAMILY_COLORS.values()]
+    seen = [lab(color, blindness) for color in FAMILY_COLORS.values()]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 30
     assert min(lab("white", blindness)[0] - color[0] for color in seen) > 35  # and from paper
-    assert len(set(style.FAMILY_MARKERS.values())) == len(FAMILIES)
+    assert len(set(FAMILY_MARKERS.values())) == len(FAMILIES)
 
 
 def test_the_style_file_is_part_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert "probe.report.figures" in project["packages"]
     assert any(style.STYLE_FILE.match(pattern) for pattern in project["package-data"]["probe.report.figures"])
     assert style.STYLE_FILE.is_file()
 
@@ -220,23 +222,39 @@ def curves_of(axes) -> dict[str, np.ndarray]:
     return {line.get_label(): line.get_xydata() for line in axes.get_lines() if not line.get_label().startswith("_")}
 
 
-def test_emergence_draws_the_rows_with_their_intervals():
-    effects = effects_table(["all"], steps=STEPS)
-    emergence = emergence_of(effects)
-    axes = plots.plot_emergence(emergence, effects, TRAINING, K).axes
-    panels = {("effect", "self_attn"): axes[2], ("effect", "mlp"): axes[3]}
-    panels |= {("mass", "self_attn"): axes[4], ("mass", "mlp"): axes[5]}
-    for (value, sublayer), panel in panels.items():
-        assert panel.get_subplotspec().colspan.start == SUBLAYERS.index(sublayer)
-        bands = [collection for collection in panel.collections if isinstance(collection, PolyCollection)]
-        low, high = ("ci_low", "ci_high") if value == "effect" else ("mass_low", "mass_high")
-        for family, band in zip(FAMILIES, bands, strict=True):
-            rows = only(emergence.curves, sublayer=sublayer, family=family)
-            assert curves_of(panel)[family].tolist() == rows[["step", value]].to_numpy().tolist()
-            corners = {tuple(vertex) for vertex in band.get_paths()[0].vertices}
-            assert set(rows[["step", low]].itertuples(index=False, name=None)) <= corners
-            assert set(rows[["step", high]].itertuples(index=False, name=None)) <= corners
-            assert np.allclose(band.get_facecolor()[0][:3], to_rgb(style.FAMILY_COLORS[family]))
+@pytest.mark.parametrize("name", ["emergence", "motifs"])
+def test_curves_are_the_rows_with_their_bands(name):
+    """First-order points are curves of their own, dashed and hollow."""
+    effects = effects_table(["all", *REGIONS], (MASK, LINEAR), steps=STEPS)
+    effects = effects[(effects["kind"] == MASK) | (effects["step"] != 10)]
+    emergence = emergence_of(effects, MOTIFS)
+    if name == "emergence":
+        figure, scopes = plots.plot_emergence(emergence, effects, None, K), ["all"]
+        panels = np.array(figure.axes[2:6]).reshape(2, 2).T[:, None]
+    else:
+        figure, scopes = plots.plot_motifs(emergence, effects, K), REGIONS
+        panels = np.array(figure.axes[:12]).reshape(2, 2, 3).swapaxes(1, 2)
+    for (s, sublayer), (r, scope) in itertools.product(enumerate(SUBLAYERS), enumerate(scopes)):
+        rows = only(emergence.curves, sublayer=sublayer, scope=scope, applicable=True)
+        families = [family for family in FAMILIES if (rows["family"] == family).any()]
+        for axes, (value, ends) in zip(panels[s, r], ENDS.items(), strict=True):
+            lines = {line.get_label(): line for line in axes.get_lines()}
+            bands = [collection for collection in axes.collections if isinstance(collection, PolyCollection)]
+            assert [family for family in lines if family in FAMILIES] == families
+            for family, band in zip(families, bands, strict=True):
+                of_family = only(rows, family=family)
+                assert lines[family].get_xydata().tolist() == of_family[["step", value]].to_numpy().tolist()
+                corners = {tuple(vertex) for vertex in band.get_paths()[0].vertices}
+                for end in ends:
+                    assert set(of_family[["step", end]].itertuples(index=False, name=None)) <= corners
+                assert np.allclose(band.get_facecolor()[0][:3], to_rgb(FAMILY_COLORS[family]))
+                if value == "effect":
+                    line = lines[f"{family}, first order"]
+                    points = only(effects, kind=LINEAR, sublayer=sublayer, scope=scope, family=family)
+                    assert line.get_xydata().tolist() == points[["step", "effect"]].to_numpy().tolist()
+                    assert (line.get_linestyle(), line.get_markerfacecolor()) == ("--", "w")
+    assert "first order (linearised)" in said(figure)
+    assert "first order (linearised)" not in said(motif_figure())
 
 
 def test_emergence_draws_accuracy_of_both_splits_and_the_pairs():
@@ -254,60 +272,25 @@ def test_emergence_draws_accuracy_of_both_splits_and_the_pairs():
     assert {(15.0, 1.0), (15.0, 4.0), (35.0, 4.0), (35.0, 16.0)} <= {tuple(vertex) for vertex in area}  # steps
 
 
-def test_first_order_is_a_curve_of_its_own():
-    effects = effects_table(["all"], (MASK, LINEAR), steps=STEPS)
-    effects = effects[(effects["kind"] == MASK) | (effects["step"] != 10)]
-    figure = plots.plot_emergence(emergence_of(effects), effects, None, K)
-    exact = only(effects, kind=MASK, sublayer="mlp")
-    linear = only(effects, kind=LINEAR, sublayer="mlp")
-    panel = figure.axes[3]
-    for line in panel.get_lines():
-        values = set(line.get_ydata()) - {0.0, MATTERS}
-        assert not (values & set(exact["effect"]) and values & set(linear["effect"]))
-    for family in FAMILIES:
-        line = next(line for line in panel.get_lines() if line.get_label() == f"{family}, first order")
-        assert line.get_xydata().tolist() == only(linear, family=family)[["step", "effect"]].to_numpy().tolist()
-        assert (line.get_linestyle(), line.get_markerfacecolor()) == ("--", "w")
-        solid = next(line for line in panel.get_lines() if line.get_label() == family)
-        assert (solid.get_linestyle(), solid.get_color()) == ("-", line.get_color())
-    assert "first order (linearised)" in said(figure)
-    assert "first order (linearised)" not in said(motif_figure())
-
-
 def test_motifs_are_marked_where_they_set_in_or_held():
     figure = motif_figure()
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_title(loc="left")}
     late = panels["attention reads, late"]
     onset = next(line for line in late.get_lines() if line.get_label() == "onset")
     assert list(onset.get_xdata()) == [20]
-    assert onset.get_color() == style.FAMILY_COLORS["older"]
+    assert onset.get_color() == FAMILY_COLORS["older"]
     segments = [s for c in late.collections if isinstance(c, LineCollection) for s in c.get_segments()]
     assert [s[:, 0].tolist() for s in segments] == [[10, 40]]
     held = next(line for line in late.get_lines() if line.get_label() == "transient")
-    assert (list(held.get_xdata()), held.get_color()) == ([10, 20], style.FAMILY_COLORS["current"])
-    highest = max(c["ci_high"] for c in figure_rows("self_attn"))
+    assert (list(held.get_xdata()), held.get_color()) == ([10, 20], FAMILY_COLORS["current"])
+    curves = only(effects_table(["all", *REGIONS], steps=STEPS), sublayer="self_attn", applicable=True)
+    highest = by_region(curves)["ci_high"].max()
     assert highest < min(*onset.get_ydata(), *held.get_ydata())  # above the curves
     assert max(*onset.get_ydata(), *held.get_ydata()) < late.get_ylim()[1]
     marked = {name for name, axes in panels.items() if {"onset", "transient"} & curves_of(axes).keys()}
     assert marked == {"attention reads, late", "MLP reads, early"}
     for axes in panels.values():
         assert any(set(line.get_xdata()) == {20.0} and line.get_linestyle() == "--" for line in axes.get_lines())
-
-
-def figure_rows(sublayer: str) -> list[dict]:
-    rows = only(effects_table(["all", *REGIONS], steps=STEPS), sublayer=sublayer, applicable=True)
-    return rows[rows["scope"].isin(REGIONS)].to_dict("records")
-
-
-def test_motif_panels_draw_their_region():
-    figure = motif_figure()
-    panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
-    for axes, (sublayer, region) in zip(panels, itertools.product(SUBLAYERS, REGIONS), strict=True):
-        rows = [row for row in figure_rows(sublayer) if row["scope"] == region]
-        found = {family: points.tolist() for family, points in curves_of(axes).items() if family in FAMILIES}
-        assert found.keys() == {row["family"] for row in rows}
-        for family, points in found.items():
-            assert points == [[row["step"], row["effect"]] for row in rows if row["family"] == family]
 
 
 @pytest.mark.parametrize(("scopes", "unit"), [(LAYERS, "layer"), (REGIONS, "region")])
@@ -380,11 +363,11 @@ def test_dissociation_draws_each_family_with_both_intervals():
 
 
 def test_dissociation_names_the_heaviest_and_the_most_harmful():
-    run = next(run for run in map(depth, range(9)) if run.dissociation["self_attn"]["dissociated"])
+    run = next(run for run in map(depth, range(9)) if run.run.summary["dissociation"]["self_attn"]["dissociated"])
     names = {text.get_text(): text for text in plots.plot_dissociation([run]).axes[0].texts}
-    found = run.dissociation["self_attn"]
-    assert names["most mass"].get_color() == style.FAMILY_COLORS[found["heaviest"]]
-    assert names["most harm"].get_color() == style.FAMILY_COLORS[found["most_harmful"]]
+    found = run.run.summary["dissociation"]["self_attn"]
+    assert names["most mass"].get_color() == FAMILY_COLORS[found["heaviest"]]
+    assert names["most harm"].get_color() == FAMILY_COLORS[found["most_harmful"]]
     assert names["most harm"].xy == tuple(run.of("self_attn").loc[found["most_harmful"], ["mass", "effect"]])
     harmless = depth(0, effect=0.001, ci_low=0.0, ci_high=0.002)
     names = [text.get_text() for text in plots.plot_dissociation([harmless]).axes[0].texts]
@@ -407,18 +390,18 @@ def test_comparison_of_seeds_draws_points_and_the_interval_over_seeds():
             ends = scipy_stats.t.interval(0.95, 2, np.mean(values), scipy_stats.sem(values))
             drawn = {s[0][1]: (s[0][0], s[1][0]) for s in lines_between(axes)}
             assert drawn[at_seeds] == pytest.approx(ends)
-            one, (low, high) = runs[3].of(sublayer).loc[family], comparison.ENDS[value]
+            one, (low, high) = runs[3].of(sublayer).loc[family], ENDS[value]
             assert (one[value], at_one) in points
             assert drawn[at_one] == pytest.approx((one[low], one[high]))
 
 
 def test_comparison_keeps_a_seed_that_is_there_twice_apart():
-    labels = [group.label for group in comparison.groups_of([depth(0), depth(0), depth(1, "frozen")])]
+    labels = [group.label for group in comparison.seed_groups([depth(0), depth(0), depth(1, "frozen")])]
     assert labels == ["cumulative (seed 0, step 40) #1", "cumulative (seed 0, step 40) #2", "frozen"]
 
 
 def test_comparison_says_where_a_family_is_not_applicable():
-    runs = [depth(0), depth(0, "block_sum", (*SUBLAYERS, "final"))]
+    runs = [depth(0), depth(0, "block_sum", READ_SUBLAYERS)]
     marks = [text.get_text() for text in plots.plot_comparison(runs).axes[4].texts]  # mass of the final read
     assert marks == ["n/a"] * len(FAMILIES)  # of the model that has none
 
@@ -471,22 +454,19 @@ def directories(make_model, tmp_path_factory) -> dict[str, Path]:
     """Real probes: through training, of block_sum with its final read, of the whole depth alone, and others."""
     root = tmp_path_factory.mktemp("probed")
     model, block_sum = make_model(), make_model(attnres_source="block_sum")
-    trained = probed(model, root / "trained", "cumulative", 0, (0, 40), scopes=["all", *REGIONS], first_order=True)
+    trained = probed(model, root / "trained", "cumulative", 0, (0, 40), scopes=["all", *REGIONS], mode="both")
     return {
         "trained": trained,
         "block_sum": probed(block_sum, root / "block_sum", "block_sum", 0),
         "depth": probed(make_model(seed=1), root / "depth", "cumulative", 1, scopes=["all"]),
-        "linear": probed(model, root / "linear", "cumulative", 2, exact=False, first_order=True),
+        "linear": probed(model, root / "linear", "cumulative", 2, exact=False, mode="both"),
         "other": probed(model, root / "other", "cumulative", 3, kinds=["zero"], scopes=["all"]),
     }
 
 
-def write(directories: list[Path]) -> list[Path]:
-    return write_figures([load_run(d) for d in directories], [load_emergence(d) for d in directories])
-
-
 def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
-    paths = write([directories[name] for name in ("trained", "block_sum", "depth")])
+    loaded = {name: load_run(directory) for name, directory in directories.items()}
+    paths = write.write_figures([loaded[name] for name in ("trained", "block_sum", "depth")])
     names: dict[str, set[str]] = {}
     for path in paths:
         assert path.stat().st_size > 5_000
@@ -496,24 +476,20 @@ def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
     through_training = {"emergence", "motifs", "heat_maps_peak"}
     assert names.pop("trained") == {"heat_maps", "dissociation", "comparison", *through_training}
     assert names == {"block_sum": {"heat_maps"}}
-    monkeypatch.setattr(plots, "save", lambda figure, path: [path])
-    assert write([directories["depth"]]) == [directories["depth"] / "figures" / "dissociation"]
-    assert write([directories["linear"]]) == [directories["linear"] / "figures" / "heat_maps"]
-    assert write([directories["other"]]) == []
+    monkeypatch.setattr(write, "save", lambda figure, path: [path])
+    for name, figures in (("depth", ["dissociation"]), ("linear", ["heat_maps"]), ("other", [])):
+        assert write.write_figures([loaded[name]]) == [directories[name] / "figures" / figure for figure in figures]
 
 
 def test_layers_to_first_order_in_training_are_a_figure_of_their_own(make_model, tmp_path, monkeypatch):
     run = probed(make_model(), tmp_path / "run", "cumulative", 0, (0, 40), scopes=["all", *REGIONS])
-    layers = storage.read_effects(
-        probed(make_model(), tmp_path / "layers", "cumulative", 0, exact=False, first_order=True)
-    )
+    layers = storage.read_effects(probed(make_model(), tmp_path / "layers", "cumulative", 0, exact=False, mode="both"))
     effects = storage.read_effects(run / "probe")
-    linear = layers[layers["scope"].str.startswith("layer:")]
-    mixed = pd.concat([effects, *(linear.assign(step=step, run="run") for step in (0, 40))])
+    mixed = pd.concat([effects, *(by_layer(layers).assign(step=step, run="run") for step in (0, 40))])
     mixed.to_parquet(run / "probe" / "effects.parquet")
     titles: dict[str, str] = {}
-    monkeypatch.setattr(plots, "save", lambda figure, path: titles.update({path.name: figure.get_suptitle()}) or [])
-    write([run])
+    monkeypatch.setattr(write, "save", lambda figure, path: titles.update({path.name: figure.get_suptitle()}) or [])
+    write.write_figures([load_run(run)])
     assert "by region; exact" in titles["heat_maps_peak"]
     assert "by layer; first order" in titles["heat_maps_peak_layers"]
 
@@ -522,19 +498,14 @@ def test_mass_intervals_are_those_of_the_sequences(directories):
     run = load_run(directories["block_sum"])
     found = plots.depth_cells(run)
     assert found is not None
-    assert set(found.cells["sublayer"]) == {"self_attn", "mlp", "final"}
-    clusters = storage.read_clusters(directories["block_sum"])
+    assert set(found.cells["sublayer"]) == set(READ_SUBLAYERS)
+    keys = ["sublayer", "scope", "family", "kind", "metric"]
+    masses = run.clusters.set_index(keys)["mass"].sort_index()
     for row in found.cells.to_dict("records"):
-        same = (
-            clusters[list(keys := ("sublayer", "scope", "family", "kind", "metric"))] == [row[k] for k in keys]
-        ).all(axis=1)
-        masses = clusters.loc[same, "mass"].to_numpy()
-        assert len(masses) == 8
-        assert row["mass"] == pytest.approx(masses.mean(), abs=1e-6)
+        of_cell = masses.loc[tuple(row[key] for key in keys)].to_numpy()
+        assert len(of_cell) == 8
+        assert row["mass"] == pytest.approx(of_cell.mean(), abs=1e-6)
         assert row["mass_low"] <= row["mass"] <= row["mass_high"]
-        error = scipy_stats.sem(masses)
-        if error > 1e-7:
-            assert 2 * error < row["mass_high"] - row["mass_low"]
-    summary = json.loads((directories["block_sum"] / "probe" / "summary.json").read_text())
-    assert found.dissociation == summary["dissociation"]
+        error = scipy_stats.sem(of_cell)
+        assert error < 1e-7 or 2 * error < row["mass_high"] - row["mass_low"]
     assert "not learned" in found.label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, sync_playwright
 
 from attnres.tasks import MQAR
-from probe.analysis.motifs import ESTIMATE, EXACT, primary_rows
+from probe.ablation.grid import WIDE_SCOPES
 from probe.cli import main
 from probe.files import tables as storage
 from probe.report.page import layout as page_layout
@@ -25,10 +26,16 @@ from probe.report.page.curves import accuracy_table
 from probe.report.page.data import TRAINING, PageRun, load_page_runs
 from probe.runner import probe_model
 from probe.settings import ProbeSettings
-from probe.vocabulary import WIDE_SCOPES
+from probe.vocabulary import MASK as EXACT
+from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
+from probe.vocabulary import primary_rows
 from tests.probe.test_cli import QUICK, export
 
 STEPS = (0, 2, 5)
+INSTALL = (
+    "no chromium was found: install it (Debian: apt-get install chromium), name one in ATTNRES_CHROMIUM, or set "
+    "ATTNRES_NO_BROWSER=1 to leave the tests of the page in a browser out"
+)
 READY = "main[aria-busy=false]"
 
 
@@ -37,7 +44,7 @@ def runs(trained_model, make_model, tmp_path_factory) -> list[Path]:
     """A model probed at three steps of a training of sorts and once more at its end, and another probed once."""
     folder = tmp_path_factory.mktemp("runs")
     last, trained, other = copy.deepcopy(trained_model()), folder / "trained", folder / "other"
-    settings = ProbeSettings(num_sequences=12, num_resamples=40, first_order=True)
+    settings = ProbeSettings(num_sequences=12, num_resamples=40, mode="both")
     start = make_model(seed=3, vocab_size=24, hidden_size=32, intermediate_size=48, head_dim=16).state_dict()
     end = {name: tensor.clone() for name, tensor in last.state_dict().items()}
     about: dict[str, Any] = {"condition": "cumulative", "seed": 0}
@@ -65,6 +72,19 @@ def loaded(runs) -> list[PageRun]:
 @pytest.fixture(scope="module")
 def page_file(loaded, tmp_path_factory) -> Path:
     return write_page(loaded, tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if os.environ.get("ATTNRES_NO_BROWSER") == "1":
+        pytest.skip("ATTNRES_NO_BROWSER=1")
+    chromium = os.environ.get("ATTNRES_CHROMIUM") or shutil.which("chromium")
+    if chromium is None:
+        pytest.fail(INSTALL)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 class Visit:
@@ -400,7 +420,7 @@ def test_a_run_killed_in_training_that_was_probed_without_regions_has_a_report(m
     assert not (tmp_path / "figures/motifs.png").exists()
 
 
-@pytest.mark.parametrize("options", [["--scopes", "[all]"], ["--mode", "first_order"], ["--scopes", "[layer:1]"]])
+@pytest.mark.parametrize("options", [["--scopes", "all"], ["--first-order-only"], ["--scopes", "layer:1"]])
 def test_a_probe_of_few_cells_has_a_page(make_model, tmp_path, options):
     run = export(make_model(attnres_source="block_sum"), tmp_path / "run", "block_sum")
     main(["run", str(run), "--output", str(run / "probe"), *QUICK, *options])
@@ -410,7 +430,7 @@ def test_a_probe_of_few_cells_has_a_page(make_model, tmp_path, options):
 
 def test_a_run_without_the_primary_intervention_is_named_and_left_out(make_model, runs, tmp_path, capsys):
     run = export(make_model(), tmp_path / "zeroed", "cumulative")
-    main(["run", str(run), "--output", str(run / "probe"), *QUICK, "--kinds", "[zero]", "--scopes", "[all]"])
+    main(["run", str(run), "--output", str(run / "probe"), *QUICK, "--kinds", "zero", "--scopes", "all"])
     main(["report", str(run)])
     assert "no page: no run holds effects of mask_renormalise" in capsys.readouterr().out
     assert not (run / "report.html").exists()

@@ -199,7 +199,7 @@ def test_without_tensorboard_a_line_says_what_to_install(options, tmp_path, monk
 
 # What publish makes of a probe.
 
-MOTIF = {"sublayer": "mlp", "region": "early", "family": "embedding", "motif": "embedding -> early mlp"}
+MOTIF = {"sublayer": "mlp", "scope": "early", "family": "embedding", "motif": "embedding -> early mlp"}
 TIMES = {"onset": 90.0, "onset_low": 75.0, "onset_high": 110.0, "effect_half": 60.0, "mass_half": None}
 SUMMARY = {
     "step": 4,
@@ -215,7 +215,7 @@ SUMMARY = {
         "accuracy_half": 100.0,
         "motifs": [
             {**MOTIF, **TIMES, "status": "emerged"},
-            {**MOTIF, "region": "late", "status": "transient", "onset": None, "effect_half": 30.0},
+            {**MOTIF, "scope": "late", "status": "transient", "onset": None, "effect_half": 30.0},
         ],
     },
 }

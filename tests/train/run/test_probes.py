@@ -8,7 +8,7 @@ import torch
 
 import probe.training.callback
 from probe.analysis.effects import CELL_KEYS
-from probe.analysis.motifs import primary_rows
+from probe.vocabulary import primary_rows
 from tests.support.wandb_server import synced_history
 from tests.train.cli.test_fit import fit
 from train.cli.fit import main
@@ -94,7 +94,7 @@ def test_a_run_that_was_stopping_when_it_was_killed_stops(tmp_path, monkeypatch)
 
     def planted(*args, **kwargs):
         made = probe_model(*args, **kwargs)
-        made.summary["motifs"] = [{"family": "older", "sublayer": "self_attn", "region": "late"}]
+        made.summary["motifs"] = [{"family": "older", "sublayer": "self_attn", "scope": "late"}]
         made.summary["clean"]["task_learned"] = True
         return made
 
