@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from huggingface_hub import constants
 
 from tests.support.paths import ROOT
 
-BIN = Path(sys.executable).parent
+PROGRAMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 TASK = ["--data.num_pairs", "4", "--data.vocab_size", "16", "--data.num_validation_examples", "8"]
 TRAIN = ["--trainer.max_steps", "3", "--trainer.accelerator", "cpu", "--data.batch_size", "4", *TASK]
 TRAIN += ["--model.hidden_size", "16", "--model.intermediate_size", "16", "--model.head_dim", "4"]
+TRAIN += ["--model.num_hidden_layers", "4", "--model.attnres_num_blocks", "4", "--probe.num_resamples", "20"]
 TRAIN += ["--trainer.val_check_interval", "1", "--trainer.log_every_n_steps", "1"]
 TRAIN += ["--probe.max_probe_fraction", "null"]  # all scheduled steps, in a run whose training takes no time
 PROBE = ["--num_sequences", "8", "--num_resamples", "20", "--device", "cpu"]
@@ -28,23 +32,10 @@ PROBE = ["--num_sequences", "8", "--num_resamples", "20", "--device", "cpu"]
 
 def small(command: str) -> list[str]:
     """The command with options appended that make it small."""
-    words = shlex.split(command)
-    name = Path(words[0]).name
-    extra = {"attnres-train": TRAIN, "attnres-probe": PROBE if words[1] in ("run", "baseline") else []}[name]
-    return [str(BIN / name), *words[1:], *extra]
-
-
-def run(commands: list[str], directory: Path) -> list[str]:
-    """Run the commands in order in a directory that has configs/; returns what each printed."""
-    shutil.copytree(ROOT / "configs", directory / "configs")
-    printed = []
-    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}  # as for a newcomer
-    for command in commands:
-        done = subprocess.run(small(command), cwd=directory, capture_output=True, text=True, check=False, env=env)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        printed.append(done.stdout)
-    return printed
+    program, *words = shlex.split(command)
+    name = Path(program).name
+    extra = {"fit": TRAIN, "estimate": TRAIN, "find_lr": [*TRAIN, "--num_steps", "20"], "run": PROBE, "baseline": PROBE}
+    return [name, *words, *extra.get(words[0], [])]
 
 
 def readme_commands() -> list[str]:
@@ -53,7 +44,7 @@ def readme_commands() -> list[str]:
 
 
 def test_readme_names_only_targets_and_programs_that_exist():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     assert {"demo", "test", "lint"} <= targets
     for command in readme_commands():
         words = shlex.split(command)
@@ -62,12 +53,19 @@ def test_readme_names_only_targets_and_programs_that_exist():
     assert {"make demo", "make test"} <= set(readme_commands())
 
 
-def test_readme_commands_run(tmp_path):
+@pytest.mark.usefixtures("quiet_wandb")
+def test_readme_commands_run(tmp_path, monkeypatch):
+    """In this process: that the programs start as processes of their own is tested below."""
     commands = [command for command in readme_commands() if "attnres-" in command]
     assert len(commands) >= 5
-    run(commands, tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        name, *words = small(command)
+        assert not pkgutil.resolve_name(PROGRAMS[name])(words), command
 
 
+@pytest.mark.slow
 def test_make_demo_leaves_table_and_figures(tmp_path):
     """The demo's own command lines, end to end: train, probe through training, wrap, probe, report."""
     listed = subprocess.run(
@@ -75,7 +73,15 @@ def test_make_demo_leaves_table_and_figures(tmp_path):
     ).stdout
     commands = [line for line in listed.splitlines() if "attnres-" in line]
     assert len(commands) == 5
-    report = run(commands, tmp_path)[-1]
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}  # as for a newcomer
+    for command in commands:
+        name, *words = small(command)
+        program = str(Path(sys.executable).parent / name)
+        done = subprocess.run([program, *words], cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+    report = done.stdout
     demo = tmp_path / "runs" / "demo"
     for line in ("self_attn  embedding", "mlp        older", "cumulative (seed 0, step 3)", "wrapped (seed 0, step 3)"):
         assert line in report
@@ -114,14 +120,13 @@ def test_the_study_probes_as_the_demo_does():
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/attnres.md"])
-def test_python_of_the_documentation_runs(make_model, make_vanilla, make_hub, tmp_path, page):
+def test_python_of_the_documentation_runs(make_model, make_vanilla, make_hub, tmp_path, page, monkeypatch, capsys):
     make_model(num_hidden_layers=8, attnres_num_blocks=4).save_pretrained(tmp_path / "runs" / "mine" / "hf")
     make_vanilla(num_hidden_layers=8).save_pretrained(tmp_path / "runs" / "vanilla" / "hf")
-    environment = make_hub(make_vanilla(num_hidden_layers=8), "Qwen/Qwen3-0.6B")
+    cache = make_hub(make_vanilla(num_hidden_layers=8), "Qwen/Qwen3-0.6B")["HF_HUB_CACHE"]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
     assert blocks
-    script = "\n".join(["import torch", "input_ids = torch.arange(12).view(2, 6)", *blocks])
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "embedding" in done.stdout
+    exec("\n".join(["import torch", "input_ids = torch.arange(12).view(2, 6)", *blocks]), {})
+    assert "embedding" in capsys.readouterr().out
