@@ -26,13 +26,9 @@ def test_after_an_error_all_is_as_it_was(tmp_path):
     path = tmp_path / "table.json"
     path.write_text("old")
 
-    def interrupted() -> None:
-        with replacing(path) as part:
-            part.write_text("ne")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+    with pytest.raises(KeyboardInterrupt), replacing(path) as part:  # noqa: PT012
+        part.write_text("ne")
+        raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError), replacing(path):

@@ -33,15 +33,12 @@ def test_both_ends_are_tested():
     assert transformers.__version__.startswith((f"5.{lowest}.0", newest.split("==")[1]))
 
 
-@pytest.mark.parametrize("version", ["4.57.6", "5.3.0", "5.24.0", "6.0.0", "5.24.0.dev0"])
-def test_others_are_refused(version):
-    with pytest.raises(ImportError, match=f"attnres works with transformers {TRANSFORMERS}, found {version}"):
+def test_only_releases_of_the_range_are_taken():
+    for version in ("5.4.0", "5.4.1", "5.13.0.dev0", "5.23.0", "5.23.7"):
         check_transformers(version)
-
-
-@pytest.mark.parametrize("version", ["5.4.0", "5.4.1", "5.13.0.dev0", "5.23.0", "5.23.7"])
-def test_those_between_are_not(version):
-    check_transformers(version)
+    for version in ("4.57.6", "5.3.0", "5.24.0", "6.0.0", "5.24.0.dev0"):
+        with pytest.raises(ImportError, match=f"attnres works with transformers {TRANSFORMERS}, found {version}"):
+            check_transformers(version)
 
 
 def test_importing_says_it_in_one_line_before_anything_fails():

@@ -21,8 +21,15 @@ def depths(draw: st.DrawFn, most: int = 12) -> dict[str, int]:
 
 @BOTH
 @given(depth=depths())
-def test_families_partition_the_sources(source, mode, depth):
-    for site in read_sites(small_config(attnres_source=source, attnres_mode=mode, **depth)):
+def test_sites_are_the_reads_in_order_and_families_partition_their_sources(source, mode, depth):
+    sites = read_sites(small_config(attnres_source=source, attnres_mode=mode, **depth))
+    places = [(layer_idx, sublayer) for layer_idx in range(depth["num_hidden_layers"]) for sublayer in SUBLAYERS]
+    places += [(None, "final")] * (source == "block_sum")
+    assert [(site.layer_idx, site.sublayer) for site in sites] == places
+    assert isinstance(hash(sites[-1]), int)  # probes key their tables by site
+    for number, site in enumerate(sites):
+        assert (site.index, site.num_layers) == (number, depth["num_hidden_layers"])
+        assert not site.has_current or (source, mode) != ("block_sum", "full")
         families = list(site.families)
         assert len(families) == site.num_sources == site.num_completed + site.has_current
         assert set(families) <= set(FAMILIES)
@@ -32,20 +39,6 @@ def test_families_partition_the_sources(source, mode, depth):
         assert families.count("prev_completed") == min(1, site.num_completed - 1)
         assert families.count("older") == max(0, site.num_completed - 2)
         assert families == sorted(families, key=["embedding", "older", "prev_completed", "current"].index)
-
-
-@BOTH
-@given(depth=depths())
-def test_sites_are_in_the_order_of_the_reads(source, mode, depth):
-    sites = read_sites(small_config(attnres_source=source, attnres_mode=mode, **depth))
-    num_layers = depth["num_hidden_layers"]
-    places = [(layer_idx, sublayer) for layer_idx in range(num_layers) for sublayer in SUBLAYERS]
-    if source == "block_sum":
-        places.append((None, "final"))
-    assert [(site.layer_idx, site.sublayer) for site in sites] == places
-    assert [site.index for site in sites] == list(range(len(places)))
-    assert all(site.num_layers == num_layers for site in sites)
-    assert isinstance(hash(sites[-1]), int)  # probes key their tables by site
 
 
 @given(depth=depths())
@@ -113,14 +106,3 @@ def test_block_sum_8_layers_in_4_blocks():
     final = sites[-1]
     assert (final.sublayer, final.region, final.layer_idx) == ("final", "final", None)
     assert final.families == ("embedding", "older", "older", "older", "prev_completed")
-
-
-def test_full_mode_aliases():
-    """Full mode: cumulative, the newest completed source is always `current`; block_sum, there is no `current`."""
-    cumulative = read_sites(small_config(num_hidden_layers=3, attnres_num_blocks=1, attnres_mode="full"))
-    assert [site.aliased_sources for site in cumulative] == [(n, n + 1) for n in range(6)]
-    block_sum = read_sites(
-        small_config(num_hidden_layers=3, attnres_num_blocks=1, attnres_mode="full", attnres_source="block_sum")
-    )
-    assert [site.num_sources for site in block_sum] == [1, 2, 3, 4, 5, 6, 7]
-    assert not any("current" in site.families for site in block_sum)
