@@ -18,10 +18,7 @@ CONFIDENCE = 0.95
 
 @lru_cache(maxsize=4)
 def resample_weights(num_clusters: int, num_resamples: int, seed: int = 0) -> np.ndarray:
-    """(resamples, clusters) how often each cluster is drawn, with replacement: what a joint resampling shares.
-
-    Read-only, as calls share it.
-    """
+    """(resamples, clusters) how often each cluster is drawn, with replacement. Read-only: calls share the array."""
     rng = np.random.default_rng(seed)
     even = np.full(num_clusters, 1 / num_clusters)
     weights = rng.multinomial(num_clusters, even, size=num_resamples).astype(np.float64)
@@ -70,8 +67,8 @@ class BootstrapT:
         """(cells,) two-sided p-values of "the mean is zero", adjusted for all cells: step-down max-t (Romano and Wolf,
         Econometrica 73, 2005), each tail of `t` by itself, since skewed effects have one that is much the longer.
 
-        Resamples without spread count for their own cell only: those of an effect that few sequences show would
-        otherwise hide every other effect of the grid. (With up to three such sequences a cell's own p is over 5 %.)
+        Resamples without spread count for their own cell only. Otherwise an effect that few sequences show would hide
+        every other effect of the grid. (With up to three such sequences a cell's own p is over 5 %.)
         """
         observed, known = self._studentised(0.0), ~np.isnan(self.error)
         p_adjusted = np.full(len(observed), np.nan)
@@ -88,12 +85,10 @@ class BootstrapT:
         """
         critical, known = np.full(len(self.error), np.nan), ~np.isnan(self.error)
         observed, t = self._studentised(0.0)[known], self.t[:, known]
+        critical[known] = _critical_alone(t, level / 2 if grid else level)
         if grid:
-            alone = _critical_alone(t, level / 2)
-            t = np.where(np.isinf(t), 0.0, t)
-            critical[known] = np.maximum(_step_down_critical(observed, t, level / 2), alone)
-        else:
-            critical[known] = _critical_alone(t, level)
+            stepwise = _step_down_critical(observed, np.where(np.isinf(t), 0.0, t), level / 2)
+            critical[known] = np.maximum(stepwise, critical[known])
         return critical
 
     def _studentised(self, threshold: float) -> np.ndarray:
@@ -110,8 +105,8 @@ def bootstrap_t(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000,
     """Cluster bootstrap-t (Efron and Tibshirani 1993, ch. 12.5; Davison and Hinkley 1997, ch. 5.2).
 
     Every resample is studentised by its own error, which makes intervals of skewed effects second-order accurate.
-    The same resamples serve every cell. Where a resample has no spread at all (it drew equal clusters only), it says
-    nothing of the error and counts as t = 0 if its mean is the sample's, else as infinitely far.
+    The same resamples serve every cell. A resample without any spread (it drew equal clusters only) says nothing of
+    the error: it counts as t = 0 if its mean is the sample's, else as infinitely far.
 
     Args:
         sums: (clusters, cells) summed effect of each sequence.

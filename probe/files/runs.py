@@ -65,7 +65,7 @@ class ProbedRun:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Of the last probe."""
-        path, summary = self.results / "summary.json", read_summary(self.results)
+        path, summary = self.results / SUMMARY, read_summary(self.results)
         lacks = [key for key in SUMMARY_KEYS if key not in summary]
         lacks += ["the scope of a motif" for motif in summary.get("motifs", ())[:1] if "scope" not in motif]
         if lacks:

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from probe.ablation.grid import WIDE_SCOPES
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
 from probe.report.heat_image import heat_image
@@ -23,7 +22,7 @@ from probe.runner import Effects
 from probe.vocabulary import MASK as EXACT
 from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
 from probe.vocabulary import PRIMARY_METRIC as PRIMARY
-from probe.vocabulary import primary_rows
+from probe.vocabulary import WIDE_SCOPES, primary_rows
 
 ACCURACY, NLL, HEAT_MAPS = "probe/accuracy", "probe/nll", "probe/heat_maps"
 MASS = "probe_mass"

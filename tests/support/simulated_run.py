@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from probe.analysis.effects import effect_statistics
-from probe.files.tables import CELL_KEYS
+from probe.analysis.effects import CELL_KEYS, effect_statistics
 from probe.vocabulary import FAMILIES, MASK, REGIONS, SUBLAYERS, Route, matters_from
 
 NUM_PAIRS = 16

@@ -10,7 +10,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from attnres import FAMILIES, SUBLAYERS
-from probe.ablation.grid import WIDE_SCOPES
 from probe.report.page.curves import (
     EFFECT_HOVER,
     HOVER_COLUMNS,
@@ -39,6 +38,7 @@ from probe.report.page.layout import (
     threshold_lines,
 )
 from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
+from probe.vocabulary import WIDE_SCOPES
 
 CELL_HOVER = "mass %{customdata[2]:.4f}, %{customdata[3]:.4f} of it aliased"
 MAPS = ("mass", "effect")

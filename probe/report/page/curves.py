@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from attnres import FAMILIES
-from probe.ablation.grid import WIDE_SCOPES
 from probe.analysis.emergence import pairs_at
 from probe.report.page.data import FINAL, TRAINING, PageRun
 from probe.report.page.layout import (
@@ -30,6 +29,7 @@ from probe.report.page.layout import (
     threshold_lines,
 )
 from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
+from probe.vocabulary import WIDE_SCOPES
 
 SUBLAYER_NAMES = {"self_attn": "attention", "mlp": "MLP", "final": "final read"}
 SCOPE_NAMES = {"early": "early", "middle": "middle", "late": "late", "all": "all layers", "final": ""}

@@ -11,12 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from attnres import SUBLAYERS
-from probe.ablation.grid import WIDE_SCOPES
 from probe.analysis.emergence import Emergence
 from probe.files.runs import ProbedRun, load_run
 from probe.vocabulary import MASK as EXACT
 from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
-from probe.vocabulary import MATTERS, primary_rows
+from probe.vocabulary import MATTERS, WIDE_SCOPES, primary_rows
 
 SHOWN_SUBLAYERS = (*SUBLAYERS, "final")
 TRAINING, FINAL = "in training", "final"

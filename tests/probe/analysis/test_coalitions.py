@@ -9,11 +9,12 @@ import pytest
 
 from attnres.tasks import MQAR
 from probe.ablation.engine import Engine
-from probe.ablation.grid import build_grid
+from probe.ablation.grid import Kind, build_grid
+from probe.ablation.interventions import MaskRenormalise
 from probe.analysis import effects as results
 from probe.analysis.coalitions import coalition_cells, coalition_table, terms
 from probe.examples.examples import Examples
-from probe.vocabulary import COALITIONS, FAMILIES, label
+from probe.vocabulary import COALITIONS, FAMILIES
 
 INPUTS = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 INFO = results.RunInfo("r", "c", 0, 0, "d", 4)
@@ -71,13 +72,13 @@ def test_a_model_s_games(make_model, source):
         if scope == "early":  # no older block there
             assert values["shapley:older"] == pytest.approx(0, abs=1e-12)
             assert values["value:older"] == 0
-    for key, effects in result.effects.items():
-        name = label(cells[key[0]].families)
+    for (index, _), effects in result.effects.items():
+        route = cells[index].route
         mean = effects["nll"].sum() / result.counts.sum()
-        assert rows[cells[key[0]].sublayer, cells[key[0]].scope, f"value:{name}"] == pytest.approx(mean)
+        assert rows[route.sublayer, route.scope, f"value:{route.family}"] == pytest.approx(mean)
 
 
 def test_without_coalitions_there_is_no_table(make_model):
     model = make_model()
-    result = Engine(model, build_grid(model.model.sites, scopes=["all"]), ("all",)).run(INPUTS)
+    result = Engine(model, build_grid(model.model.sites, Kind(MaskRenormalise), scopes=["all"]), ("all",)).run(INPUTS)
     assert coalition_table(result, INFO, 20).empty

@@ -28,7 +28,7 @@ def read(harm: dict[tuple[str, str, str], float], spread: float = 0.001, mass=MA
     effects["applicable"] = (effects["scope"] != "early") | (effects["family"] != "older")
     same = {"aliased_mass": 0.1, "mass_uniform": 0.25, "mass_schedule": 0.25, "dose": 1.0, "task_learned": True}
     effects = effects.assign(**same, n_reads=2, n_unaliased_reads=1)
-    effects = pd.concat([effects, results.estimate(sums, np.full(SEQUENCES, QUERIES), "nll", K)], axis=1)
+    effects = pd.concat([effects, results.effect_statistics(sums, np.full(SEQUENCES, QUERIES), "nll", K)], axis=1)
     clusters = effects[[*PRIMARY, "sublayer", "scope", "family", "mass"]].loc[effects.index.repeat(SEQUENCES)]
     clusters = clusters.assign(
         sequence=np.tile(np.arange(SEQUENCES), len(routes)), n_queries=QUERIES, summed_effect=sums.T.flatten()

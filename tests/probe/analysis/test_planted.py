@@ -10,7 +10,8 @@ import pytest
 
 from attnres import FAMILIES, REGIONS, SUBLAYERS
 from probe.ablation.engine import Engine
-from probe.ablation.grid import build_grid
+from probe.ablation.grid import Kind, build_grid
+from probe.ablation.interventions import MaskRenormalise
 from probe.analysis import effects as results
 from probe.analysis.coalitions import coalition_cells, coalition_table
 from probe.analysis.motifs import Reader
@@ -28,7 +29,7 @@ SOLVERS = {
 
 def probe(found: planted.Planted, num_sequences=64, scopes=(*REGIONS, "all"), num_resamples=2000, coalitions=()):
     sites = found.model.model.sites
-    cells = build_grid(sites, sublayers=SUBLAYERS, scopes=scopes)
+    cells = build_grid(sites, Kind(MaskRenormalise), sublayers=SUBLAYERS, scopes=scopes)
     cells += coalition_cells(sites, ["self_attn"], coalitions) if coalitions else ()
     inputs = Examples.from_recall(found.task.batch("train", range(num_sequences)))
     result = Engine(found.model, cells, ("all",)).run(inputs)

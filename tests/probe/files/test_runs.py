@@ -13,10 +13,12 @@ import pytest
 
 from attnres import REGIONS
 from attnres.tasks import MQAR
+from probe.analysis.effects import EFFECT_COLUMNS
 from probe.cli import main
 from probe.files import tables as storage
 from probe.files.runs import load_emergence, load_run
-from probe.runner import ProbeSettings, probe_model
+from probe.runner import probe_model
+from probe.settings import ProbeSettings
 from probe.vocabulary import ROUTE
 from tests.support.simulated_run import EARLY_ATTENTION, NUM_PAIRS, Planted, simulate, with_accuracy
 
@@ -28,7 +30,7 @@ FAST = {"num_resamples": 200}
 def simulated(tmp_path_factory) -> Path:
     """A run directory with the tables of a simulated run."""
     run, directory = simulate(Planted(time=75.0), STEPS, seed=0, **FAST), tmp_path_factory.mktemp("simulated")
-    effects = run.effects.assign(**dict.fromkeys(set(storage.EFFECT_COLUMNS) - set(run.effects.columns), 0.0))
+    effects = run.effects.assign(**dict.fromkeys(set(EFFECT_COLUMNS) - set(run.effects.columns), 0.0))
     storage.write_tables(directory / "probe", {"effects": effects, "clusters": with_accuracy(run.clusters)})
     storage.write_summary(directory / "probe", {"num_pairs": NUM_PAIRS, "model": {"num_hidden_layers": 8}})
     return directory

@@ -459,7 +459,7 @@ def directories(make_model, tmp_path_factory) -> dict[str, Path]:
         "trained": trained,
         "block_sum": probed(block_sum, root / "block_sum", "block_sum", 0),
         "depth": probed(make_model(seed=1), root / "depth", "cumulative", 1, scopes=["all"]),
-        "linear": probed(model, root / "linear", "cumulative", 2, exact=False, mode="both"),
+        "linear": probed(model, root / "linear", "cumulative", 2, mode="first_order"),
         "other": probed(model, root / "other", "cumulative", 3, kinds=["zero"], scopes=["all"]),
     }
 
@@ -483,7 +483,7 @@ def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
 
 def test_layers_to_first_order_in_training_are_a_figure_of_their_own(make_model, tmp_path, monkeypatch):
     run = probed(make_model(), tmp_path / "run", "cumulative", 0, (0, 40), scopes=["all", *REGIONS])
-    layers = storage.read_effects(probed(make_model(), tmp_path / "layers", "cumulative", 0, exact=False, mode="both"))
+    layers = storage.read_effects(probed(make_model(), tmp_path / "layers", "cumulative", 0, mode="first_order"))
     effects = storage.read_effects(run / "probe")
     mixed = pd.concat([effects, *(by_layer(layers).assign(step=step, run="run") for step in (0, 40))])
     mixed.to_parquet(run / "probe" / "effects.parquet")
