@@ -51,7 +51,7 @@ def heat_maps_panel(run: PageRun, number: int, limit: float) -> Panel:
         layouts=arrange(
             _map_plots(blocks),
             gaps=(0.02, 0.03),
-            margin=MARGIN | {"l": 66, "b": 76},
+            margin=MARGIN | {"l": 66, "b": 92},
             plot_bgcolor="rgba(128,128,128,0.16)",
             coloraxis=_color_axis("mass", 0.23, "cividis", 0, 1),
             coloraxis2=_color_axis("ΔNLL (nats)", 0.77, "RdBu_r", -limit, limit),

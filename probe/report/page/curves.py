@@ -43,8 +43,8 @@ def accuracy_panel(runs: Sequence[PageRun], table: pd.DataFrame) -> Panel:
     steps = all_steps(runs)
     last = max([*steps, *table["step"], 1])
     x = {"range": [-0.02 * last, 1.02 * last], "title": {"text": "training step"}}
-    plateaus = sorted({1 / run.num_pairs for run in runs})
-    spans = [[-0.03, 1.05], [0, 1.05 * max(run.num_pairs for run in runs)]]
+    plateaus = sorted({1 / run.probed.num_pairs for run in runs})
+    spans = [[-0.03, 1.05], [0, 1.05 * max(run.probed.num_pairs for run in runs)]]
     plots = [
         Plot("accuracy at K pairs", (0, 0), (0, 0), (230, 200), x=x, y={"range": spans[0]}, y_lines=plateaus),
         Plot("pairs in training", (1, 0), (1, 0), (80, 80), x=x, y={"rangemode": "tozero"}),
@@ -84,7 +84,8 @@ def _add_accuracy(panel: Panel, name: str, rows: pd.DataFrame, color: str, dash:
     hover = f"{name}<br>step %{{x}}: %{{y:.4f}}%{{text}}<extra></extra>"
     line = go.Scatter(x=validation["step"], y=validation["accuracy"], mode="lines", line={"color": color, "dash": dash})
     panel.add(0, line.update(name=name, hovertemplate=hover, text=" on validation"))
-    for stage, marker in ((IN_TRAINING, {"size": 6}), (AT_THE_END, {"size": 10, "symbol": "circle-open"})):
+    ring = {"size": 10, "symbol": "circle-open", "line": {"width": 2}}
+    for stage, marker in ((IN_TRAINING, {"size": 6}), (AT_THE_END, ring)):
         found = where(rows, stage=stage)
         ends = [found[end].fillna(found["accuracy"]) for end in ("low", "high")]
         text = [interval_text(row) + " on the probe split" for row in found.to_dict("records")]
@@ -133,7 +134,7 @@ def curves_panel(run: PageRun, number: int, value: str) -> Panel:
             _add_family(panel, plot, family, where(rows, family=family).sort_values("step"), value)
         if is_effect and run.emergence is not None:
             table = run.emergence.table
-            _add_onsets(panel, plot, where(table, sublayer=sublayer, region=scope), run.matters_from)
+            _add_onsets(panel, plot, where(table, sublayer=sublayer, scope=scope), run.matters_from)
         _add_cursor(panel, plot, span)
         shown = {step: _shown_marks(found, value) for step, found in by_step(rows)}
         panel.add(plot, go.Scatter(mode="markers", hoverinfo="skip", name="shown", x=[], y=[]), shown)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from probe.analysis.emergence import Emergence, load_emergence
-from probe.files import tables as storage
-from probe.files.runs import ProbedRun, load_run, training_curves
+from probe.analysis.emergence import Emergence
+from probe.files.runs import ProbedRun, load_run
 from probe.vocabulary import MASK, MASK_FIRST_ORDER, READ_SUBLAYERS, by_layer, matters_from, primary_rows, wide
 
 IN_TRAINING, AT_THE_END = "in training", "final"
@@ -60,23 +60,16 @@ class Shown:
 
 @dataclass(frozen=True)
 class PageRun:
-    """A run on the page.
-
-    Args:
-        name: unique on the page.
-        probed: its last probe, with the summary.
-        cells: the primary intervention's effects on NLL, exact and to first order: a row per cell and probe, columns
-            `KEPT` and `stage`.
-        accuracies: `accuracy` on the probe split by stage and step, with `low` and `high` where sequences were kept.
-        curves: see `probe.files.runs.training_curves`.
-    """
+    """A run on the page, named as no other one is. `cells` and `accuracies`: see `cells_of` and `accuracies_of`."""
 
     name: str
     probed: ProbedRun
     cells: pd.DataFrame
     accuracies: pd.DataFrame
-    curves: pd.DataFrame | None
-    emergence: Emergence | None
+
+    @property
+    def emergence(self) -> Emergence | None:
+        return self.probed.emergence
 
     @property
     def has_cells(self) -> bool:
@@ -84,17 +77,13 @@ class PageRun:
         return not self.cells.empty
 
     @property
-    def num_pairs(self) -> int:
-        return int(self.probed.summary["num_pairs"])
-
-    @property
     def matters_from(self) -> float:
         """Nats of NLL."""
-        return matters_from(self.num_pairs)
+        return matters_from(self.probed.num_pairs)
 
     def logged(self, name: str) -> pd.Series:
-        """A column of `curves` by step ("accuracy" on the validation split, or "pairs"); empty if it was not logged."""
-        return pd.Series(dtype=float) if self.curves is None else self.curves[name].dropna()
+        """While training, by step: "accuracy" on the validation split, or "pairs". Empty if it was not logged."""
+        return pd.Series(dtype=float) if self.probed.curves is None else self.probed.curves[name].dropna()
 
     @cached_property
     def shown(self) -> list[Shown]:
@@ -131,38 +120,45 @@ class PageRun:
 
 
 def load_page_runs(directories: list[Path]) -> list[PageRun]:
-    """The runs, each with a name of its own. Raises ValueError for a directory without complete results."""
-    runs = [load_page_run(directory) for directory in directories]
-    times = Counter(run.name for run in runs)
-    return [run if times[run.name] == 1 else replace(run, name=f"{run.name}, {run.probed.directory}") for run in runs]
+    """The runs. Raises ValueError for a directory without results, or with an incomplete or torn set."""
+    runs = [load_run(directory) for directory in directories]
+    names = [f"{run.directory.resolve().name} ({run.condition}, seed {run.seed})" for run in runs]
+    times = Counter(names)
+    names = [name if times[name] == 1 else f"{name}, {run.directory}" for name, run in zip(names, runs, strict=True)]
+    return [PageRun(name, run, cells_of(run), accuracies_of(run)) for name, run in zip(names, runs, strict=True)]
 
 
-def load_page_run(directory: Path) -> PageRun:
-    """A probed run directory or folder of results. Raises ValueError for no results, or an incomplete or torn set."""
-    probed, emergence = load_run(directory), load_emergence(directory)
-    tables = _by_stage(directory, probed.effects)
-    name = f"{directory.resolve().name} ({probed.summary['condition']}, seed {probed.summary['seed']})"
-    cells = pd.concat([_cells(effects, stage) for stage, effects in tables.items()], ignore_index=True)
-    measured = pd.concat([where(effects, metric="accuracy").assign(stage=stage) for stage, effects in tables.items()])
-    accuracies = measured.groupby(["stage", "step"], sort=False)["clean"].first().rename("accuracy").to_frame()
-    ends = pd.DataFrame(columns=["step", "low", "high"], dtype=float) if emergence is None else emergence.accuracy
-    ends = ends[["step", "low", "high"]].assign(stage=IN_TRAINING).set_index(["stage", "step"])
-    return PageRun(name, probed, cells, accuracies.join(ends), training_curves(directory), emergence)
+def cells_of(run: ProbedRun) -> pd.DataFrame:
+    """The primary intervention's effects on NLL, exact and to first order: a row per cell and probe.
+
+    The columns are `KEPT` and `stage`.
+    """
+    parts = [
+        primary_rows(effects, kind=kind).assign(stage=stage)
+        for stage, effects in _by_stage(run).items()
+        for kind in (MASK, MASK_FIRST_ORDER)
+    ]
+    cells = pd.concat(parts, ignore_index=True)[[*KEPT, "stage"]]
+    return cells[cells["sublayer"].isin(READ_SUBLAYERS)].reset_index(drop=True)
 
 
-def _by_stage(directory: Path, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def accuracies_of(run: ProbedRun) -> pd.DataFrame:
+    """`accuracy` on the probe split by stage and step, with `low` and `high` where sequences were kept."""
+    tables = [where(effects, metric="accuracy").assign(stage=stage) for stage, effects in _by_stage(run).items()]
+    accuracies = pd.concat(tables).groupby(["stage", "step"], sort=False)["clean"].first().to_frame("accuracy")
+    if run.emergence is None:
+        return accuracies.assign(low=math.nan, high=math.nan)
+    ends = run.emergence.accuracy[["step", "low", "high"]].assign(stage=IN_TRAINING)
+    return accuracies.join(ends.set_index(["stage", "step"]))
+
+
+def _by_stage(run: ProbedRun) -> dict[str, pd.DataFrame]:
     """Effects by stage. A table of one step alone is a final probe: those in training begin with step 0."""
-    folder = storage.find_training(directory)
-    effects = last if folder is None else storage.read_effects(folder)
-    if effects["step"].nunique() == 1:
-        return {AT_THE_END: last}
-    is_all = folder == storage.find_results(directory)
-    return {IN_TRAINING: effects} if is_all else {IN_TRAINING: effects, AT_THE_END: last}
-
-
-def _cells(effects: pd.DataFrame, stage: str) -> pd.DataFrame:
-    rows = pd.concat([primary_rows(effects, kind=kind) for kind in (MASK, MASK_FIRST_ORDER)])
-    return rows.loc[rows["sublayer"].isin(READ_SUBLAYERS), KEPT].assign(stage=stage)
+    effects = run.training_effects
+    if effects is None or effects["step"].nunique() == 1:
+        return {AT_THE_END: run.effects}
+    is_all = run.training == run.results
+    return {IN_TRAINING: effects} if is_all else {IN_TRAINING: effects, AT_THE_END: run.effects}
 
 
 def _exact_if_any(rows: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from probe.files.runs import groups_of_seeds
 from probe.report.page.curves import interval_text, unlearned
 from probe.report.page.data import PageRun, Shown, where
 from probe.report.page.style import DARK_COLORS, RUN_COLORS, RUN_DASHES
-from probe.vocabulary import ENOUGH_SEQUENCES, FAMILY_COLORS, FAMILY_TITLES, Route
+from probe.vocabulary import ENOUGH_SEQUENCES, FAMILY_COLORS, FAMILY_TITLES, ROUTE, Route
 
 MARKERS = dict(zip(FAMILIES, "●■◆▲", strict=True))
 TIMES = {
@@ -32,7 +32,7 @@ NUMBERS = {
 """Headings of columns that hold numbers."""
 
 
-def following(by_step: Mapping[int, str]) -> str:
+def following(by_step: Mapping[Any, str]) -> str:
     """The HTML of a text that follows the slider, from the texts and the steps from which they hold."""
     return f'<span data-texts="{escape(json.dumps(list(by_step.items())))}"></span>'
 
@@ -84,7 +84,7 @@ def _run_row(number: int, run: PageRun) -> dict[str, str]:
         "shown probe": at_step(lambda shown: shown.when),
         "accuracy": at_step(lambda shown: accuracy_text(run.accuracy(shown))),
         "NLL (nats)": at_step(lambda shown: f"{shown.rows['clean'].iloc[0]:.4f}"),
-        "plateau 1/K": f"{1 / run.num_pairs:.4f}",
+        "plateau 1/K": f"{1 / run.probed.num_pairs:.4f}",
         "task": at_step(lambda shown: "NOT LEARNED" if unlearned(shown.rows) else "learned"),
         "sequences": at_step(lambda shown: shown.rows["n_sequences"].iloc[0]),
         "queries": at_step(lambda shown: shown.rows["n_queries"].iloc[0]),
@@ -143,14 +143,14 @@ def motif_table(runs: Sequence[PageRun]) -> str:
 
 
 def _motif_row(row: dict[Any, Any], curves: pd.DataFrame) -> dict[str, str]:
-    here = where(curves, sublayer=row["sublayer"], scope=row["region"], family=row["family"]).set_index("step")
+    here = where(curves, **{name: row[name] for name in ROUTE}).set_index("step").sort_index()
     named, low, high = after_accuracy(row)
     held = f" ({_plain(row['first_held'])} to {_plain(row['last_held'])})" if row["n_held"] else ""
     share = f" (in {row['p_onset']:.0%} of resamples)" if row["status"] == "emerged" else ""
     return {
         "motif": _motif_name(row),
         "status": row["status"] + share,
-        "holds at the shown step": following(here["holds"].map({True: "yes", False: "no"}).sort_index().to_dict()),
+        "holds at the shown step": following(here["holds"].map({True: "yes", False: "no"}).to_dict()),
         **{title: _estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name, title in TIMES.items()},
         "after accuracy": "—" if math.isnan(low) else f"{named}: {_lag(low, high)}",
         "mass after effect": _lag(row["lag_mass_effect_low"], row["lag_mass_effect_high"]),
@@ -160,7 +160,7 @@ def _motif_row(row: dict[Any, Any], curves: pd.DataFrame) -> dict[str, str]:
 
 
 def _motif_name(row: dict[Any, Any]) -> str:
-    name = str(Route(row["sublayer"], row["region"], row["family"])) + (" *" if row["motif"] else "")
+    name = str(Route.of(row)) + (" *" if row["motif"] else "")
     return name.replace("->", "→").replace("mlp", "MLP")
 
 
@@ -220,7 +220,7 @@ def warnings_of(run: PageRun) -> list[str]:
 def methods(runs: Sequence[PageRun]) -> str:
     """How the numbers were made."""
     resamples = ", ".join(sorted({f"{run.probed.summary['probe']['num_resamples']:,}" for run in runs}))
-    thresholds = ", ".join(sorted({f"{run.matters_from:.3f} nats at K = {run.num_pairs}" for run in runs}))
+    thresholds = ", ".join(sorted({f"{run.matters_from:.3f} nats at K = {run.probed.num_pairs}" for run in runs}))
     terms = {
         "Effect": "ΔNLL: negative log-likelihood of the answer with a family masked (mask and renormalise: its weights "
         "to zero, the rest scaled back to sum to one) at all positions of the reads of a cell, minus that of the clean "
@@ -243,14 +243,14 @@ def methods(runs: Sequence[PageRun]) -> str:
 
 
 def _about(run: PageRun) -> str:
-    summary = run.probed.summary
+    summary, num_pairs = run.probed.summary, run.probed.num_pairs
     model, probe = summary["model"], summary["probe"]
     wrapped = ""
     if "wraps" in summary:
         wrapped = f" Wraps a vanilla model whose accuracy is {summary['wraps']['accuracy']:.4f} on the same queries."
     return escape(
         f"{model['num_hidden_layers']} layers, {model['attnres_num_blocks']} blocks, {model['attnres_source']} "
-        f"sources, {model['parameters']:,} parameters; seed {summary['seed']}, K = {run.num_pairs}; last probe at step "
+        f"sources, {model['parameters']:,} parameters; seed {summary['seed']}, K = {num_pairs}; last probe at step "
         f"{summary['step']} with {probe['n_sequences']} sequences, {probe['n_queries']} queries, probe seed "
         f"{probe['seed']}, data {summary['data_id']}; {code_of(run)}.{wrapped}"
     )
