@@ -5,7 +5,6 @@ The figures of a report are `probe.report.figures`'; drawing one of those takes 
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from pathlib import Path
 
@@ -14,13 +13,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from attnres import FAMILIES, REGIONS
-from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
-from probe.vocabulary import MATTERS, primary_rows
+from attnres import FAMILIES, REGIONS, SUBLAYERS
+from probe import vocabulary as words
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN, HEAD, FOOT = 46, 20, 48, 34, 34
-TITLES = {"self_attn": "attention", "mlp": "MLP", "both": "both"}
-FAMILY_TITLES = dict(zip(FAMILIES, ("emb.", "current", "prev.", "older"), strict=True))
 GREY, BLACK, WHITE = (238, 238, 238), (0, 0, 0), (255, 255, 255)
 
 
@@ -37,39 +33,32 @@ def heat_image(effects: pd.DataFrame, num_pairs: int) -> np.ndarray | None:
     Returns:
         (height, width, 3) uint8, or None where nothing was probed that could be drawn.
     """
-    rows, title = primary_rows(effects), "effect"
+    rows, title = words.primary_rows(effects), "effect"
     if rows.empty:
-        rows, title = primary_rows(effects, kind=ESTIMATE), "1st-order effect"
-    scopes = _scopes(rows)
-    rows = rows[rows["scope"].isin(scopes)]
-    sublayers = [sublayer for sublayer in TITLES if sublayer in set(rows["sublayer"])]
+        rows, title = words.primary_rows(effects, kind=words.MASK_FIRST_ORDER), "1st-order effect"
+    layers = words.by_layer(rows)
+    rows = rows[rows["scope"].isin(REGIONS)] if layers.empty else layers
+    scopes = words.sort_scopes(rows["scope"])[::-1]  # from the first at the bottom up, as depth is drawn
+    sublayers = words.present(rows["sublayer"], (*SUBLAYERS, words.BOTH))
     if not sublayers:
         return None
-    matters = MATTERS * math.log(num_pairs)
-    largest = float(rows.loc[rows["applicable"], "effect"].abs().max())
-    limit = matters if math.isnan(largest) else max(largest, matters)
+    matters = words.matters_from(num_pairs)
+    limit = max([matters, *rows.loc[rows["applicable"], "effect"].abs().dropna()])
     panels = [(sublayer, value) for sublayer in sublayers for value in ("mass", "effect")]
     step = len(FAMILIES) * CELL_WIDTH + 12
     size = (MARGIN + len(panels) * step, HEAD + len(scopes) * CELL_HEIGHT + FOOT)
     image = Image.new("RGB", size, WHITE)
     draw = ImageDraw.Draw(image)
     for line, scope in enumerate(scopes):
-        _write(draw, (MARGIN / 2, HEAD + (line + 0.5) * CELL_HEIGHT), scope.replace("layer:", "layer "))
+        _write(draw, (MARGIN / 2, HEAD + (line + 0.5) * CELL_HEIGHT), words.scope_title(scope))
     for column, (sublayer, value) in enumerate(panels):
         left = MARGIN + column * step
         name = "mass" if value == "mass" else f"{title} (nats)"
-        _write(draw, (left + 2 * CELL_WIDTH, 9), f"{TITLES[sublayer]}: {name}")
+        _write(draw, (left + 2 * CELL_WIDTH, 9), f"{words.SUBLAYER_TITLES[sublayer]}: {name}")
         _draw_panel(draw, left, rows[rows["sublayer"] == sublayer], scopes, value, limit)
     scale = f"effects: red is harm, full colour ±{limit:.2g} nats; {matters:.2g} matters"
     _write(draw, (size[0] / 2, size[1] - 12), f"{scale}; grey: not applicable; dot: aliased")
     return np.asarray(image)
-
-
-def _scopes(rows: pd.DataFrame) -> list[str]:
-    """From the first at the bottom up, as depth is drawn."""
-    found = set(rows["scope"])
-    layers = sorted((scope for scope in found if scope.startswith("layer:")), key=lambda scope: int(scope[6:]))
-    return (layers or [scope for scope in REGIONS if scope in found])[::-1]
 
 
 def _draw_panel(
@@ -80,7 +69,7 @@ def _draw_panel(
     cells = rows.set_index(["scope", "family"])[[value, "applicable", "n_unaliased_reads"]].to_dict("index")
     for column, family in enumerate(FAMILIES):
         x = left + column * CELL_WIDTH
-        _write(draw, (x + CELL_WIDTH / 2, 25), FAMILY_TITLES[family])
+        _write(draw, (x + CELL_WIDTH / 2, 25), words.FAMILY_SHORT[family])
         for line, scope in enumerate(scopes):
             y = HEAD + line * CELL_HEIGHT
             box, middle = (x, y, x + CELL_WIDTH - 2, y + CELL_HEIGHT - 2), (x + CELL_WIDTH / 2, y + CELL_HEIGHT / 2)
@@ -91,7 +80,7 @@ def _draw_panel(
             red, green, blue = (colormap((cell[value] - low) / (high - low), bytes=True))[:3]
             draw.rectangle(box, (int(red), int(green), int(blue)))
             ink = WHITE if 0.299 * red + 0.587 * green + 0.114 * blue < 128 else BLACK
-            _write(draw, middle, f"{cell[value]:.2f}".replace("-0.00", "0.00"), ink)
+            _write(draw, middle, f"{cell[value]:z.2f}", ink)
             if cell["n_unaliased_reads"] == 0:
                 draw.ellipse((x + 2, y + 2, x + 5, y + 5), ink)
 
@@ -105,6 +94,3 @@ def _write(
 @cache
 def _font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 11)
-
-
-__all__ = ["heat_image"]

@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import cycle, pairwise
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from attnres import FAMILIES
+from attnres import FAMILIES, SUBLAYERS
+from probe import vocabulary as words
 from probe.analysis.emergence import pairs_at
-from probe.report.page.data import FINAL, TRAINING, PageRun
-from probe.report.page.layout import (
-    COLORS,
-    GREY,
-    NAMES,
-    SYMBOLS,
-    Panel,
-    Place,
-    State,
-    arrange,
-    axis,
-    num_traces,
-    rgba,
-    span,
-    threshold_lines,
-)
-from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
-from probe.vocabulary import WIDE_SCOPES
-
-SUBLAYER_NAMES = {"self_attn": "attention", "mlp": "MLP", "final": "final read"}
-SCOPE_NAMES = {"early": "early", "middle": "middle", "late": "late", "all": "all layers", "final": ""}
-RUN_COLORS = ("#7B5EA7", "#B07D00", "#2F8FA8", "#808080", "#A8556A", "#5D8A3A")
-RUN_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-EFFECT_HOVER = (
-    "ΔNLL %{y:+.4f} nats [%{customdata[0]:+.4f}, %{customdata[1]:+.4f}]<br>mass %{customdata[2]:.4f}, "
-    "%{customdata[3]:.4f} of it aliased<br>p adj. %{customdata[4]:.4f}<br>"
-    "%{customdata[5]} reads, %{customdata[6]} unaliased"
-)
-HOVER_COLUMNS = ["ci_low", "ci_high", "mass", "aliased_mass", "p_adjusted", "n_reads", "n_unaliased_reads"]
-
-
-def plot_title(sublayer: str, scope: str) -> str:
-    return SUBLAYER_NAMES[sublayer] if scope == "final" else f"{SUBLAYER_NAMES[sublayer]}, {SCOPE_NAMES[scope]}"
+from probe.report.page import style
+from probe.report.page.data import AT_THE_END, IN_TRAINING, PageRun, by_step, where
+from probe.report.page.layout import Panel, Plot, State, arrange
 
 
 def all_steps(runs: Sequence[PageRun]) -> list[int]:
@@ -54,262 +25,201 @@ def all_steps(runs: Sequence[PageRun]) -> list[int]:
 
 def accuracy_table(runs: Sequence[PageRun]) -> pd.DataFrame:
     """A row per run, step and split; intervals where sequences were kept."""
-    rows = []
+    parts = []
     for run in runs:
-        pairs = None if run.curves is None else run.curves["pairs"].dropna()
-        for (probe, step), accuracy in zip(run.accuracies.index.tolist(), run.accuracies, strict=True):
-            row = {"run": run.name, "step": step, "split": "probe", "probe": probe, "accuracy": accuracy}
-            rows.append({**row, "pairs": pairs_at(pairs, step) if probe == TRAINING else math.nan})
-        if run.curves is not None:
-            for step, accuracy in run.curves["accuracy"].dropna().items():
-                rows.append({"run": run.name, "step": step, "split": "validation", "accuracy": accuracy})
-    columns = ["run", "step", "split", "probe", "accuracy", "low", "high", "pairs"]
-    table = pd.DataFrame(rows).reindex(columns=columns).astype({"accuracy": float, "low": float, "high": float})
-    for run in runs:
-        if run.emergence is not None:
-            ends = run.emergence.accuracy.set_index("step")[["low", "high"]]
-            mine = (table["run"] == run.name) & (table["probe"] == TRAINING) & table["step"].isin(ends.index)
-            table.loc[mine, ["low", "high"]] = ends.loc[table.loc[mine, "step"]].to_numpy()
-    return table
+        probed, pairs = run.accuracies.reset_index(), run.logged("pairs")
+        probed["pairs"] = [pairs_at(pairs, step) for step in probed["step"]]
+        probed.loc[probed["stage"] == AT_THE_END, "pairs"] = math.nan
+        parts.append(probed.assign(run=run.name, split="probe"))
+        validation = run.logged("accuracy").rename_axis("step").rename("accuracy").reset_index()
+        if len(validation):
+            parts.append(validation.assign(run=run.name, split="validation"))
+    table = pd.concat(parts, ignore_index=True)
+    return table.reindex(columns=["run", "step", "split", "stage", "accuracy", "low", "high", "pairs"])
 
 
 def accuracy_panel(runs: Sequence[PageRun], table: pd.DataFrame) -> Panel:
     """Accuracy of every run, over pairs(t) where they grew."""
-    pairs = {run.name: run.curves["pairs"].dropna() for run in runs if run.curves is not None}
-    pairs = {name: curve for name, curve in pairs.items() if len(curve)}
     steps = all_steps(runs)
     last = max([*steps, *table["step"], 1])
     x = {"range": [-0.02 * last, 1.02 * last], "title": {"text": "training step"}}
-    places = [Place(0, 0, "accuracy at K pairs", x, {"range": [-0.03, 1.05]})]
-    if pairs:
-        places.append(Place(1, 0, "pairs in training", x, {"rangemode": "tozero"}))
-    figure = go.Figure()
-    for number, run in enumerate(runs):
-        style = {"color": RUN_COLORS[number % len(RUN_COLORS)], "dash": RUN_DASHES[number % len(RUN_DASHES)]}
-        _add_accuracy(figure, run.name, table[table["run"] == run.name], style)
-        if run.name in pairs:
-            curve = pairs[run.name]
-            figure.add_scatter(
-                **{"x": list(curve.index), "y": list(curve), "mode": "lines", "line": {**style, "shape": "hv"}},
-                **{"name": run.name, "hovertemplate": f"{run.name}<br>step %{{x}}: %{{y}} pairs<extra></extra>"},
-                **axis(1),
-            )
-    cursors = [num_traces(figure) + i for i in range(len(places))]
-    for number in range(len(places)):
-        top = 1.05 if number == 0 else max(run.num_pairs for run in runs) * 1.05
-        figure.add_scatter(**_cursor([-0.03 if number == 0 else 0, top]), **axis(number))
-    layouts = {}
-    for screen, heights in (("wide", (230, 80)), ("narrow", (200, 80))):
-        layouts[screen] = {**arrange(places, heights[: len(places)]), "shapes": _plateaus(runs)}
-    states = {}
-    for step in steps:
-        of_step = {run.name: run.at(step) for run in runs}
-        rows = [
-            number
-            for name, shown in of_step.items()
-            for number in table.index[(table["run"] == name) & (table["step"] == shown.step)]
-        ]
-        states[step] = State(f"step {step}", {cursor: {"x": [step, step]} for cursor in cursors}, {}, rows)
-    return Panel(
-        "accuracy",
-        "Accuracy",
-        "Accuracy of every run over training steps, with the plateau 1 over K and the pairs in training",
-        "Lines: validation split. Marks: probe split, with the 95 % interval where a run was probed in training "
-        "(percentile bootstrap of sequences); a mark with a ring is the final probe. Dotted: the plateau 1/K, which "
-        "guessing a value of the context gives.",
-        "accuracy",
-        figure,
-        layouts,
-        states,
+    plateaus = sorted({1 / run.probed.num_pairs for run in runs})
+    spans = [[-0.03, 1.05], [0, 1.05 * max(run.probed.num_pairs for run in runs)]]
+    plots = [
+        Plot("accuracy at K pairs", (0, 0), (0, 0), (230, 200), x=x, y={"range": spans[0]}, y_lines=plateaus),
+        Plot("pairs in training", (1, 0), (1, 0), (80, 80), x=x, y={"rangemode": "tozero"}),
+    ]
+    if all(run.logged("pairs").empty for run in runs):
+        del plots[1]
+    panel = Panel(
+        name="accuracy",
+        heading="Accuracy",
+        label="Accuracy of every run over training steps, with the plateau 1 over K and the pairs in training",
+        note="Lines: validation split. Marks: probe split, with a 95 % interval for probes in training (percentile "
+        "bootstrap of sequences); a ring marks the final probe. Dotted: the plateau 1/K, the accuracy of guessing a "
+        "value from the context.",
+        table="accuracy",
+        layouts=arrange(plots),
+        states={step: _accuracy_state(runs, table, step) for step in steps},
     )
+    for run, color, dash in zip(runs, cycle(style.RUN_COLORS), cycle(style.RUN_DASHES), strict=False):
+        _add_accuracy(panel, run.name, where(table, run=run.name), color, dash)
+        if len(pairs := run.logged("pairs")):
+            steps_of = go.Scatter(x=pairs.index, y=pairs, mode="lines", name=run.name)
+            steps_of.line = {"color": color, "dash": dash, "shape": "hv"}
+            steps_of.hovertemplate = f"{run.name}<br>step %{{x}}: %{{y}} pairs<extra></extra>"
+            panel.add(1, steps_of)
+    for number in range(len(plots)):
+        _add_cursor(panel, number, spans[number])
+    return panel
 
 
-def _add_accuracy(figure: go.Figure, name: str, rows: pd.DataFrame, style: dict[str, Any]) -> None:
-    validation = rows[rows["split"] == "validation"]
-    figure.add_scatter(
-        **{"x": list(validation["step"]), "y": list(validation["accuracy"]), "mode": "lines", "line": style},
-        **{"name": name, "hovertemplate": f"{name}<br>step %{{x}}: %{{y:.4f}} on validation<extra></extra>"},
-    )
-    for probe, marker in (
-        (TRAINING, {"size": 6}),
-        (FINAL, {"size": 10, "symbol": "circle-open", "line": {"width": 2}}),
-    ):
-        found = rows[rows["probe"] == probe]
-        low, high = found["low"].fillna(found["accuracy"]), found["high"].fillna(found["accuracy"])
-        interval = found[["low", "high"]].apply(
-            lambda row: "" if row.isna().any() else f" [{row['low']:.4f}, {row['high']:.4f}]", axis=1
-        )
-        figure.add_scatter(
-            **{"x": list(found["step"]), "y": list(found["accuracy"]), "mode": "markers", "name": name},
-            marker={"color": style["color"], **marker},
-            error_y=_error(found["accuracy"], low, high, style["color"]),
-            customdata=[[text] for text in interval],
-            hovertemplate=f"{name}<br>step %{{x}}: %{{y:.4f}}%{{customdata[0]}} on the probe split<extra></extra>",
-        )
+def _accuracy_state(runs: Sequence[PageRun], table: pd.DataFrame, step: int) -> State:
+    rows = [number for run in runs for number in where(table, run=run.name, step=run.at(step).step).index]
+    return State(f"step {step}", rows)
 
 
-def _error(values: pd.Series, low: pd.Series, high: pd.Series, color: str) -> dict[str, Any]:
-    ends = {"array": list(high - values), "arrayminus": list(values - low)}
-    return {"type": "data", "symmetric": False, **ends, "color": color, "thickness": 1, "width": 2}
+def _add_accuracy(panel: Panel, name: str, rows: pd.DataFrame, color: str, dash: str) -> None:
+    validation = where(rows, split="validation")
+    hover = f"{name}<br>step %{{x}}: %{{y:.4f}}%{{text}}<extra></extra>"
+    line = go.Scatter(x=validation["step"], y=validation["accuracy"], mode="lines", line={"color": color, "dash": dash})
+    panel.add(0, line.update(name=name, hovertemplate=hover, text=" on validation"))
+    ring = {"size": 10, "symbol": "circle-open", "line": {"width": 2}}
+    for stage, marker in ((IN_TRAINING, {"size": 6}), (AT_THE_END, ring)):
+        found = where(rows, stage=stage)
+        ends = [found[end].fillna(found["accuracy"]) for end in ("low", "high")]
+        text = [interval_text(row) + " on the probe split" for row in found.to_dict("records")]
+        trace = style.marks(name, color, x=found["step"], y=found["accuracy"], text=text, hovertemplate=hover)
+        trace.update(style.error_bars("y", found["accuracy"], *ends), marker=marker)
+        panel.add(0, trace)
 
 
-def _plateaus(runs: Sequence[PageRun]) -> list[dict[str, Any]]:
-    line = {"type": "line", "xref": "x domain", "yref": "y", "x0": 0, "x1": 1, "layer": "below"}
-    heights = sorted({1 / run.num_pairs for run in runs})
-    return [{**line, "y0": y, "y1": y, "line": {"color": GREY, "width": 1.2, "dash": "dot"}} for y in heights]
+def interval_text(row: Mapping[Any, float] | pd.Series) -> str:
+    """The interval of an accuracy, if it has one, to stand after it."""
+    return "" if math.isnan(row["low"]) else f" [{row['low']:.4f}, {row['high']:.4f}]"
 
 
-def _cursor(ends: Sequence[float]) -> dict[str, Any]:
-    """A line at the shown step, of one plot."""
-    line = {"color": GREY, "width": 1.5}
-    return {"x": [0, 0], "y": list(ends), "mode": "lines", "line": line, "hoverinfo": "skip", "name": "shown step"}
+def _add_cursor(panel: Panel, plot: int, ends: Sequence[float]) -> None:
+    """A line at the shown step."""
+    style_of = {"color": style.GREY, "width": 1.5}
+    line = go.Scatter(y=ends, mode="lines", line=style_of, hoverinfo="skip", name="shown step")
+    panel.add(plot, line, {step: {"x": [step, step]} for step in panel.states})
 
 
 def curves_panel(run: PageRun, number: int, value: str) -> Panel:
     """Effect (`value` "effect") or mass of every family at each sublayer and region, over the steps of training."""
-    cells = run.through_training
-    present = cells[["sublayer", "scope"]].drop_duplicates().itertuples(index=False, name=None)
-    plots = sorted(
-        map(tuple, present), key=lambda plot: (list(SUBLAYER_NAMES).index(plot[0]), WIDE_SCOPES.index(plot[1]))
-    )
-    ends = cells[["ci_low", "ci_high", "effect"]]
-    threshold = run.matters_from
-    shown = span(*(ends[c] for c in ends), around=1.6 * threshold) if value == "effect" else [0.0, 1.02]
-    figure = go.Figure()
-    for index, plot in enumerate(plots):
-        rows = cells[(cells["sublayer"] == plot[0]) & (cells["scope"] == plot[1])]
-        _add_families(figure, index, rows, value)
-        if value == "effect":
-            _add_onsets(figure, index, run, plot, threshold)
-    first_moving = num_traces(figure)
-    for index in range(len(plots)):
-        figure.add_scatter(**_cursor(shown), **axis(index))
-        figure.add_scatter(mode="markers", hoverinfo="skip", name="shown", x=[], y=[], **axis(index))
-    steps = sorted(cells["step"].unique())
-    last = max(steps[-1], 1)
+    cells, is_effect = run.through_training, value == "effect"
+    groups = {
+        (sublayer, scope): rows
+        for sublayer in words.READ_SUBLAYERS
+        for scope in words.WIDE_SCOPES
+        if len(rows := where(cells, sublayer=sublayer, scope=scope))
+    }
+    span = style.effect_range(cells, run.matters_from) if is_effect else [0.0, 1.02]
+    lines = (0, run.matters_from) if is_effect else ()
+    last = max(cells["step"].max(), 1)
     x = {"range": [-0.03 * last, 1.03 * last], "title": {"text": "training step"}, "nticks": 5}
-    y = {"range": shown}
-    lines = [line for i in range(len(plots)) for line in threshold_lines(i, threshold)] if value == "effect" else []
-    layouts = {}
-    for screen, gap in (("wide", 0.02), ("narrow", 0.08)):
-        layouts[screen] = {**arrange(*_grid(plots, screen, x, y, _absent(cells, plots)), gap=gap), "shapes": lines}
-    states = {int(s): _curve_state(cells[cells["step"] == s], plots, int(s), value, first_moving) for s in steps}
-    return Panel(
-        f"{value}-{number}",
-        "Effect of masking through training" if value == "effect" else "Routing mass through training",
-        f"{run.name}: {value} of each source family over training steps, a plot for each sublayer and region",
-        _curves_note(run, cells, value),
-        f"cells-{number}",
-        figure,
-        layouts,
-        states,
+    panel = Panel(
+        name=f"{value}-{number}",
+        heading="Effect of masking through training" if is_effect else "Routing mass through training",
+        label=f"{run.name}: {value} of each source family over training steps, a plot for each sublayer and region",
+        note=_curves_note(cells, is_effect),
+        table=f"cells-{number}",
+        layouts=arrange(_curve_plots(groups, x, {"range": span}, lines), gaps=(0.02, 0.08)),
+        states={step: State(f"step {step}{unlearned(rows)}", list(rows.index)) for step, rows in by_step(cells)},
     )
+    for plot, ((sublayer, scope), rows) in enumerate(groups.items()):
+        rows = rows[rows["applicable"]]
+        for family in words.present(rows["family"], FAMILIES):
+            _add_family(panel, plot, family, where(rows, family=family).sort_values("step"), value)
+        if is_effect and run.emergence is not None:
+            table = run.emergence.table
+            _add_onsets(panel, plot, where(table, sublayer=sublayer, scope=scope), run.matters_from)
+        _add_cursor(panel, plot, span)
+        shown = {step: _shown_marks(found, value) for step, found in by_step(rows)}
+        panel.add(plot, go.Scatter(mode="markers", hoverinfo="skip", name="shown", x=[], y=[]), shown)
+    return panel
 
 
-def _grid(
-    plots: list[tuple[str, ...]], screen: str, x: dict[str, Any], y: dict[str, Any], absent: list[str]
-) -> tuple[list[Place], list[int]]:
-    """Places of plots: a row for each sublayer on wide screens, a column on narrow ones."""
-    sublayers = list(dict.fromkeys(s for s, scope in plots if scope != "final"))
-    scopes = list(dict.fromkeys(scope for _, scope in plots if scope != "final"))
-    places = []
-    for (sublayer, scope), missing in zip(plots, absent, strict=True):
-        if scope == "final":
-            row, column = (len(sublayers), 0) if screen == "wide" else (len(scopes), 0)
+def _curve_plots(
+    groups: dict[tuple[str, str], pd.DataFrame], x: dict[str, Any], y: dict[str, Any], lines: Sequence[float]
+) -> list[Plot]:
+    """A row for each sublayer on wide screens, a column on narrow ones; the final read below."""
+    sublayers = words.present((s for s, _ in groups), SUBLAYERS)
+    scopes = words.present((scope for s, scope in groups if s != words.FINAL), words.WIDE_SCOPES)
+    plots = []
+    for (sublayer, scope), rows in groups.items():
+        if scope == words.FINAL:
+            title, wide, narrow = words.scope_title(words.FINAL), (len(sublayers), 0), (len(scopes), 0)
         else:
+            title = f"{words.SUBLAYER_TITLES[sublayer]}, {words.scope_title(scope)}"
             row, column = sublayers.index(sublayer), scopes.index(scope)
-            row, column = (row, column) if screen == "wide" else (column, row)
-        places.append(Place(row, column, plot_title(sublayer, scope), x, y, missing))
-    return places, [150 if screen == "wide" else 120] * (1 + max(place.row for place in places))
+            wide, narrow = (row, column), (column, row)
+        some = set(rows.loc[rows["applicable"], "family"])
+        absent = ", ".join(words.FAMILY_TITLES[family] for family in FAMILIES if family not in some)
+        corner = f"n/a: {absent}" if absent else ""
+        plots.append(Plot(title, wide, narrow, (150, 120), x=x, y=y, y_lines=lines, corner=corner))
+    return plots
 
 
-def _absent(cells: pd.DataFrame, plots: list[tuple[str, ...]]) -> list[str]:
-    """For the corners of plots: families that cannot be ablated there at any step."""
-    texts = []
-    for sublayer, scope in plots:
-        rows = cells[(cells["sublayer"] == sublayer) & (cells["scope"] == scope) & cells["applicable"]]
-        missing = [label for family, label in NAMES.items() if family not in set(rows["family"])]
-        texts.append(f"n/a: {', '.join(missing)}" if missing else "")
-    return texts
+def _add_family(panel: Panel, plot: int, family: str, curve: pd.DataFrame, value: str) -> None:
+    color, steps = words.FAMILY_COLORS[family], [*curve["step"]]
+    if value == "effect":
+        edge = [*curve["ci_high"], *curve["ci_low"][::-1]]
+        band = go.Scatter(x=steps + steps[::-1], y=edge, fill="toself", fillcolor=style.rgba(color, 0.2), mode="lines")
+        panel.add(plot, band.update(line_width=0, hoverinfo="skip", name=f"{family} interval"))
+    line = go.Scatter(x=steps, y=curve[value], mode="lines+markers", name=family, line={"color": color, "width": 1.6})
+    line.update(
+        marker={"color": color, "symbol": style.SYMBOLS[family], "size": 4.5},
+        customdata=style.hover_data(curve),
+        hovertemplate=f"{style.CELL_TITLE}, step %{{x}}<br>{style.HOVER[value]}",
+    )
+    panel.add(plot, line)
 
 
-def _add_families(figure: go.Figure, index: int, rows: pd.DataFrame, value: str) -> None:
-    for family in FAMILIES:
-        curve = rows[(rows["family"] == family) & rows["applicable"]].sort_values("step")
-        if curve.empty:
-            continue
-        color, steps = COLORS[family], list(curve["step"])
-        if value == "effect":
-            edge = [*curve["ci_high"], *curve["ci_low"][::-1]]
-            figure.add_scatter(
-                **{"x": [*steps, *steps[::-1]], "y": edge, "fill": "toself", "fillcolor": rgba(family, 0.2)},
-                **{"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "name": f"{family} interval"},
-                **axis(index),
-            )
-        label = NAMES[family]
-        hover = EFFECT_HOVER if value == "effect" else "mass %{y:.4f}, %{customdata[3]:.4f} of it aliased"
-        figure.add_scatter(
-            **{"x": steps, "y": list(curve[value]), "mode": "lines+markers", "name": family},
-            line={"color": color, "width": 1.6},
-            marker={"color": color, "symbol": SYMBOLS[family], "size": 4.5},
-            customdata=curve[HOVER_COLUMNS].to_numpy().tolist(),
-            hovertemplate=f"<b>{label}</b>, step %{{x}}<br>{hover}<extra></extra>",
-            **axis(index),
-        )
-
-
-def _add_onsets(figure: go.Figure, index: int, run: PageRun, plot: tuple[str, ...], height: float) -> None:
+def _add_onsets(panel: Panel, plot: int, motifs: pd.DataFrame, height: float) -> None:
     """Onsets of motifs with their intervals, on the line of what matters."""
-    if run.emergence is None:
-        return
-    table = run.emergence.table
-    found = table[(table["sublayer"] == plot[0]) & (table["scope"] == plot[1]) & table["onset"].notna()]
-    for row in found.to_dict("records"):
-        error = {"type": "data", "symmetric": False, "thickness": 2, "width": 4}
-        error |= {"array": [row["onset_high"] - row["onset"]], "arrayminus": [row["onset"] - row["onset_low"]]}
-        ends = f"[{row['onset_low']:.0f}, {row['onset_high']:.0f}]"
-        figure.add_scatter(
-            **{"x": [row["onset"]], "y": [height], "mode": "markers", "name": f"{row['family']} onset"},
-            error_x={**error, "color": COLORS[row["family"]]},
-            marker={
-                "symbol": "x",
-                "size": 9,
-                "color": COLORS[row["family"]],
-                "line": {"width": 1, "color": "white"},
-            },
-            hovertemplate=f"<b>{NAMES[row['family']]}</b>: motif from step %{{x}} {ends}<extra></extra>",
-            **axis(index),
+    for row in motifs[motifs["onset"].notna()].to_dict("records"):
+        family, onset, low, high = (row[name] for name in ("family", "onset", "onset_low", "onset_high"))
+        ends = f"[{low:.0f}, {high:.0f}]"
+        trace = style.marks(f"{family} onset", words.FAMILY_COLORS[family], "x", size=9, x=[onset], y=[height])
+        trace.update(
+            marker={"symbol": "x", "line": {"width": 1, "color": "white"}},
+            error_x={"array": [high - onset], "arrayminus": [onset - low]},
+            hovertemplate=f"<b>{words.FAMILY_TITLES[family]}</b>: motif from step %{{x}} {ends}<extra></extra>",
         )
+        panel.add(plot, trace)
 
 
-def _curve_state(rows: pd.DataFrame, plots: list[tuple[str, ...]], step: int, value: str, first: int) -> State:
-    traces: dict[int, dict[str, Any]] = {}
-    for index, (sublayer, scope) in enumerate(plots):
-        here = rows[(rows["sublayer"] == sublayer) & (rows["scope"] == scope) & rows["applicable"]]
-        traces[first + 2 * index] = {"x": [step, step]}
-        marker = {"size": 8, "color": [COLORS[f] for f in here["family"]]}
-        marker |= {"symbol": [SYMBOLS[f] for f in here["family"]], "line": {"width": 1.5, "color": GREY}}
-        traces[first + 2 * index + 1] = {"x": [step] * len(here), "y": list(here[value]), "marker": marker}
-    return State(f"step {step}{unlearned(rows)}", traces, {}, list(rows.index))
+def _shown_marks(rows: pd.DataFrame, value: str) -> dict[str, Any]:
+    return {
+        "x": rows["step"],
+        "y": rows[value],
+        "marker.size": 8,
+        "marker.color": rows["family"].map(words.FAMILY_COLORS),
+        "marker.symbol": rows["family"].map(style.SYMBOLS),
+        "marker.line": {"width": 1.5, "color": style.GREY},
+    }
 
 
 def unlearned(rows: pd.DataFrame) -> str:
+    """What titles say of a model that has not learned its task."""
     return "" if rows["task_learned"].iloc[0] else " (task NOT LEARNED)"
 
 
-def _curves_note(run: PageRun, cells: pd.DataFrame, value: str) -> str:
-    kind = "Estimates to first order, not ablations. " if (cells["kind"] == ESTIMATE).any() else ""
-    row = cells.iloc[-1]
-    note = f"{kind}Probes in training: {row['n_sequences']} sequences, {row['n_queries']} queries. "
-    steps = sorted(cells.loc[cells["task_learned"], "step"].unique())
-    every = sorted(cells["step"].unique())
-    learned = "not at any step" if not steps else f"at {len(steps)} of {len(every)} probes, first at step {steps[0]}"
-    if any(b < a for a, b in pairwise([s in steps for s in every])):
-        learned += " (not at all later ones)"
-    note += f"The task was learned {learned}. "
-    if value == "effect":
-        note += (
-            "Bands: 95 % intervals. Dotted: 5 % of ln K, from where an effect matters. A cross on that line marks the "
-            "onset of a motif, with its 95 % interval. "
-        )
-    return note + "The vertical line is the shown step; n/a: a family that no read there can be ablated of."
+def _curves_note(cells: pd.DataFrame, is_effect: bool) -> str:
+    estimates = "Estimates to first order, not ablations. " if (cells["kind"] == words.MASK_FIRST_ORDER).any() else ""
+    row, learned = cells.iloc[-1], cells.groupby("step")["task_learned"].first()
+    steps = learned.index[learned]
+    when = f"at {len(steps)} of {len(learned)} probes, first at step {steps[0]}" if len(steps) else "not at any step"
+    if any(before and not after for before, after in pairwise(learned)):
+        when += " (not at all later ones)"
+    bands = (
+        "Bands: 95 % intervals. Dotted: 5 % of ln K, the smallest effect that matters. A cross on that line marks the "
+        "onset of a motif, with its 95 % interval. "
+    )
+    return (
+        f"{estimates}Probes in training: {row['n_sequences']} sequences, {row['n_queries']} queries. The task was "
+        f"learned {when}. {bands if is_effect else ''}The vertical line is the shown step; n/a: a family that cannot "
+        "be ablated at any read there."
+    )

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from attnres import SUBLAYERS
 from probe.analysis.emergence import Emergence
 from probe.files.runs import ProbedRun, load_run
-from probe.vocabulary import MASK as EXACT
-from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
-from probe.vocabulary import MATTERS, WIDE_SCOPES, primary_rows
+from probe.vocabulary import MASK, MASK_FIRST_ORDER, READ_SUBLAYERS, by_layer, matters_from, primary_rows, wide
 
-SHOWN_SUBLAYERS = (*SUBLAYERS, "final")
-TRAINING, FINAL = "in training", "final"
-NEEDED = f"effects of {EXACT} on NLL at all positions, in attention or MLP reads"
+IN_TRAINING, AT_THE_END = "in training", "final"
+"""The stages at which a run is probed."""
+NEEDED = f"effects of {MASK} on NLL at all positions, in attention or MLP reads"
 """For a run to be shown."""
 KEPT = [
     *("step", "sublayer", "scope", "family", "kind", "mass", "aliased_mass", "mass_uniform", "dose"),
@@ -28,60 +26,50 @@ KEPT = [
 ]
 
 
+def where(rows: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The rows with these values in these columns."""
+    return rows[(rows[list(values)] == pd.Series(values)).all(axis=1)]
+
+
+def by_step(rows: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
+    return [(int(step), found) for step, found in rows.groupby("step")]  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Shown:
-    """One probe of a run: the cells of regions, of one kind, and those of single layers, of one kind.
-
-    `rows` are rows of `PageRun.cells`. `accuracy` is NaN where the probe measured none (estimates alone).
-    """
+    """One probe of a run. `rows`, of `PageRun.cells`: wide scopes, all of one kind, and layers, all of one kind."""
 
     step: int
-    probe: str
+    stage: str
     rows: pd.DataFrame
-    accuracy: float
 
     @property
-    def regions(self) -> pd.DataFrame:
-        return self.rows[self.rows["scope"].isin(WIDE_SCOPES)]
+    def wide(self) -> pd.DataFrame:
+        return wide(self.rows)
 
     @property
     def layers(self) -> pd.DataFrame:
-        return self.rows[~self.rows["scope"].isin(WIDE_SCOPES)]
-
-    @property
-    def task_learned(self) -> bool:
-        return bool(self.rows["task_learned"].iloc[0])
+        return by_layer(self.rows)
 
     @property
     def when(self) -> str:
         """Which probe it is, in words."""
         step = "a step that is not known" if self.step < 0 else f"step {self.step}"
-        return f"{step}, {'final probe' if self.probe == FINAL else 'probe in training'}"
+        return f"{step}, {'final probe' if self.stage == AT_THE_END else 'probe in training'}"
 
 
 @dataclass(frozen=True)
 class PageRun:
-    """A run on the page.
-
-    Args:
-        name: unique on the page.
-        probed: its last probe, with the summary.
-        cells: the primary intervention's effects on NLL, exact and to first order, of every probe; a row per cell and
-            probe, columns `KEPT` and `probe` (`TRAINING` or `FINAL`).
-        accuracies: clean accuracy, indexed by (probe, step).
-        curves: see `probe.files.runs.training_curves`.
-    """
+    """A run on the page, named as no other one is. `cells` and `accuracies`: see `cells_of` and `accuracies_of`."""
 
     name: str
     probed: ProbedRun
     cells: pd.DataFrame
-    accuracies: pd.Series
-    curves: pd.DataFrame | None
-    emergence: Emergence | None
+    accuracies: pd.DataFrame
 
     @property
-    def num_pairs(self) -> int:
-        return int(self.probed.summary["num_pairs"])
+    def emergence(self) -> Emergence | None:
+        return self.probed.emergence
 
     @property
     def has_cells(self) -> bool:
@@ -89,23 +77,22 @@ class PageRun:
         return not self.cells.empty
 
     @property
-    def has_regions(self) -> bool:
-        return bool(self.cells["scope"].isin(WIDE_SCOPES).any())
-
-    @property
     def matters_from(self) -> float:
         """Nats of NLL."""
-        return MATTERS * math.log(self.num_pairs)
+        return matters_from(self.probed.num_pairs)
+
+    def logged(self, name: str) -> pd.Series:
+        """While training, by step: "accuracy" on the validation split, or "pairs". Empty if it was not logged."""
+        return pd.Series(dtype=float) if self.probed.curves is None else self.probed.curves[name].dropna()
 
     @cached_property
     def shown(self) -> list[Shown]:
-        """By step. Where the final probe and one in training are of one step, the final one, which rests on more."""
+        """Probes by step. Where a step was probed at both stages, the final probe, which rests on more sequences."""
         probes = {}
-        for probe in (TRAINING, FINAL):
-            of_probe = self.cells[self.cells["probe"] == probe]
-            for step in map(int, of_probe["step"].unique()):
-                rows = _one_kind_each(of_probe[of_probe["step"] == step])
-                probes[step] = Shown(step, probe, rows, self._accuracy(probe, step))
+        for stage in (IN_TRAINING, AT_THE_END):
+            for step, rows in by_step(where(self.cells, stage=stage)):
+                one_kind_each = pd.concat([_exact_if_any(wide(rows)), _exact_if_any(by_layer(rows))])
+                probes[step] = Shown(step, stage, one_kind_each)
         return [probes[step] for step in sorted(probes)]
 
     def at(self, step: int) -> Shown:
@@ -114,13 +101,12 @@ class PageRun:
 
     @cached_property
     def through_training(self) -> pd.DataFrame:
-        """Cells of regions at the steps probed in training, all of one kind: exact where two steps or more have them.
+        """Wide cells at the steps probed in training, all of one kind: exact where two steps or more have them.
 
         (The last probe is exact in any case.)
         """
-        rows = self.cells[(self.cells["probe"] == TRAINING) & self.cells["scope"].isin(WIDE_SCOPES)]
-        exact = rows[rows["kind"] == EXACT]
-        estimates = rows[rows["kind"] != EXACT]
+        rows = wide(where(self.cells, stage=IN_TRAINING))
+        exact, estimates = where(rows, kind=MASK), where(rows, kind=MASK_FIRST_ORDER)
         return exact if exact["step"].nunique() > 1 or estimates.empty else estimates
 
     @property
@@ -128,53 +114,54 @@ class PageRun:
         """Whether it was probed at two steps or more while it trained."""
         return self.through_training["step"].nunique() > 1
 
-    def _accuracy(self, probe: str, step: int) -> float:
-        return float(self.accuracies.get((probe, step), math.nan))
+    def accuracy(self, shown: Shown) -> pd.Series:
+        """Its row of `accuracies`; NaN where the probe measured none (estimates alone)."""
+        return self.accuracies.reindex([(shown.stage, shown.step)]).iloc[0]
 
 
 def load_page_runs(directories: list[Path]) -> list[PageRun]:
-    """The runs, each with a name of its own. Raises ValueError for a directory without complete results."""
-    runs = [load_page_run(directory) for directory in directories]
-    times = Counter(run.name for run in runs)
-    return [run if times[run.name] == 1 else replace(run, name=f"{run.name}, {run.probed.directory}") for run in runs]
+    """The runs. Raises ValueError for a directory without results, or with an incomplete or torn set."""
+    runs = [load_run(directory) for directory in directories]
+    names = [f"{run.directory.resolve().name} ({run.condition}, seed {run.seed})" for run in runs]
+    times = Counter(names)
+    names = [name if times[name] == 1 else f"{name}, {run.directory}" for name, run in zip(names, runs, strict=True)]
+    return [PageRun(name, run, cells_of(run), accuracies_of(run)) for name, run in zip(names, runs, strict=True)]
 
 
-def load_page_run(directory: Path) -> PageRun:
-    """A probed run directory or folder of results. Raises ValueError for no results, or an incomplete or torn set."""
-    probed = load_run(directory)
-    tables = _tables(probed)
-    kept = [_kept(table).assign(probe=probe) for probe, table in tables.items()]
-    cells = pd.concat(kept, ignore_index=True)
-    accuracies = pd.concat([_accuracies(table, probe) for probe, table in tables.items()])
-    about = probed.summary
-    name = f"{directory.resolve().name} ({about['condition']}, seed {about['seed']})"
-    return PageRun(name, probed, cells, accuracies, probed.curves, probed.emergence)
+def cells_of(run: ProbedRun) -> pd.DataFrame:
+    """The primary intervention's effects on NLL, exact and to first order: a row per cell and probe.
+
+    The columns are `KEPT` and `stage`.
+    """
+    parts = [
+        primary_rows(effects, kind=kind).assign(stage=stage)
+        for stage, effects in _by_stage(run).items()
+        for kind in (MASK, MASK_FIRST_ORDER)
+    ]
+    cells = pd.concat(parts, ignore_index=True)[[*KEPT, "stage"]]
+    return cells[cells["sublayer"].isin(READ_SUBLAYERS)].reset_index(drop=True)
 
 
-def _tables(run: ProbedRun) -> dict[str, pd.DataFrame]:
-    """Effects by kind of probe. A table of one step alone is a final probe: those in training begin with step 0."""
+def accuracies_of(run: ProbedRun) -> pd.DataFrame:
+    """`accuracy` on the probe split by stage and step, with `low` and `high` where sequences were kept."""
+    tables = [where(effects, metric="accuracy").assign(stage=stage) for stage, effects in _by_stage(run).items()]
+    accuracies = pd.concat(tables).groupby(["stage", "step"], sort=False)["clean"].first().to_frame("accuracy")
+    if run.emergence is None:
+        return accuracies.assign(low=math.nan, high=math.nan)
+    ends = run.emergence.accuracy[["step", "low", "high"]].assign(stage=IN_TRAINING)
+    return accuracies.join(ends.set_index(["stage", "step"]))
+
+
+def _by_stage(run: ProbedRun) -> dict[str, pd.DataFrame]:
+    """Effects by stage. A table of one step alone is a final probe: those in training begin with step 0."""
     effects = run.training_effects
     if effects is None or effects["step"].nunique() == 1:
-        return {FINAL: run.effects}
-    return {TRAINING: effects} if run.training == run.results else {TRAINING: effects, FINAL: run.effects}
+        return {AT_THE_END: run.effects}
+    is_all = run.training == run.results
+    return {IN_TRAINING: effects} if is_all else {IN_TRAINING: effects, AT_THE_END: run.effects}
 
 
-def _kept(effects: pd.DataFrame) -> pd.DataFrame:
-    rows = pd.concat([primary_rows(effects, kind=kind) for kind in (EXACT, ESTIMATE)])
-    return rows.loc[rows["sublayer"].isin(SHOWN_SUBLAYERS), KEPT]
-
-
-def _accuracies(effects: pd.DataFrame, probe: str) -> pd.Series:
-    rows = effects[effects["metric"] == "accuracy"].groupby("step")["clean"].first()
-    return rows.set_axis(pd.MultiIndex.from_product([[probe], rows.index]))
-
-
-def _one_kind_each(rows: pd.DataFrame) -> pd.DataFrame:
-    is_wide = rows["scope"].isin(WIDE_SCOPES)
-    return pd.concat([_one_kind(rows[is_wide]), _one_kind(rows[~is_wide])])
-
-
-def _one_kind(rows: pd.DataFrame) -> pd.DataFrame:
+def _exact_if_any(rows: pd.DataFrame) -> pd.DataFrame:
     """The exact rows, or where there are none the estimates: never both."""
-    exact = rows["kind"] == EXACT
-    return rows[exact] if exact.any() else rows
+    exact = where(rows, kind=MASK)
+    return rows if exact.empty else exact

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from playwright.sync_api import Page, sync_playwright
 
 from attnres.tasks import MQAR
-from probe.ablation.grid import WIDE_SCOPES
 from probe.cli import main
-from probe.files import tables as storage
-from probe.report.page import layout as page_layout
 from probe.report.page.build import build_page, write_page
 from probe.report.page.curves import accuracy_table
-from probe.report.page.data import TRAINING, PageRun, load_page_runs
+from probe.report.page.data import IN_TRAINING, PageRun, load_page_runs
+from probe.report.page.style import DARK_COLORS
 from probe.runner import probe_model
 from probe.settings import ProbeSettings
-from probe.vocabulary import MASK as EXACT
-from probe.vocabulary import MASK_FIRST_ORDER as ESTIMATE
-from probe.vocabulary import primary_rows
+from probe.vocabulary import FAMILY_COLORS, MASK, MASK_FIRST_ORDER, READ_SUBLAYERS, by_layer, primary_rows, wide
 from tests.probe.test_cli import QUICK, export
 
 STEPS = (0, 2, 5)
-INSTALL = (
-    "no chromium was found: install it (Debian: apt-get install chromium), name one in ATTNRES_CHROMIUM, or set "
-    "ATTNRES_NO_BROWSER=1 to leave the tests of the page in a browser out"
-)
 READY = "main[aria-busy=false]"
 
 
@@ -74,23 +66,10 @@ def page_file(loaded, tmp_path_factory) -> Path:
     return write_page(loaded, tmp_path_factory.mktemp("page") / "report.html")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if os.environ.get("ATTNRES_NO_BROWSER") == "1":
-        pytest.skip("ATTNRES_NO_BROWSER=1")
-    chromium = os.environ.get("ATTNRES_CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.fail(INSTALL)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 class Visit:
     """The page in a tab, and whatever went wrong in it or left it."""
 
-    def __init__(self, page: Page, file: Path) -> None:
+    def __init__(self, page, file: Path) -> None:
         self.page, self.problems = page, []
         page.on("console", lambda line: self.problems.append(line.text) if line.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
@@ -109,8 +88,11 @@ class Visit:
         self.page.locator("#step").press(key)
         self.ready()
 
+    def all(self, selector: str, each: str) -> list[Any]:
+        return self.page.eval_on_selector_all(selector, f"all => all.map({each})")
+
     def panels(self) -> list[str]:
-        return self.page.eval_on_selector_all("section.panel", "found => found.map(panel => panel.id)")
+        return self.all("section.panel", "panel => panel.id")
 
     def traces(self, panel: str) -> list[dict[str, Any]]:
         return self.page.evaluate("name => document.getElementById(`${name}-plot`).data", panel)
@@ -119,19 +101,30 @@ class Visit:
         return self.page.inner_text(f"#{panel}-title")
 
 
-@pytest.fixture
-def visit(browser, page_file) -> Iterator[Visit]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    visited = Visit(context.new_page(), page_file)
+@contextmanager
+def visiting(browser, file: Path, width: int) -> Iterator[Visit]:
+    context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
+    visited = Visit(context.new_page(), file)
     yield visited
     context.close()
     assert visited.problems == []
 
 
-def cells(folder: Path, step: int, kind: str = EXACT) -> pd.DataFrame:
+@pytest.fixture
+def visit(browser, page_file) -> Iterator[Visit]:
+    with visiting(browser, page_file, 1280) as visited:
+        yield visited
+
+
+def cells(folder: Path, step: int) -> pd.DataFrame:
     """The primary rows of a step, read from the table, indexed by sublayer, scope and family."""
-    rows = primary_rows(pd.read_parquet(folder / "effects.parquet"), kind=kind)
+    rows = primary_rows(pd.read_parquet(folder / "effects.parquet"))
     return rows[rows["step"] == step].set_index(["sublayer", "scope", "family"]).sort_index()
+
+
+def wide_cells(expected: pd.DataFrame) -> pd.DataFrame:
+    rows = wide(expected.reset_index())
+    return rows[rows["applicable"] & rows["sublayer"].isin(READ_SUBLAYERS)]
 
 
 def test_the_slider_moves_every_panel_by_keyboard(visit, runs):
@@ -172,27 +165,22 @@ def check_heat_maps(traces: list[dict[str, Any]], expected: pd.DataFrame) -> Non
 
 
 def check_scatter(traces: list[dict[str, Any]], expected: pd.DataFrame) -> None:
-    shown = expected[expected["applicable"] & expected.index.get_level_values("scope").isin(WIDE_SCOPES)]
-    shown = shown[shown.index.get_level_values("sublayer") != "both"]
-    points = [
-        (x, y, y - down, y + up)
+    found = [
+        [x, y, y - down, y + up]
         for trace in traces
         for x, y, down, up in zip(
             trace["x"], trace["y"], trace["error_y"]["arrayminus"], trace["error_y"]["array"], strict=True
         )
     ]
-    numbers = shown[["mass", "effect", "ci_low", "ci_high"]].to_numpy()
-    for found, wanted in zip(np.array(sorted(points)).T, numbers[np.lexsort(numbers.T[::-1])].T, strict=True):
-        assert np.sort(found) == pytest.approx(np.sort(wanted), rel=1e-4, abs=1e-7)
+    wanted = wide_cells(expected)[["mass", "effect", "ci_low", "ci_high"]].to_numpy()
+    np.testing.assert_allclose(np.sort(found, axis=0), np.sort(wanted, axis=0), rtol=1e-4, atol=1e-7)
 
 
 def check_cursor(traces: list[dict[str, Any]], expected: pd.DataFrame, step: int) -> None:
-    """The marks at the shown step are that step's effects of regions."""
+    """The marks at the shown step are that step's effects of wide scopes."""
     marks = [y for trace in traces if trace["name"] == "shown" for y in trace["y"]]
     assert {x for trace in traces if trace["name"].startswith("shown") for x in trace["x"]} == {step}
-    rows = expected[expected["applicable"] & expected.index.get_level_values("scope").isin(WIDE_SCOPES)]
-    rows = rows[rows.index.get_level_values("sublayer") != "both"]
-    assert sorted(marks) == pytest.approx(sorted(rows["effect"]), rel=1e-5, abs=1e-12)
+    assert sorted(marks) == pytest.approx(sorted(wide_cells(expected)["effect"]), rel=1e-5, abs=1e-12)
 
 
 def test_hover_shows_the_number_of_the_table(visit, runs):
@@ -203,7 +191,7 @@ def test_hover_shows_the_number_of_the_table(visit, runs):
     box = visit.page.evaluate(
         """() => { const plot = document.getElementById('maps-0-plot');
         const f = plot._fullLayout, b = plot.getBoundingClientRect();
-        return [b.x + f.xaxis6._offset + f.xaxis6.d2p('curr.'), b.y + f.yaxis6._offset + f.yaxis6.d2p('layer 2')]; }"""
+        return [b.x + f.xaxis6._offset + f.xaxis6.d2p('current'), b.y + f.yaxis6._offset + f.yaxis6.d2p('layer 2')]; }"""
     )
     visit.page.mouse.move(*box)
     visit.page.wait_for_selector("#maps-0-plot .hoverlayer text")
@@ -223,19 +211,18 @@ def test_downloads_hold_the_numbers_of_the_tables(visit, runs, tmp_path):
     names = {path.stem for path in tmp_path.iterdir()}
     assert names == {*visit.panels(), "motifs"}
     keys = ["step", "sublayer", "scope", "family", "kind"]
-    effects = pd.concat([primary_rows(storage.read_effects(runs[0] / "probe"), kind=k) for k in (EXACT, ESTIMATE)])
-    effects = effects.set_index(keys)
+    table = pd.read_parquet(runs[0] / "probe" / "effects.parquet")
+    effects = pd.concat([primary_rows(table, kind=kind) for kind in (MASK, MASK_FIRST_ORDER)]).set_index(keys)
     curves = pd.read_csv(tmp_path / "effect-0.csv")
-    assert set(curves["kind"]) == {EXACT}
+    assert set(curves["kind"]) == {MASK}
     assert set(curves["step"]) == set(STEPS)
     assert set(curves["scope"]) == {"early", "middle", "late", "all"}
     for name in ("mass", "effect", "ci_low", "ci_high", "p_adjusted"):
         wanted = effects.loc[pd.MultiIndex.from_frame(curves[keys]), name]
         np.testing.assert_allclose(curves[name], wanted, rtol=1e-5, atol=1e-12)
     accuracy = pd.read_csv(tmp_path / "accuracy.csv")
-    clean = storage.read_effects(runs[0] / "probe")
-    clean = clean[clean["metric"] == "accuracy"].groupby("step")["clean"].first()
-    probed = accuracy[(accuracy["probe"] == "in training")].set_index("step")["accuracy"]
+    clean = table[table["metric"] == "accuracy"].groupby("step")["clean"].first()
+    probed = accuracy[accuracy["stage"] == IN_TRAINING].set_index("step")["accuracy"]
     assert probed.to_dict() == pytest.approx(clean.to_dict(), rel=1e-5)
     motifs = pd.read_csv(tmp_path / "motifs.csv")
     assert set(motifs["run"]) == {"trained (cumulative, seed 0)"}
@@ -245,10 +232,8 @@ def test_downloads_hold_the_numbers_of_the_tables(visit, runs, tmp_path):
 def test_numbers_at_the_shown_step_are_a_table(visit, runs):
     visit.page.locator("#scatter-0 summary").press("Enter")
     visit.press("Home")
-    rows = visit.page.eval_on_selector_all(
-        "#scatter-0 tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
-    )
-    head = visit.page.eval_on_selector_all("#scatter-0 thead th", "found => found.map(th => th.textContent)")
+    rows = visit.all("#scatter-0 tbody tr", "row => [...row.cells].map(cell => cell.textContent)")
+    head = visit.all("#scatter-0 thead th", "th => th.textContent")
     shown = pd.DataFrame(rows, columns=head)
     assert set(shown["step"]) == {"0"}
     expected = cells(runs[0] / "probe", 0)
@@ -258,13 +243,14 @@ def test_numbers_at_the_shown_step_are_a_table(visit, runs):
 
 
 def test_text_follows_the_slider_and_says_what_is_not_learned(visit, loaded):
-    for key, shown in zip(("Home", "ArrowRight", "ArrowRight"), loaded[0].shown, strict=True):
+    run = loaded[0]
+    learned = [bool(shown.rows["task_learned"].iloc[0]) for shown in run.shown]
+    assert not learned[0]
+    for key, shown, is_learned in zip(("Home", "ArrowRight", "ArrowRight"), run.shown, learned, strict=True):
         visit.press(key)
         line = visit.page.inner_text("table tbody tr >> nth=0")
-        assert ("NOT LEARNED" in line) == (not shown.task_learned)
-        assert f"{shown.accuracy:.4f}" in line
-        assert ("NOT LEARNED" in visit.title("maps-0")) == (not shown.task_learned)
-    assert not loaded[0].shown[0].task_learned
+        assert ("NOT LEARNED" in line) == ("NOT LEARNED" in visit.title("maps-0")) == (not is_learned)
+        assert f"{run.accuracy(shown)['accuracy']:.4f}" in line
 
 
 def test_play_goes_through_the_steps_and_stops_at_the_last(visit):
@@ -293,22 +279,13 @@ def test_the_page_can_be_read_by_keyboard_and_screen_reader(visit):
 
 
 def test_a_phone_has_no_horizontal_scroll(browser, page_file):
-    context = browser.new_context(viewport={"width": 375, "height": 700})
-    visit = Visit(context.new_page(), page_file)
-    visit.page.locator("#maps-0 summary").press("Enter")  # a wide table scrolls in its own box
-    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 375
-    widths = visit.page.eval_on_selector_all(
-        ".plot svg.main-svg", "all => all.map(s => s.getBoundingClientRect().width)"
-    )
-    assert max(widths) <= 375
-    context.close()
-    assert visit.problems == []
+    with visiting(browser, page_file, 375) as visit:
+        visit.page.locator("#maps-0 summary").press("Enter")  # a wide table scrolls in its own box
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 375
+        assert max(visit.all(".plot svg.main-svg", "svg => svg.getBoundingClientRect().width")) <= 375
 
 
-def test_dark_light_and_print_have_colours_of_their_own(browser, page_file):
-    context = browser.new_context(viewport={"width": 1000, "height": 700})
-    visit = Visit(context.new_page(), page_file)
-
+def test_dark_light_and_print_have_colours_of_their_own(visit):
     def colours() -> tuple[str, str]:
         visit.page.wait_for_timeout(100)  # until the page is told of the change
         visit.ready()
@@ -327,40 +304,31 @@ def test_dark_light_and_print_have_colours_of_their_own(browser, page_file):
     light, of_light = colours(), drawn()
     visit.page.emulate_media(color_scheme="dark")
     dark, of_dark = colours(), drawn()
-    plum, pink = page_layout.COLORS["older"], page_layout.DARK_COLORS["older"]
+    plum, pink = FAMILY_COLORS["older"], DARK_COLORS["older"]
     assert (plum in of_light, pink in of_light) == (True, False)
     assert (plum in of_dark, pink in of_dark) == (False, True)
     assert light[0] == "rgb(255, 255, 255)"
-    assert dark[0] != light[0]
-    assert dark[1] != light[1]
+    assert all(of_dark != of_light for of_dark, of_light in zip(dark, light, strict=True))
     visit.page.emulate_media(color_scheme="dark", media="print")
     assert colours() == light
     assert not visit.page.is_visible("#step")
     assert "step 5" in visit.title("accuracy")  # which step it is, is still said
-    context.close()
-    assert visit.problems == []
 
 
 def test_exact_and_first_order_are_never_in_one_curve(loaded):
     """A probe whose layers are estimates: regions stay exact, layers are labelled, and curves are of one kind."""
     run = loaded[0]
-    is_layer = run.cells["scope"].str.startswith("layer:")
-    cut = run.cells[~(is_layer & (run.cells["kind"] == EXACT))]
-    estimated = PageRun(run.name, run.probed, cut, run.accuracies, run.curves, run.emergence)
+    is_exact = run.cells["kind"] == MASK
+    estimated = replace(run, cells=run.cells.drop(by_layer(run.cells[is_exact]).index))
     first = estimated.shown[0]
-    assert set(first.regions["kind"]) == {EXACT}
-    assert set(first.layers["kind"]) == {ESTIMATE}
-    assert set(estimated.through_training["kind"]) == {EXACT}
+    assert set(first.wide["kind"]) == set(estimated.through_training["kind"]) == {MASK}
+    assert set(first.layers["kind"]) == {MASK_FIRST_ORDER}
     assert "layers to first order, not ablated" in build_page([estimated])
-    in_training = (run.cells["probe"] == TRAINING) & (run.cells["kind"] == EXACT)
-    at_the_end = run.cells[~in_training | (run.cells["step"] == run.cells["step"].max())]  # mode first_order
-    of_estimates = PageRun(run.name, run.probed, at_the_end, run.accuracies, run.curves, None)
-    assert set(of_estimates.through_training["kind"]) == {ESTIMATE}
-    assert of_estimates.through_training["step"].nunique() == run.through_training["step"].nunique() > 2
-    alone = run.cells[run.cells["kind"] == ESTIMATE]
-    assert set(PageRun(run.name, run.probed, alone, *(run.accuracies, None, None)).through_training["kind"]) == {
-        ESTIMATE
-    }
+    at_the_end = (run.cells["stage"] != IN_TRAINING) | (run.cells["step"] == STEPS[-1])
+    for kept in (~is_exact | at_the_end, ~is_exact):  # mode first_order; no exact effects at all
+        of_estimates = replace(run, cells=run.cells[kept]).through_training
+        assert set(of_estimates["kind"]) == {MASK_FIRST_ORDER}
+        assert of_estimates["step"].nunique() == len(STEPS)
 
 
 def test_names_of_directories_cannot_break_the_page(runs, tmp_path):
@@ -392,8 +360,7 @@ def test_report_on_the_folder_of_results(runs, tmp_path, capsys):
     run = Path(shutil.copytree(runs[0], tmp_path / "run", ignore=shutil.ignore_patterns("final")))
     copy = Path(shutil.copytree(run / "probe", tmp_path / "copy"))
     main(["report", str(run / "probe")])
-    printed = capsys.readouterr().out
-    assert "When motifs emerge: cumulative (seed 0), 3 exact probes at steps 0 to 5" in printed
+    assert "When motifs emerge: cumulative (seed 0), 3 exact probes at steps 0 to 5" in capsys.readouterr().out
     assert {path.stem for path in (run / "probe/figures").iterdir()} >= {"emergence", "motifs", "heat_maps_peak"}
     assert (run / "probe/report.html").stat().st_size > 1e6
     of_run, of_folder, of_copy = (accuracy_table(load_page_runs([folder])) for folder in (run, run / "probe", copy))
@@ -438,62 +405,55 @@ def test_a_run_without_the_primary_intervention_is_named_and_left_out(make_model
 
 
 def broken_directories(runs: list[Path], vanilla: Path, tmp_path: Path) -> dict[str, tuple[Path, str]]:
-    def copy(name: str) -> Path:
-        return Path(shutil.copytree(runs[1], tmp_path / name)) / "probe"
-
-    (tmp_path / "empty").mkdir()
-    torn, cut, no_clusters, no_summary, bad_summary, other_summary, foreign, half = (
-        copy(name) for name in ("torn", "cut", "no_clusters", "no_summary", "bad", "other_json", "foreign", "half")
-    )
-    (torn / "effects.parquet").write_bytes((torn / "effects.parquet").read_bytes()[:1000])
-    (cut / "clusters.parquet").write_bytes((cut / "clusters.parquet").read_bytes()[:-50])
-    (no_clusters / "clusters.parquet").unlink()
-    (no_summary / "summary.json").unlink()
-    (bad_summary / "summary.json").write_text('{"run": "x", ')
-    (other_summary / "summary.json").write_text('{"run": "x"}')
-    pd.DataFrame({"a": [1]}).to_parquet(foreign / "effects.parquet")
-    (half / "effects.parquet").unlink()
-    unfinished = tmp_path / "unfinished"
-    (unfinished / "parts").mkdir(parents=True)
-    (unfinished / "parts" / "sweep.json").write_text("{}")
-    unprobed = tmp_path / "unprobed"
-    (unprobed / "hf").mkdir(parents=True)
-    (unprobed / "hf" / "config.json").write_text('{"model_type": "qwen3_attnres"}')
-    return {
+    """Name -> directory, and what its error says."""
+    cases = {
         "missing": (tmp_path / "nowhere", "is not a directory: expected a run directory"),
         "empty": (tmp_path / "empty", "holds no probe results: it is empty"),
-        "torn effects": (torn.parent, "effects.parquet is torn or not a parquet file"),
-        "torn clusters": (cut.parent, "clusters.parquet is torn or not a parquet file"),
-        "no clusters": (no_clusters.parent, "is incomplete: it has effects.parquet but no clusters.parquet"),
-        "no summary": (no_summary.parent, "is incomplete: it has effects.parquet but no summary.json"),
-        "torn summary": (bad_summary.parent, "summary.json is not a readable JSON file"),
-        "foreign summary": (other_summary.parent, "is not a summary of this version: it lacks condition"),
-        "foreign table": (foreign.parent, "is not a table of this version: it lacks run, condition"),
-        "no effects": (half.parent, "has other files of a probe, but no effects.parquet"),
-        "unfinished": (unfinished, "is unfinished; the attnres-probe command that began it, given again, goes on"),
-        "unprobed": (unprobed, f"was never probed; attnres-probe run {unprobed} --output"),
-        "vanilla": (
-            vanilla,
-            f"of a vanilla model, which has no routing; attnres-probe baseline {vanilla} --output",
-        ),
+        "unfinished": (tmp_path / "unfinished", "the attnres-probe command that began it, given again, goes on"),
+        "unprobed": (tmp_path / "unprobed", f"was never probed; attnres-probe run {tmp_path / 'unprobed'} --output"),
+        "vanilla": (vanilla, f"a vanilla model, which has no routing; attnres-probe baseline {vanilla} --output"),
     }
+    (tmp_path / "empty").mkdir()
+    for file, text in (
+        ("unfinished/parts/sweep.json", "{}"),
+        ("unprobed/hf/config.json", '{"model_type": "qwen3_attnres"}'),
+    ):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(text)
+    foreign = tmp_path / "foreign.parquet"
+    pd.DataFrame({"a": [1]}).to_parquet(foreign)
+    for name, file, content, message in (
+        ("torn effects", "effects.parquet", lambda old: old[:1000], "is torn or not a parquet file"),
+        ("torn clusters", "clusters.parquet", lambda old: old[:-50], "is torn or not a parquet file"),
+        (
+            "foreign table",
+            "effects.parquet",
+            lambda _: foreign.read_bytes(),
+            "is not a table of this version: it lacks run",
+        ),
+        ("torn summary", "summary.json", lambda _: b'{"run": "x", ', "is not a readable JSON file"),
+        ("foreign summary", "summary.json", lambda _: b'{"run": "x"}', "is not a summary of this version: it lacks"),
+        ("no clusters", "clusters.parquet", None, "is incomplete: it has effects.parquet but no clusters.parquet"),
+        ("no summary", "summary.json", None, "is incomplete: it has effects.parquet but no summary.json"),
+        ("no effects", "effects.parquet", None, "has other files of a probe, but no effects.parquet"),
+    ):
+        path = Path(shutil.copytree(runs[1], tmp_path / name)) / "probe" / file
+        path.unlink() if content is None else path.write_bytes(content(path.read_bytes()))
+        cases[name] = path.parent.parent, message
+    return cases
 
 
 def test_report_on_a_broken_directory_is_one_line_and_writes_nothing(runs, make_vanilla, tmp_path, capsys):
     vanilla = export(make_vanilla(), tmp_path / "vanilla", "vanilla")
     cases = broken_directories(runs, vanilla, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    options = {name: [str(folder)] for name, (folder, _) in cases.items()}
-    messages = {name: message for name, (_, message) in cases.items()}
-    options["page is a folder"] = [str(runs[1]), "--page", str(tmp_path)]
-    messages["page is a folder"] = "is a folder: name a file"
-    for name, arguments in options.items():
+    commands = [([str(folder)], message) for folder, message in cases.values()]
+    for arguments, message in [*commands, ([str(runs[1]), "--page", str(tmp_path)], "is a folder: name a file")]:
         with pytest.raises(SystemExit) as stop:
             main(["report", *arguments])
         error = capsys.readouterr().err
-        assert stop.value.code == 2, name
-        assert error.count("\n") == 1, (name, error)
-        assert messages[name] in error, (name, error)
+        assert (stop.value.code, error.count("\n")) == (2, 1), error
+        assert message in error
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
@@ -504,7 +464,7 @@ def luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize(("colors", "paper"), [(page_layout.COLORS, "#ffffff"), (page_layout.DARK_COLORS, "#1b1c1f")])
+@pytest.mark.parametrize(("colors", "paper"), [(FAMILY_COLORS, "#ffffff"), (DARK_COLORS, "#1b1c1f")])
 def test_families_can_be_seen_on_their_paper(colors, paper):
     """WCAG 2.2, 1.4.11: graphics have a contrast of at least 3."""
     for color in colors.values():

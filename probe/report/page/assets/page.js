@@ -3,36 +3,25 @@
 (() => {
   "use strict";
   const page = JSON.parse(document.getElementById("page-data").textContent);
-  const slider = document.getElementById("step");
-  const play = document.getElementById("play");
-  const main = document.getElementById("main");
+  const [slider, label, play, main] = ["step", "step-label", "play", "main"].map((id) => document.getElementById(id));
+  const names = Object.keys(page.panels);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 640px)");
   const PRINT_WIDTH = 695; // A4 with margins of 12 mm, at 96 pixels an inch
   const NARROWEST = 560; // for the wide layouts
   let printing = false;
   const shownStep = () => page.steps[Number(slider.value)];
-  const nameOf = (step) => (step < 0 ? "not known" : String(step));
 
-  // The latest of `steps` (ascending) at or before `step`; the first where all are later.
-  function latest(steps, step) {
-    let found = 0;
-    steps.forEach((value, index) => {
-      if (value <= step) found = index;
-    });
-    return found;
-  }
-
-  const stateOf = (panel) => panel.states[latest(panel.steps, shownStep())];
+  // The index of the latest of `steps` (ascending) at or before the shown one; 0 where all are later.
+  const latest = (steps) => Math.max(0, steps.findLastIndex((step) => step <= shownStep()));
+  const stateOf = (panel) => panel.states[latest(panel.steps)];
 
   // A copy of `target` with `changes`, whose names may be paths ("error_y.array").
   function changed(target, changes) {
     const copy = structuredClone(target);
-    for (const [path, value] of Object.entries(changes || {})) {
-      const names = path.split(".");
-      const last = names.pop();
-      const inner = names.reduce((object, name) => (object[name] ??= {}), copy);
-      inner[last] = value;
+    for (const [path, value] of Object.entries(changes ?? {})) {
+      const [last, ...outer] = path.split(".").reverse();
+      outer.reduceRight((object, name) => (object[name] ??= {}), copy)[last] = value;
     }
     return copy;
   }
@@ -48,7 +37,7 @@
     const state = stateOf(panel);
     const width = printing ? PRINT_WIDTH : plot.clientWidth;
     const layout = structuredClone(panel.layouts[width < NARROWEST ? "narrow" : "wide"]);
-    for (const [axis, changes] of Object.entries(state.axes)) Object.assign(layout[axis], changes);
+    for (const [axis, range] of Object.entries(state.ranges)) layout[axis].range = range;
     const isDark = dark.matches && !printing;
     layout.template = page.templates[isDark ? "dark" : "light"];
     layout.width = width;
@@ -67,39 +56,31 @@
   }
 
   function pump() {
-    const names = [...waiting];
-    const next = names.find(onScreen) ?? names[0];
-    if (next === undefined) {
-      pumping = false;
-      main.setAttribute("aria-busy", "false");
-      return;
-    }
+    const next = [...waiting].find(onScreen) ?? [...waiting][0];
+    pumping = next !== undefined;
+    main.setAttribute("aria-busy", String(pumping));
+    if (!pumping) return;
     waiting.delete(next);
     draw(next);
     setTimeout(pump);
   }
 
   function drawSoon() {
-    Object.keys(page.panels).forEach((name) => waiting.add(name));
+    names.forEach((name) => waiting.add(name));
     main.setAttribute("aria-busy", "true");
-    if (!pumping) {
-      pumping = true;
-      setTimeout(pump);
-    }
-  }
-
-  function drawNow() {
-    waiting.clear();
-    Object.keys(page.panels).forEach(draw);
+    if (!pumping) setTimeout(pump);
+    pumping = true;
   }
 
   function showStep() {
-    const step = shownStep();
-    slider.setAttribute("aria-valuetext", `step ${nameOf(step)}`);
-    document.getElementById("step-label").textContent = nameOf(step);
-    for (const place of document.querySelectorAll("[data-text]")) {
-      const text = page.texts[place.dataset.text];
-      place.textContent = text.values[latest(text.steps, step)];
+    label.textContent = shownStep() < 0 ? "not known" : String(shownStep());
+    slider.setAttribute("aria-valuetext", `step ${label.textContent}`);
+    for (const place of document.querySelectorAll("[data-texts]")) {
+      const texts = JSON.parse(place.dataset.texts);
+      place.textContent = texts[latest(texts.map(([step]) => step))][1];
+    }
+    for (const name of names) {
+      document.querySelector(`#${name}-title .state`).textContent = stateOf(page.panels[name]).title;
     }
     document.querySelectorAll("details[open]").forEach(fillNumbers);
     drawSoon();
@@ -114,23 +95,19 @@
   function download(button) {
     const { table: tableName, panel, file } = button.dataset;
     const table = page.tables[tableName];
-    let rows = [...Array(table.length).keys()];
-    if (panel) {
-      const shown = new Set(page.panels[panel].states.flatMap((state) => state.rows));
-      rows = rows.filter((row) => shown.has(row));
-    }
+    const shown = new Set(panel && page.panels[panel].states.flatMap((state) => state.rows));
+    const rows = [...Array(table.length).keys()].filter((row) => !panel || shown.has(row));
     const columns = Object.keys(table.columns);
     const quoted = (value) => {
-      const text = value === null ? "" : String(value);
+      const text = String(value ?? "");
       return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
     };
     const lines = [columns, ...rows.map((row) => columns.map((column) => cell(table, column, row)))];
     const csv = lines.map((line) => line.map(quoted).join(",")).join("\n") + "\n";
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([csv], { type: "text/csv" }));
-    link.download = file;
+    const href = URL.createObjectURL(new Blob([csv], { type: "text/csv" }));
+    const link = Object.assign(document.createElement("a"), { href, download: file });
     link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    setTimeout(() => URL.revokeObjectURL(href), 10000);
   }
 
   // The numbers of a panel at the shown step, as a table.
@@ -142,10 +119,7 @@
     made.createCaption().textContent = document.getElementById(`${details.dataset.panel}-title`).textContent;
     const head = made.createTHead().insertRow();
     for (const column of columns) {
-      const th = document.createElement("th");
-      th.scope = "col";
-      th.textContent = column;
-      head.append(th);
+      head.append(Object.assign(document.createElement("th"), { scope: "col", textContent: column }));
     }
     const body = made.createTBody();
     for (const row of stateOf(panel).rows) {
@@ -155,10 +129,12 @@
     details.querySelector(".scroll").replaceChildren(made);
   }
 
+  // Paper does not wait: all panels are drawn at once.
   function setPrinting(value) {
     if (printing === value) return;
     printing = value;
-    drawNow();
+    waiting.clear();
+    names.forEach(draw);
   }
 
   let timer = null;
