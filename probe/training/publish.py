@@ -18,11 +18,11 @@ from lightning.pytorch.loggers import Logger
 from probe.analysis.motifs import ESTIMATE, EXACT, primary_rows
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
+from probe.files.layout import SUMMARY, has_results
 from probe.report.heat_image import heat_image
 from probe.runner import Effects
 from probe.training.loggers import RunLogger, run_logger
-from probe.vocabulary import PRIMARY_METRIC as PRIMARY
-from probe.vocabulary import WIDE_SCOPES
+from probe.vocabulary import PRIMARY_METRIC, WIDE_SCOPES
 
 ACCURACY, NLL, HEAT_MAPS = "probe/accuracy", "probe/nll", "probe/heat_maps"
 MASS = "probe_mass"
@@ -62,8 +62,8 @@ class Publisher:
     def log_rows_of_disk(self) -> None:
         """Log what is in the tables, for loggers of a resumed run that lack some of it and know what."""
         loggers = [logger for logger in self._loggers if logger.is_resumable]
-        if loggers and (self._directory / "effects.parquet").exists():
-            num_pairs = read_json(self._directory / "summary.json")["num_pairs"]
+        if loggers and has_results(self._directory):
+            num_pairs = read_json(self._directory / SUMMARY)["num_pairs"]
             for step, effects in storage.read_effects(self._directory).groupby("step"):
                 _log(loggers, probe_scalars(effects), effects, num_pairs, int(step))  # type: ignore[arg-type]
 
@@ -73,9 +73,9 @@ class Publisher:
         Does nothing where no probe has been written.
         """
         loggers = [logger for logger in self._loggers if logger.takes_views]
-        if not loggers or not (self._directory / "summary.json").exists():
+        if not loggers or not (self._directory / SUMMARY).exists():
             return
-        summary = read_json(self._directory / "summary.json")
+        summary = read_json(self._directory / SUMMARY)
         tables = {EFFECTS_TABLE: storage.read_effects(self._directory)[TABLE_COLUMNS]}
         if motifs := (summary.get("emergence") or {}).get("motifs"):
             tables[MOTIFS_TABLE] = pd.DataFrame(motifs)
@@ -101,7 +101,7 @@ def probe_scalars(effects: pd.DataFrame) -> dict[str, float]:
     and to first order. A cell to which masking does not apply has only its mass.
     """
     scalars = {}
-    for name, metric in ((ACCURACY, "accuracy"), (NLL, PRIMARY)):
+    for name, metric in ((ACCURACY, "accuracy"), (NLL, PRIMARY_METRIC)):
         clean = effects.loc[effects["metric"] == metric, "clean"]
         if len(clean):
             scalars[name] = float(clean.iloc[0])

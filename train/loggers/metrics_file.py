@@ -15,9 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from attnres.files import replacing
+from probe.files.layout import METRICS, PROBES
 from probe.training.loggers import PROBE, RunLogger
-
-METRICS, PROBES = "metrics.csv", "probes.csv"
 
 
 def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -106,4 +105,4 @@ class ProbesLogger(MetricsLogger):
             self._told.add(step, metrics)
 
 
-__all__ = ["METRICS", "PROBES", "MetricsLogger", "ProbesLogger", "read_metrics", "rows_before"]
+__all__ = ["MetricsLogger", "ProbesLogger", "read_metrics", "rows_before"]

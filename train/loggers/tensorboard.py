@@ -13,10 +13,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.loggers.tensorboard import _TENSORBOARD_AVAILABLE
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from probe.files.layout import METRICS, TENSORBOARD
 from probe.training.loggers import TensorBoardViews
-from train.loggers.metrics_file import METRICS, rows_before
-
-FOLDER = "tensorboard"
+from train.loggers.metrics_file import rows_before
 
 
 def check_tensorboard() -> None:
@@ -47,7 +46,7 @@ class RunTensorBoardLogger(TensorBoardViews, TensorBoardLogger):
     ) -> None:
         self._run_dir, self._first_step = Path(run_dir), first_step
         if name is None:
-            name = FOLDER if save_dir is None else self._run_dir.resolve().name
+            name = TENSORBOARD if save_dir is None else self._run_dir.resolve().name
         super().__init__(save_dir or run_dir, name, version, default_hp_metric=False, purge_step=first_step)
 
     @property

@@ -16,9 +16,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from wandb.errors import Error as WandbError
 
+from probe.files.layout import METRICS
 from probe.training.loggers import WandbViews
 from train.loggers import wandb_files
-from train.loggers.metrics_file import METRICS, rows_before
+from train.loggers.metrics_file import rows_before
 
 TIMINGS = "throughput/"
 """Metrics that differ each time a step is run."""

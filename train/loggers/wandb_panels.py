@@ -19,11 +19,11 @@ import wandb
 
 from attnres import FAMILIES, REGIONS, SUBLAYERS
 from probe.training.publish import ACCURACY, EFFECTS_TABLE, HEAT_MAPS, MASS, MOTIFS_TABLE, NLL, metric_name
+from probe.vocabulary import ALL, SUBLAYER_TITLES
 from train.loggers.wandb_files import STEP
 
 PACKAGE = "wandb_workspaces"
 NAME = "attnres"
-TITLES = {"self_attn": "attention", "mlp": "MLP"}
 
 
 def _families(quantity: str, sublayer: str, scope: str) -> tuple[str, ...]:
@@ -32,8 +32,8 @@ def _families(quantity: str, sublayer: str, scope: str) -> tuple[str, ...]:
 
 def _grid(quantity: str) -> dict[str, tuple[str, ...]]:
     """A panel for each region of each sublayer, with a curve for each family."""
-    cells = [(sublayer, scope) for sublayer in SUBLAYERS for scope in (*REGIONS, "all")]
-    return {f"{TITLES[sublayer]} {scope}": _families(quantity, sublayer, scope) for sublayer, scope in cells}
+    cells = [(sublayer, scope) for sublayer in SUBLAYERS for scope in (*REGIONS, ALL)]
+    return {f"{SUBLAYER_TITLES[sublayer]} {scope}": _families(quantity, sublayer, scope) for sublayer, scope in cells}
 
 
 TRAINING = ("learning_rate", "grad_norm_queries", "grad_norm_gains", "grad_norm_biases")
