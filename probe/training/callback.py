@@ -26,7 +26,7 @@ from probe.files.runs import load_emergence
 from probe.report.text import describe_emergence
 from probe.runner import Effects, check_probe, probe_model, sweep_share
 from probe.settings import MIN_QUERIES, ProbeSettings, TrainingProbeSettings, fewest_sequences
-from probe.training import publish
+from probe.training.publish import Publisher
 from probe.training.schedule import Budget, Schedule, Settled, percent
 from probe.vocabulary import Route
 
@@ -60,7 +60,6 @@ class ProbeCallback(Callback):
         self.stopped_at: int | None = None
         self._dropped: frozenset[int] = frozenset()
         self._decided_step = -1
-        self._told: tuple[int, set[str]] = (-1, set())  # the last step that loggers were told of, and which names
 
     def settings_for(
         self, task: MQAR, model: AttnResForCausalLM, world_size: int = 1, full: bool = False
@@ -96,12 +95,13 @@ class ProbeCallback(Callback):
         self._decided_step = trainer.global_step
         if not self._applies(pl_module):
             return
+        self._publisher = Publisher(trainer.loggers, _directory(trainer))
         dropped: list[int] = []
         if trainer.is_global_zero:  # a resumed run goes on from its checkpoint: later rows are of steps to come
             dropped = storage.drop_steps_after(_directory(trainer), trainer.global_step)
             shutil.rmtree(_directory(trainer) / PARTS, ignore_errors=True)  # of a probe that was killed
             if trainer.global_step > 0:
-                publish.log_rows_of_disk(trainer.loggers, _directory(trainer))
+                self._publisher.log_rows_of_disk()
         self._dropped = frozenset(trainer.strategy.broadcast(dropped))  # loggers have their rows: they must come again
         if trainer.global_step == 0:
             self._probe(trainer, pl_module, obligatory=True)
@@ -144,7 +144,7 @@ class ProbeCallback(Callback):
         if trainer.is_global_zero:
             storage.forget_dropped(_directory(trainer))
             self._conclude(Path(trainer.default_root_dir))
-            publish.log_summary(trainer.loggers, _directory(trainer))
+            self._publisher.log_summary()
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"budget": self.budget.state_dict(), "settled": self.settled.state_dict()}
@@ -235,8 +235,7 @@ class ProbeCallback(Callback):
         rank_zero_info(
             f"probe at step {step}: accuracy {probe.accuracy:.3f}{learned} on the probe split, {probe.seconds:.1f} s"
         )
-        told = self._told[1] if self._told[0] == step else set()
-        self._told = step, publish.log_probe(trainer.loggers, probe, step, told)
+        self._publisher.log_probe(probe, step)
 
     def _stop_if_settled(self, trainer: Trainer, probe: Effects | None) -> None:
         """On all processes, as the first one finds."""

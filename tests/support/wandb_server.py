@@ -35,16 +35,16 @@ class Artifact:
     committed: bool = False
 
 
+@dataclass
 class Run:
-    """What the server holds of a run."""
+    """What the server holds of a run. Its `uploads` are files, images among them."""
 
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-        self.files: dict[str, list[str]] = {HISTORY: [], EVENTS: []}
-        self.config = "{}"
-        self.summary = "{}"
-        self.uploads: dict[str, bytes] = {}  # files of the run, images among them
-        self.artifacts: dict[str, Artifact] = {}
+    run_id: str
+    files: dict[str, list[str]] = field(default_factory=lambda: {HISTORY: [], EVENTS: []})
+    config: str = "{}"
+    summary: str = "{}"
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
 
     def store(self, files: dict[str, Any]) -> None:
         for name, upload in files.items():
@@ -52,14 +52,11 @@ class Run:
             lines[upload["offset"] :] = upload["content"]
 
     def describe(self) -> dict[str, Any]:
-        history, events = self.files[HISTORY], self.files[EVENTS]
-        return {
-            **{"id": self.run_id, "name": self.run_id, "displayName": self.run_id, "project": PROJECT},
-            **{"historyLineCount": len(history), "eventsLineCount": len(events), "logLineCount": 0},
-            **{"historyTail": json.dumps(history[-1:]), "eventsTail": json.dumps(events[-1:])},
-            **{"config": self.config, "summaryMetrics": self.summary, "wandbConfig": "{}", "sweepName": None},
-            **{"tags": [], "notes": None, "description": None},
-        }
+        names = dict.fromkeys(("id", "name", "displayName"), self.run_id)
+        counts = {"historyLineCount": len(self.files[HISTORY]), "eventsLineCount": len(self.files[EVENTS])}
+        tails = {"historyTail": json.dumps(self.files[HISTORY][-1:]), "eventsTail": json.dumps(self.files[EVENTS][-1:])}
+        told = {"config": self.config, "summaryMetrics": self.summary, "wandbConfig": "{}", "project": PROJECT}
+        return names | counts | tails | told | {"logLineCount": 0, "tags": []}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -70,14 +67,14 @@ class Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if "json" not in self.headers.get("Content-Type", ""):
-            return self.reply({})
-        content = json.loads(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
-        if self.path.endswith("/file_stream"):
-            self.runs[self.path.split("/")[-2]].store(content.get("files") or {})
-            return self.reply({})
-        return self.reply({"data": self.answer(content.get("operationName"), content.get("variables") or {})})
+        body, answer = self.rfile.read(int(self.headers.get("Content-Length", 0))), {}
+        if "json" in self.headers.get("Content-Type", ""):
+            content = json.loads(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+            if self.path.endswith("/file_stream"):
+                self.runs[self.path.split("/")[-2]].store(content.get("files") or {})
+            else:
+                answer = {"data": self.answer(content.get("operationName"), content.get("variables") or {})}
+        self.reply(answer)
 
     def do_PUT(self) -> None:
         """A file: /upload/run/ID/NAME or /upload/artifact/ID/NAME."""
@@ -101,9 +98,7 @@ class Handler(BaseHTTPRequestHandler):
             run.summary = variables.get("summaryMetrics") or run.summary
             return {"upsertBucket": {"bucket": run.describe(), "inserted": inserted}}
         if operation == "CreateRunFiles":
-            files = [
-                {"name": file, "uploadUrl": self.url("run", variables["run"], file)} for file in variables["files"]
-            ]
+            files = [self.upload("run", name=file, owner=variables["run"]) for file in variables["files"]]
             return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
         return self.answer_on_artifacts(operation, variables)
 
@@ -117,24 +112,21 @@ class Handler(BaseHTTPRequestHandler):
             artifact = {"id": artifact_id, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
             return {"createArtifact": {"artifact": artifact}}
         if operation in ("CreateArtifactManifest", "UpdateArtifactManifest"):
-            file = {"uploadUrl": self.url("artifact", artifact_id, MANIFEST), "uploadHeaders": [], "name": MANIFEST}
-            manifest = {"id": artifact_id, "file": {**file, "id": "manifest", "displayName": MANIFEST}}
+            manifest = {"id": artifact_id, "file": self.upload("artifact", artifact_id, MANIFEST)}
             return {operation[0].lower() + operation[1:]: {"artifactManifest": manifest}}
         if operation == "CreateArtifactFiles":
-            edges = [{"node": self.describe_file(file)} for file in given["artifactFiles"]]
-            return {"createArtifactFiles": {"files": {"edges": edges}}}
+            files = [self.upload("artifact", file["artifactID"], file["name"]) for file in given["artifactFiles"]]
+            return {"createArtifactFiles": {"files": {"edges": [{"node": file} for file in files]}}}
         if operation == "CommitArtifact":
             self.artifacts[artifact_id].committed = True
             return {"commitArtifact": {"artifact": {"id": artifact_id, "digest": "digest"}}}
         return {}
 
-    def describe_file(self, file: dict[str, Any]) -> dict[str, Any]:
-        artifact_id, name = file["artifactID"], file["name"]
-        where = {"uploadUrl": self.url("artifact", artifact_id, name), "uploadHeaders": [], "storagePath": name}
-        return {**where, "id": name, "name": name, "displayName": name, "artifact": {"id": artifact_id}}
-
-    def url(self, kind: str, owner: str, name: str) -> str:
-        return f"http://{self.headers['Host']}/upload/{kind}/{owner}/{quote(name)}"
+    def upload(self, kind: str, owner: str, name: str) -> dict[str, Any]:
+        """Where a file of a run or an artifact is to be put."""
+        url = f"http://{self.headers['Host']}/upload/{kind}/{owner}/{quote(name)}"
+        names = dict.fromkeys(("id", "name", "displayName", "storagePath"), name)
+        return names | {"uploadUrl": url, "uploadHeaders": [], "artifact": {"id": owner}}
 
     def reply(self, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()

@@ -1,7 +1,6 @@
-"""Where metrics go: `metrics.csv` in the run directory, always, and what `trainer.logger` names.
+"""Make the loggers of a run: one for `metrics.csv` in the run directory, always, and those that `trainer.logger` names.
 
-W&B, the default, is as WANDB_MODE says; where it is not set, online if an agent of a sweep has started the run, else
-offline. All hold every row once, also of a run that was killed and resumed.
+W&B, the default, follows WANDB_MODE. Without it, W&B is online if a sweep's agent has started the run, else offline.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ OPTIONS = {
     "TensorBoardLogger": ("save_dir", "name", "version"),
     "CSVLogger": (),
 }
-"""The loggers of Lightning in whose place we have our own, and the options of theirs that ours take."""
+"""Lightning's loggers that are replaced by our own, and which of their options ours take."""
 
 
 def check_loggers(choice: Any) -> None:
-    """Check a value of `trainer.logger`, before Lightning makes loggers of it.
+    """Check a value of `trainer.logger` before Lightning makes loggers of it.
 
     Raises:
-        ValueError: TensorBoard is not installed, or an option that our logger does not take.
+        ValueError: TensorBoard is not installed, or our logger does not take an option.
     """
     for entry in _entries(choice):
         name, options = _named(entry)
         if name == "TensorBoardLogger":
             check_tensorboard()
         for option in options:
-            if name is not None and option not in OPTIONS[name]:
+            if name and option not in OPTIONS[name]:
                 takes = ", ".join(OPTIONS[name]) or "no options: its files are in the run directory"
                 raise ValueError(f"trainer.logger {name} does not take {option} here; it takes {takes}")
 
@@ -52,18 +51,18 @@ def build_loggers(run_dir: str | Path, first_step: int = 0, choice: Any = None, 
     Args:
         choice: `trainer.logger` as it was given: None or True for W&B; the name of one of Lightning's loggers, or its
             class_path and init_args; or a list of these.
-        built: what Lightning has made of `choice`, for loggers that we have no other for.
+        built: what Lightning has made of `choice`. Loggers that we do not replace are taken from it.
 
     Raises:
-        ValueError: an unknown WANDB_MODE, online without an API key (W&B would stop and ask for one), or what
-            `check_loggers` refuses.
+        ValueError: WANDB_MODE is unknown, or online without an API key (W&B would stop and ask for one), or
+            `check_loggers` refuses `choice`.
     """
     check_loggers(choice)
     loggers: list[Any] = [MetricsLogger(run_dir, first_step)]
     for entry, logger in zip(_entries(choice), _entries(built) if choice not in (None, True) else [None], strict=True):
         name, options = _named(entry)
         if name == "WandbLogger":
-            loggers += _wandb_loggers(run_dir, first_step, options)
+            loggers += _wandb_loggers(run_dir, first_step, **options)
         elif name == "TensorBoardLogger":
             loggers.append(RunTensorBoardLogger(run_dir, first_step, **options))
         elif name == "CSVLogger":
@@ -73,23 +72,21 @@ def build_loggers(run_dir: str | Path, first_step: int = 0, choice: Any = None, 
     return loggers
 
 
-def _wandb_loggers(run_dir: str | Path, first_step: int, options: Mapping[str, Any]) -> list[Logger]:
-    """One, or none where W&B is disabled."""
-    default = "online" if in_sweep() else "offline"
-    mode = os.environ.get("WANDB_MODE") or ("offline" if options.get("offline") else default)
+def _wandb_loggers(run_dir: str | Path, first_step: int, offline: bool = False, **options: Any) -> list[Logger]:
+    """One, or none if W&B is disabled."""
+    mode = os.environ.get("WANDB_MODE") or ("online" if in_sweep() and not offline else "offline")
     if mode not in WANDB_MODES:
         raise ValueError(f"WANDB_MODE must be one of {', '.join(WANDB_MODES)}, got {mode}")
+    if mode == "disabled":
+        return []
     settings = wandb_settings()
-    if mode != "disabled":
-        wandb.setup(settings)  # silent from here on, not only once the run has started
+    wandb.setup(settings)  # silent from here on, not only once the run has started
     if mode == "online" and not wandb.api.api_key:
         raise ValueError(
             "WANDB_MODE=online (a sweep's default) needs an API key: run `wandb login`, or set WANDB_MODE=offline"
         )
-    if mode == "disabled":
-        return []
-    others = {name: value for name, value in options.items() if name != "offline"}
-    return [RunWandbLogger(run_dir, first_step, mode=mode, settings=settings, **{"project": WANDB_PROJECT, **others})]
+    options.setdefault("project", WANDB_PROJECT)
+    return [RunWandbLogger(run_dir, first_step, mode=mode, settings=settings, **options)]
 
 
 def _entries(choice: Any) -> list[Any]:
@@ -99,7 +96,7 @@ def _entries(choice: Any) -> list[Any]:
 
 
 def _named(entry: Any) -> tuple[str | None, dict[str, Any]]:
-    """Which of `OPTIONS` an entry names, if one, and the options that it gives other values than their defaults."""
+    """The name in `OPTIONS` that an entry stands for, if any, and the options that differ from their defaults."""
     if isinstance(entry, str):
         return entry, {}
     path = getattr(entry, "class_path", "")

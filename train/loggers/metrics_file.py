@@ -1,6 +1,6 @@
-"""Metrics as CSV: `metrics.csv` in the run directory, which every run has, and `probes.csv`, for those who want it.
+"""Metrics as CSV: `metrics.csv`, which every run directory has, and `probes.csv`, which a user may ask for.
 
-Both hold every row once, also of a run that was killed and resumed.
+Both hold every row once, even if the run was killed and resumed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning_utilities.core.rank_zero import rank_zero_only
 
 from attnres.files import replacing
-
-METRICS, PROBES = "metrics.csv", "probes.csv"
+from probe.files.layout import METRICS, PROBES
+from probe.training.loggers import PROBE, RunLogger
 
 
 def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows, but for a last one that is not whole because the run was killed while writing it."""
+    """Columns and rows. A last row that is not whole, because the run was killed while writing it, is left out."""
     text = path.read_bytes().decode()
     reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     rows = list(reader)
@@ -29,7 +28,7 @@ def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 class _MetricsWriter(ExperimentWriter):
-    """Lightning's deletes an existing file; this one keeps the rows from before the step a run is resumed at."""
+    """Lightning's writer deletes an existing file; this one keeps its rows before the step that a run is resumed at."""
 
     def __init__(self, log_dir: str, first_step: int, name: str) -> None:
         self.NAME_METRICS_FILE = name
@@ -39,7 +38,7 @@ class _MetricsWriter(ExperimentWriter):
             self._replace(self.metrics_keys, (row for row in rows if int(row["step"]) < first_step))
 
     def _replace(self, columns: list[str], rows: Iterable[Mapping[str, str]]) -> None:
-        """All at once: a run that is killed meanwhile still has the old file."""
+        """All at once: a run that is killed in the middle of it still has the old file."""
         path = Path(self.metrics_file_path)
         with replacing(path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
@@ -50,39 +49,43 @@ class _MetricsWriter(ExperimentWriter):
         self._replace(fieldnames, read_metrics(Path(self.metrics_file_path))[1])
 
     def _check_log_dir_exists(self) -> None:
-        """The command line has refused directories of other runs."""
+        """Nothing: the command line has refused the directories of other runs."""
 
 
-def rows_before(run_dir: Path, first_step: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """(step, metrics) of each row of a run's `metrics.csv` before the step that it goes on from."""
-    path = run_dir / METRICS
+def rows_before(path: Path, first_step: int) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, metrics) of each row of a file of metrics before `first_step`; none where there is no file."""
     for row in read_metrics(path)[1] if path.is_file() else []:
         if (step := int(row.pop("step"))) < first_step:
             yield step, {name: float(value) for name, value in row.items() if value}
 
 
-class MetricsLogger(CSVLogger):
-    """Writes `run_dir/metrics.csv`; one row per logged step, with the column `step`.
+class MetricsLogger(RunLogger, CSVLogger):
+    """Writes `run_dir/metrics.csv`: a row for each logged step, with the column `step`.
+
+    Probes are left out, because the tables of `probe/` hold more.
 
     Args:
         run_dir: the run directory.
         first_step: the step the run starts at; not zero when it is resumed.
     """
 
-    name_of_file = METRICS
-    takes_probes = False
-    """The tables of `probe/` hold more."""
+    file_name, of_probes = METRICS, False
 
     def __init__(self, run_dir: str | Path, first_step: int = 0) -> None:
         super().__init__(run_dir, name="", version="", flush_logs_every_n_steps=10)
-        self.first_step = first_step
+        self._first_step = first_step
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         if self._experiment is None:
-            self._experiment = _MetricsWriter(self.log_dir, self.first_step, self.name_of_file)
+            self._experiment = _MetricsWriter(self.log_dir, self._first_step, self.file_name)
         return self._experiment  # type: ignore[return-value]
+
+    def write_metrics(self, metrics: Mapping[str, Any], step: int | None) -> None:
+        chosen = {name: value for name, value in metrics.items() if name.startswith(PROBE) == self.of_probes}
+        if chosen:
+            super().write_metrics(chosen, step)
 
     def log_hyperparams(self, params: Any = None) -> None:
         """Nothing: `config.yaml` is the record."""
@@ -91,29 +94,15 @@ class MetricsLogger(CSVLogger):
 class ProbesLogger(MetricsLogger):
     """Writes `run_dir/probes.csv`: what the other loggers are told of probes, a row for each.
 
-    A checkpoint is written after the probe of its step, so a resumed run repeats the probes of later steps alone.
+    A checkpoint is written after the probe of its step, so a resumed run repeats only the probes of later steps.
     """
 
-    name_of_file = PROBES
-    takes_probes = True
+    file_name, of_probes = PROBES, True
 
     def __init__(self, run_dir: str | Path, first_step: int = 0) -> None:
         super().__init__(run_dir, first_step + 1 if first_step else 0)
-        path = Path(run_dir) / PROBES
-        rows = read_metrics(path)[1] if path.is_file() else []
-        self._logged: set[tuple[int | None, str]] = {
-            (step, name) for row in rows if (step := int(row["step"])) < self.first_step for name in row if row[name]
-        }
-
-    def has_logged(self, step: int, name: str) -> bool:
-        """Whether the file has this metric of this step."""
-        return (step, name) in self._logged
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if probed := {name: value for name, value in metrics.items() if name.startswith("probe")}:
-            super().log_metrics(probed, step)  # type: ignore[arg-type]
-            self._logged.update((step, name) for name in probed)
+        for step, metrics in rows_before(Path(run_dir) / PROBES, self._first_step):
+            self._told.add(step, metrics)
 
 
-__all__ = ["METRICS", "PROBES", "MetricsLogger", "ProbesLogger", "read_metrics", "rows_before"]
+__all__ = ["MetricsLogger", "ProbesLogger", "read_metrics", "rows_before"]

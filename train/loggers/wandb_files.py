@@ -1,7 +1,12 @@
-"""What the Weights & Biases files of a run directory hold: the run's id, and the metrics that have been logged.
+"""Read and mend the `.wandb` files of a run directory. Nothing else in this project knows their format.
 
-W&B writes all it is given to `wandb/[offline-]run-<time>-<id>/run-<id>.wandb`, one file each time a run is started or
-resumed, offline and online. Its own reader is no longer part of the Python package.
+W&B writes all it is given to `wandb/[offline-]run-<time>-<id>/run-<id>.wandb`: a new file each time a run is started or
+resumed, offline and online. The Python package has no reader of them any more. `pyproject.toml` holds wandb to the
+versions that this file was tested with (0.31.0); `wandb sync` reads back what was mended in tests/train/loggers.
+
+A file is a LevelDB log behind a header of 7 bytes (":W&B" first). Blocks of 32 KiB hold chunks: a checksum (4 bytes), a
+length (2), a type (1), and data. A chunk of type 1 is a whole record; types 2, 3 and 4 are the first, middle and last
+chunk of a record. What does not hold a chunk's header at a block's end is padding. A record is a protobuf `Record`.
 """
 
 from __future__ import annotations
@@ -20,10 +25,10 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 FILES = "wandb/*run-*/run-*.wandb"
 STEP = "trainer/global_step"
-IDENTITY, BLOCK, CHUNK_HEADER = b":W&B", 2**15, struct.Struct("<IHB")
+IDENTITY, HEADER_SIZE, BLOCK, CHUNK_HEADER = b":W&B", 7, 2**15, struct.Struct("<IHB")
 WHOLE, LAST_CHUNK = 1, 4
 QUIET_SECONDS = 1.0
-"""A file that has not changed for so long has nobody who writes it."""
+"""Nobody writes a file that has not changed for so long."""
 
 
 def run_id(run_dir: Path) -> str | None:
@@ -32,24 +37,25 @@ def run_id(run_dir: Path) -> str | None:
     return files[-1].stem.removeprefix("run-") if files else None
 
 
-def history(run_dir: Path, of_run: str) -> list[dict[str, Any]]:
-    """The rows of metrics that the files of the W&B run `of_run` hold, by name, W&B's own (`_step`, ...) among them.
+def history(run_dir: Path, of_run: str | None) -> list[dict[str, Any]]:
+    """The rows of metrics in the files of the W&B run `of_run`, by name, with W&B's own (`_step`, ...).
 
-    Of images and tables, which are several values of one name, there is the last one.
+    Images and tables have several values of one name; the last one is kept.
     """
-    rows = []
-    for path in _files(run_dir):
-        if path.stem == f"run-{of_run}":
-            logged = [record.history for record in records(path) if record.HasField("history")]
-            rows += [{i.key or i.nested_key[0]: json.loads(i.value_json) for i in row.item} for row in logged]
-    return rows
+    return [
+        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        for path in _files(run_dir)
+        if path.stem == f"run-{of_run}"
+        for record in records(path)
+        if record.HasField("history")
+    ]
 
 
 def mend_files(run_dir: Path) -> None:
-    """Cut off records that were not written whole because W&B was killed: `wandb sync` goes no further than these.
+    """Cut off what was not written whole because W&B was killed: `wandb sync` would stop there.
 
-    A file of which nothing is left is removed with its folder. W&B's process outlives a killed training for a moment
-    and may still be writing: it is waited for.
+    A file of which nothing is left is removed with its folder. W&B's process may outlive a killed training and still be
+    writing: wait for it.
     """
     _wait_until_quiet(_files(run_dir))
     for path in _files(run_dir):
@@ -79,15 +85,11 @@ def _files(run_dir: Path) -> list[Path]:
 
 
 def _records(path: Path) -> Iterator[tuple[Record, int]]:
-    """The whole records of a file, each with the position of its end, up to the first that is not whole.
-
-    The file is a LevelDB log: blocks of 32 KiB hold chunks of checksum (4 bytes), length (2), type (1) and data; types
-    2, 3 and 4 are the first, middle and last chunk of a record, 1 is a whole one.
-    """
+    """The records of a file up to the first that is not whole, each with the position of its end."""
     content, parts = path.read_bytes(), b""
     if content[:4] != IDENTITY:
         return
-    position = 7
+    position = HEADER_SIZE
     while position + CHUNK_HEADER.size <= len(content):
         if BLOCK - position % BLOCK < CHUNK_HEADER.size:  # no header fits: padding
             position += BLOCK - position % BLOCK

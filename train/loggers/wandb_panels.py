@@ -9,108 +9,75 @@ pip install 'attnres[wandb]'.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import wandb
 
 from attnres import FAMILIES, REGIONS, SUBLAYERS
-from probe.cli import OneLineParser
 from probe.training.publish import ACCURACY, EFFECTS_TABLE, HEAT_MAPS, MASS, MOTIFS_TABLE, NLL, metric_name
+from probe.vocabulary import ALL, SUBLAYER_TITLES
 from train.loggers.wandb_files import STEP
 
 PACKAGE = "wandb_workspaces"
 NAME = "attnres"
-TITLES = {"self_attn": "attention", "mlp": "MLP"}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Curves over training steps, or an image or a table, of which `metrics` has the one name."""
-
-    title: str
-    metrics: tuple[str, ...]
-    kind: Literal["lines", "image", "table"] = "lines"
-
-
-@dataclass(frozen=True)
-class Section:
-    name: str
-    panels: tuple[Panel, ...]
-    is_open: bool = True
 
 
 def _families(quantity: str, sublayer: str, scope: str) -> tuple[str, ...]:
     return tuple(metric_name(quantity, sublayer, scope, family) for family in FAMILIES)
 
 
-def _grid(quantity: str) -> tuple[Panel, ...]:
+def _grid(quantity: str) -> dict[str, tuple[str, ...]]:
     """A panel for each region of each sublayer, with a curve for each family."""
-    cells = [(sublayer, scope) for sublayer in SUBLAYERS for scope in (*REGIONS, "all")]
-    return tuple(Panel(f"{TITLES[s]} {scope}", _families(quantity, s, scope)) for s, scope in cells)
+    cells = [(sublayer, scope) for sublayer in SUBLAYERS for scope in (*REGIONS, ALL)]
+    return {f"{SUBLAYER_TITLES[sublayer]} {scope}": _families(quantity, sublayer, scope) for sublayer, scope in cells}
 
 
-def _single(*names: str) -> tuple[Panel, ...]:
-    return tuple(Panel(name, (name,)) for name in names)
-
-
-LAYOUT = (
-    Section(
-        "Learning",
-        (
-            Panel("accuracy", ("val/accuracy", ACCURACY, "train/accuracy")),
-            Panel("loss", ("val/loss", NLL, "train/loss")),
-            Panel("pairs in training", ("train/pairs",)),
-            Panel("mass and effect, layer by family", (HEAT_MAPS,), "image"),
-        ),
-    ),
-    Section("Effect of masking a family (nats)", _grid("probe_effect")),
-    Section("Routing mass", _grid(MASS)),
-    Section(
-        "Results at the end",
-        (
-            Panel("effects with intervals, of every probe", (EFFECTS_TABLE,), "table"),
-            Panel("motifs: when they emerged", (MOTIFS_TABLE,), "table"),
-        ),
-    ),
-    Section("Effect to first order (nats; probe.mode first_order or both)", _grid("probe_first_order"), False),
-    Section(
-        "Final read (block_sum)",
-        (
-            Panel("effect of masking a family (nats)", _families("probe_effect", "final", "final")),
-            Panel("routing mass", _families(MASS, "final", "final")),
-        ),
-        False,
-    ),
-    Section(
-        "Training",
-        _single("train/learning_rate", *(f"train/grad_norm_{kind}" for kind in ("queries", "gains", "biases")))
-        + _single("throughput/tokens_per_second"),
-        False,
-    ),
-)
-"""Sections from the top, each with its panels."""
+TRAINING = ("learning_rate", "grad_norm_queries", "grad_norm_gains", "grad_norm_biases")
+LAYOUT = {
+    "Learning": {
+        "accuracy": ("val/accuracy", ACCURACY, "train/accuracy"),
+        "loss": ("val/loss", NLL, "train/loss"),
+        "pairs in training": ("train/pairs",),
+        "mass and effect, layer by family": (HEAT_MAPS,),
+    },
+    "Effect of masking a family (nats)": _grid("probe_effect"),
+    "Routing mass": _grid(MASS),
+    "Results at the end": {
+        "effects with intervals, of every probe": (EFFECTS_TABLE,),
+        "motifs: when they emerged": (MOTIFS_TABLE,),
+    },
+    "Effect to first order (nats; probe.mode first_order or both)": _grid("probe_first_order"),
+    "Final read (block_sum)": {
+        "effect of masking a family (nats)": _families("probe_effect", "final", "final"),
+        "routing mass": _families(MASS, "final", "final"),
+    },
+    "Training": {name: (name,) for name in (*(f"train/{n}" for n in TRAINING), "throughput/tokens_per_second")},
+}
+"""Sections from the top: the metrics of each panel by its title. An image or a table has one name."""
+NUM_OPEN = 4
+"""Sections after these are folded."""
 
 
 def layout_table() -> str:
     """The layout in Markdown."""
     lines = ["| section | panels | metrics |", "|---|---|---|"]
-    for section in LAYOUT:
-        titles = "; ".join(panel.title for panel in section.panels)
-        names = ", ".join(f"`{name}`" for name in _abridged([name for p in section.panels for name in p.metrics]))
-        lines.append(f"| {section.name}{'' if section.is_open else ' (folded)'} | {titles} | {names} |")
+    for index, (section, panels) in enumerate(LAYOUT.items()):
+        patterns = dict.fromkeys(f"`{_pattern(name)}`" for names in panels.values() for name in names)
+        folded = " (folded)" if index >= NUM_OPEN else ""
+        lines.append(f"| {section}{folded} | {'; '.join(panels)} | {', '.join(patterns)} |")
     return "\n".join(lines)
 
 
-def _abridged(names: Sequence[str]) -> list[str]:
-    """Names of cells (three slashes) as one pattern for each quantity."""
-    short = [f"{name.split('/')[0]}/SUBLAYER/REGION/FAMILY" if name.count("/") == 3 else name for name in names]
-    if all("/final/final/" in name for name in names):
-        short = [f"{name.split('/')[0]}/final/final/FAMILY" for name in names]
-    return list(dict.fromkeys(short))
+def _pattern(name: str) -> str:
+    """A name that stands for those of all cells."""
+    quantity, *cell = name.split("/")
+    if len(cell) != 3:
+        return name
+    return metric_name(quantity, *(("final", "final") if cell[0] == "final" else ("SUBLAYER", "REGION")), "FAMILY")
 
 
 def build_workspace(entity: str, project: str) -> Any:
@@ -119,40 +86,46 @@ def build_workspace(entity: str, project: str) -> Any:
 
     columns = workspaces.SectionLayoutSettings(columns=4)
     sections = [
-        workspaces.Section(section.name, [_panel(p) for p in section.panels], section.is_open, layout_settings=columns)
-        for section in LAYOUT
+        workspaces.Section(
+            name,
+            [_panel(title, list(metrics)) for title, metrics in panels.items()],
+            is_open=index < NUM_OPEN,
+            layout_settings=columns,
+        )
+        for index, (name, panels) in enumerate(LAYOUT.items())
     ]
     settings = workspaces.WorkspaceSettings(x_axis=STEP, group_by_prefix="first", max_runs=20)
     return workspaces.Workspace(entity=entity, project=project, name=NAME, sections=sections, settings=settings)
 
 
-def _panel(panel: Panel) -> Any:
+def _panel(title: str, metrics: list[Any]) -> Any:
     from wandb_workspaces.reports import v2 as reports  # type: ignore[import-not-found]
 
-    if panel.kind == "image":
-        return reports.MediaBrowser(title=panel.title, media_keys=list(panel.metrics))
-    if panel.kind == "table":
-        return reports.WeavePanelSummaryTable(table_name=panel.metrics[0])
-    return reports.LinePlot(title=panel.title, x=STEP, y=list(panel.metrics))
+    if metrics == [HEAT_MAPS]:
+        return reports.MediaBrowser(title=title, media_keys=metrics)
+    if metrics[0] in (EFFECTS_TABLE, MOTIFS_TABLE):
+        return reports.WeavePanelSummaryTable(table_name=metrics[0])
+    return reports.LinePlot(title=title, x=STEP, y=metrics)
 
 
-def build_parser() -> OneLineParser:
-    parser = OneLineParser(prog="attnres-train panels", description="Lay out a W&B workspace for runs of attnres.")
-    parser.add_argument("project", nargs="?", metavar="ENTITY/PROJECT", help="where the workspace is made")
-    parser.add_argument("--dry_run", action="store_true", help="print the layout and make nothing")
-    return parser
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point; bad input ends in one line and exit status 2."""
-    parser = build_parser()
+    about = "Lay out a W&B workspace for runs of attnres."
+    parser = _Parser("attnres-train panels", description=about, allow_abbrev=False)
+    parser.add_argument("project", nargs="?", default="", metavar="ENTITY/PROJECT", help="where the workspace is made")
+    parser.add_argument("--dry_run", action="store_true", help="print the layout and make nothing")
     arguments = parser.parse_args(args)
     if arguments.dry_run:
         print(layout_table())
         return 0
-    entity, _, project = (arguments.project or "").partition("/")
+    entity, _, project = arguments.project.partition("/")
     if not entity or not project or "/" in project:
-        parser.error(f"the project is to be given as ENTITY/PROJECT, got '{arguments.project or ''}'")
+        parser.error(f"the project is to be given as ENTITY/PROJECT, got '{arguments.project}'")
     if find_spec(PACKAGE) is None:
         parser.error("W&B's package for workspaces is not installed: pip install 'attnres[wandb]'")
     if not wandb.api.api_key:
@@ -160,11 +133,11 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         print(build_workspace(entity, project).save().url)
     except (wandb.Error, OSError, ValueError) as error:
-        parser.error(f"W&B has not made the workspace: {' '.join(str(error).split())}")
+        parser.error(f"W&B has not made the workspace: {error}")
     return 0
 
 
-__all__ = ["LAYOUT", "Panel", "Section", "build_workspace", "layout_table", "main"]
+__all__ = ["LAYOUT", "NUM_OPEN", "build_workspace", "layout_table", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,8 +24,7 @@ from lightning.pytorch import Trainer
 from attnres.files import replacing
 from attnres.versions import code_version, package_versions
 from probe.files.checkpoints import read_json
-from train.loggers.tensorboard import RunTensorBoardLogger
-from train.loggers.wandb import RunWandbLogger
+from probe.training.loggers import run_logger
 
 FILE = "provenance.json"
 # Of config.yaml, what says where a run is and how it was begun, not what it does.
@@ -48,8 +47,7 @@ def record_provenance(trainer: Trainer, config_file: Path, seed: int) -> None:
         part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     config = {key: value for key, value in read_config(config_file).items() if key not in NOT_OF_THE_RUN}
     for logger in trainer.loggers:
-        if isinstance(logger, RunWandbLogger | RunTensorBoardLogger):
-            logger.log_start(config, record)
+        run_logger(logger).log_start(config, record)
 
 
 def read_segments(path: Path) -> list[dict[str, Any]]:

@@ -1,12 +1,10 @@
-"""W&B: every number of every probe once, images, tables, summary, artifacts, panels; and no training that waits."""
+"""W&B: numbers, images, tables, summary, artifacts, panels as its server has them; and no training that waits."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import socket
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,38 +16,14 @@ from PIL import Image
 
 from tests.support.paths import ROOT
 from tests.support.probe_rows import expected_rows
-from tests.support.wandb_server import HISTORY, SUMMARY, Run, synced_run
+from tests.support.wandb_server import SUMMARY, Run, synced_run
 from tests.train.cli.test_fit import fit
+from tests.train.loggers.test_loggers import PROBED, STEP, history, of, wandb_rows
 from train.cli.fit import main
-from train.loggers import wandb_files, wandb_panels
+from train.loggers import wandb_panels
 from train.loggers.wandb_panels import LAYOUT, build_workspace, layout_table
 
-STEP = "trainer/global_step"
-PROBED = ["--probe.enabled=true", "--probe.log_spaced=false", "--probe.accuracy_jump=0", "--probe.num_resamples=20"]
-PROBED += ["--probe.max_probe_fraction=null"]
-FAST = ["--model.warmup_steps=9", "--data.curriculum.kind=off"]
-
-
-def history(run: Run) -> list[dict]:
-    return [json.loads(line) for line in run.files[HISTORY]]
-
-
-def probe_rows(rows: list[dict]) -> dict[tuple[int, str], float]:
-    """(step, name) -> value of all numbers of probes, each of them once."""
-    found: dict[tuple[int, str], float] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name.startswith("probe") and isinstance(value, int | float):
-                assert (row[STEP], name) not in found, (row[STEP], name)
-                found[row[STEP], name] = value
-    return found
-
-
-def uploaded_table(run: Run, name: str) -> pd.DataFrame:
-    """The last of that name: a training that is killed after its end and resumed logs its tables anew."""
-    *_, row = (row for row in history(run) if name in row)
-    table = json.loads(run.uploads[row[name]["path"]])
-    return pd.DataFrame(table["data"], columns=table["columns"])
+SHOWN = {name for panels in LAYOUT.values() for names in panels.values() for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -57,57 +31,27 @@ def probed(tmp_path_factory) -> tuple[Path, Run]:
     """A run with exact probes and to first order, and what W&B's server has of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        options = [*PROBED, *FAST, "--probe.every_n_steps=2", "--probe.mode=both", "--wandb_artifacts=true"]
+        options = [*PROBED, "--probe.every_n_steps=2", "--probe.mode=both", "--wandb_artifacts=true"]
         run_dir = fit(tmp_path_factory.mktemp("runs") / "my run", *options, "--trainer.max_steps=4")
         return run_dir, synced_run(run_dir)
 
 
-def test_every_row_of_every_probe_is_there_at_its_step_once(probed):
-    run_dir, run = probed
-    found, expected = probe_rows(history(run)), expected_rows(run_dir)
-    assert {step for step, _ in expected} == {0, 2, 4}
-    assert len(expected) > 300
-    assert found == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("kept", [1.0, 0.5])
-def test_after_a_kill_too(kept, tmp_path, monkeypatch):
-    """W&B is killed with the training, before it has written all; a resumed run logs what is missing, and no more."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    options = [*PROBED, *FAST, "--probe.every_n_steps=1"]
-    with monkeypatch.context() as patch:
-        patch.setattr("train.run.callbacks.RunExport.on_train_end", lambda *_: None)
-        run_dir = fit(tmp_path / "run", *options, "--trainer.max_steps=3")
-    wandb.teardown()
-    (file,) = (path for path in run_dir.glob(wandb_files.FILES) if not path.parent.is_symlink())
-    os.truncate(file, int(kept * file.stat().st_size))
-    main(["fit", f"--config={run_dir / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_steps=5"])
-    run = synced_run(run_dir)
-    rows, expected = history(run), expected_rows(run_dir)
-    assert {step for step, _ in expected} == set(range(6))
-    assert probe_rows(rows) == pytest.approx(expected)
-    images = [row[STEP] for row in rows if "probe/heat_maps" in row]
-    assert sorted(images) == [*range(6)]
-    table = uploaded_table(run, "probe_table/effects")
-    assert len(table) == len(pd.read_parquet(run_dir / "probe/effects.parquet"))
-    assert set(table["step"]) == set(range(6))
-
-
 def test_images_and_the_table_of_effects_are_uploaded(probed):
     run_dir, run = probed
-    rows = history(run)
-    images = {row[STEP]: row["probe/heat_maps"]["path"] for row in rows if "probe/heat_maps" in row}
-    assert set(images) == {0, 2, 4}
+    images = {key: value["path"] for key, value in wandb_rows(run).items() if key[1] == "probe/heat_maps"}
+    assert {step for step, _ in images} == {0, 2, 4}
     pixels = [np.asarray(Image.open(io.BytesIO(run.uploads[path]))) for path in images.values()]
     assert all(image.shape == pixels[0].shape and image.shape[1] > 300 for image in pixels)
 
-    shown = uploaded_table(run, "probe_table/effects")
+    (path,) = (row["probe_table/effects"]["path"] for row in history(run) if "probe_table/effects" in row)
+    table = json.loads(run.uploads[path])
+    shown = pd.DataFrame(table["data"], columns=table["columns"])
     effects = pd.read_parquet(run_dir / "probe/effects.parquet")
     assert set(shown["step"]) == {0, 2, 4}
+    assert {"effect", "ci_low", "ci_high", "p_adjusted", "mass"} <= set(shown)
     pd.testing.assert_frame_equal(
         shown, effects[shown.columns], check_dtype=False, check_exact=False, check_column_type=False
     )
-    assert {"effect", "ci_low", "ci_high", "p_adjusted", "mass"} <= set(shown)
 
 
 def test_summary_and_configuration(probed):
@@ -154,24 +98,14 @@ def test_artifacts_need_wandb(tmp_path, monkeypatch, capsys):
 
 def test_panels_show_what_runs_log(probed, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    options = [*PROBED, *FAST, "--probe.every_n_steps=0", "--model.attnres_source=block_sum"]
+    options = [*PROBED, "--probe.every_n_steps=0", "--model.attnres_source=block_sum"]
     steps = ["--trainer.max_steps=24", "--trainer.val_check_interval=24"]
     block_sum = fit(tmp_path / "run", *options, *steps, "--model.num_hidden_layers=4")
     logged = set().union(*history(probed[1]), *history(synced_run(block_sum)))
-    shown = {name for section in LAYOUT for panel in section.panels for name in panel.metrics}
-    absent = shown - logged
-    # Two layers have no early and no older source everywhere; the table of motifs comes with a probe that has them.
-    assert {name for name in absent if not name.startswith(("probe_effect/", "probe_first_order/"))} <= {
-        "probe_table/motifs"
-    }
-    cells = {name.partition("/")[2] for name in absent if name.count("/") == 3}
-    masses = {name.partition("/")[2] for name in logged if name.startswith("probe_mass/")}
-    assert cells <= masses  # there, and not applicable in so small a model
-
-
-def test_the_documentation_has_the_layout():
-    text = (ROOT / "docs/training.md").read_text()
-    assert layout_table() in text
+    absent = SHOWN - logged - {"probe_table/motifs"}  # which comes with a probe that has them
+    # Two layers have no early and no older source everywhere: the mass is there, and no effect.
+    assert all(name.startswith(("probe_effect/", "probe_first_order/")) for name in absent)
+    assert {f"probe_mass/{name.partition('/')[2]}" for name in absent} <= logged
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, of pydantic
@@ -179,13 +113,16 @@ def test_a_workspace_has_the_layout():
     """With W&B's package for workspaces, which is an extra."""
     pytest.importorskip("wandb_workspaces")
     workspace = build_workspace("somebody", "attnres")
-    assert [section.name for section in workspace.sections] == [section.name for section in LAYOUT]
-    for section, expected in zip(workspace.sections, LAYOUT, strict=True):
-        lines = [(panel.title, list(panel.y)) for panel in section.panels if hasattr(panel, "y")]
-        assert lines == [(panel.title, list(panel.metrics)) for panel in expected.panels if panel.kind == "lines"]
+    assert [section.name for section in workspace.sections] == list(LAYOUT)
+    assert [section.is_open for section in workspace.sections] == [True] * 4 + [False] * 3
+    for section in workspace.sections:
+        lines = {panel.title: tuple(panel.y) for panel in section.panels if hasattr(panel, "y")}
+        others = set(LAYOUT[section.name].values()) - set(lines.values())
+        assert others <= {(name,) for name in ("probe/heat_maps", "probe_table/effects", "probe_table/motifs")}
+        assert lines.items() <= LAYOUT[section.name].items()
         assert all(panel.x == STEP for panel in section.panels if hasattr(panel, "y"))
     view = workspace._to_model().model_dump_json()  # what is sent
-    assert all(name in view for section in LAYOUT for panel in section.panels for name in panel.metrics)
+    assert all(name in view for name in SHOWN)
 
 
 @pytest.mark.parametrize(
@@ -207,46 +144,26 @@ def test_panels_that_cannot_be_made(project, installed, line, monkeypatch, capsy
     assert line in shown[0]
 
 
-def test_the_layout_is_printed_without_an_account(capsys):
+def test_the_layout_is_printed_without_an_account_and_documented(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["panels", "--dry_run"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out.strip() == layout_table()
+    assert layout_table() in (ROOT / "docs/training.md").read_text()
 
 
-@pytest.fixture
-def silence():
-    """The address of a server that takes connections and never answers."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(50)
-        connections = []
-
-        def accept() -> None:
-            while True:
-                try:
-                    connections.append(server.accept()[0])
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join()
-    for connection in connections:
-        connection.close()
-
-
-def test_a_server_that_never_answers_does_not_keep_training_from_ending(silence, tmp_path, monkeypatch, capsys):
+def test_a_server_that_never_answers_does_not_keep_training_from_ending(tmp_path, monkeypatch, capsys):
     """The run is offline instead, and `wandb sync` uploads all of it."""
     wandb.teardown()
-    with monkeypatch.context() as patch:
-        for name, value in {"MODE": "online", "BASE_URL": silence, "API_KEY": "0" * 40}.items():
+    with socket.socket() as server, monkeypatch.context() as patch:
+        server.bind(("127.0.0.1", 0))
+        server.listen(50)  # the system takes the connections, and nobody reads from them
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        for name, value in {"MODE": "online", "BASE_URL": address, "API_KEY": "0" * 40}.items():
             patch.setenv(f"WANDB_{name}", value)
         patch.setattr("train.loggers.wandb.INIT_SECONDS", 1)
         run_dir = fit(tmp_path / "run", *PROBED, "--trainer.max_steps=2", "--probe.every_n_steps=0")
         wandb.teardown()
     assert "W&B cannot be reached" in capsys.readouterr().err
     assert (run_dir / "hf/attnres_run.json").exists()
-    assert probe_rows(history(synced_run(run_dir))) == pytest.approx(expected_rows(run_dir))
+    assert of(wandb_rows(synced_run(run_dir)), "probe") == pytest.approx(expected_rows(run_dir))

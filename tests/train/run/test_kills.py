@@ -226,9 +226,10 @@ def test_what_the_server_has_not_received_is_sent_again(tmp_path, monkeypatch):
     for mode, logged in sent.items():
         run = SimpleNamespace(step=1, log=lambda row, logged=logged, **how: logged.append((row, how)))
         logger = RunWandbLogger(tmp_path, first_step=3, mode=mode)
-        logger._experiment = run
-        logger._take_up(rows, run.step)
-        logger._log_rows_of_disk()
+        with monkeypatch.context() as patch:
+            patch.setattr("train.loggers.wandb_files.history", lambda *_: rows)
+            patch.setattr(logger, "_start", lambda run=run, logger=logger: vars(logger).update(_experiment=run) or run)
+            assert logger.experiment is run
     how = {"commit": True}
     row = [{"train/loss": 1.25, "trainer/global_step": 1}, {"train/loss": 1.0, "trainer/global_step": 2}]
     assert sent["online"] == [(row[0], {"step": 1, **how}), (row[1], {"step": 2, **how})]
