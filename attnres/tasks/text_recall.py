@@ -170,9 +170,8 @@ class TextRecall:
     def columns(self, split: str, indices: Iterable[int], num_pairs: int | None = None) -> dict[str, list[Any]]:
         """Prompts, answers and candidates of examples, by name. Raises ValueError for any split but `probe`."""
         if split != "probe" or num_pairs not in (None, self.num_pairs):
-            raise ValueError(
-                f"text_recall has one split, 'probe', with {self.num_pairs} pairs; got '{split}', {num_pairs}"
-            )
+            given = f"'{split}' with {num_pairs or self.num_pairs}"
+            raise ValueError(f"text_recall has one split, 'probe' with {self.num_pairs} pairs, got {given}")
         drawn = [self.example(index) for index in indices]
         return {name: [getattr(example, name) for example in drawn] for name in ("prompt", "answer", "candidates")}
 

@@ -98,8 +98,8 @@ def test_each_device_takes_its_own_part_of_a_step(world_size):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 def test_devices_validate_in_equally_many_batches(batch_size):
     """Those of a divided model run them together."""
-    for world_size in (1, 2, 3, 5):
-        for count in range(world_size, 30, 4):
+    for world_size in (2, 3, 5):
+        for count in range(world_size, 30, 5):
             sizes = {"num_pairs": 1, "batch_size": batch_size, "num_validation_examples": count}
             devices = [{"global_rank": rank, "world_size": world_size} for rank in range(world_size)]
             parts = [rows(make(device, **sizes).val_dataloader()) for device in devices]
