@@ -60,7 +60,7 @@ def stream(
         "shards": list(range(num_shards)),  # a list is what datasets divides among the workers of a DataLoader
     }
     dataset = IterableDataset.from_generator(_rows, gen_kwargs=arguments)
-    dataset.info.dataset_name = task.to_dict()["task"]
+    dataset.info.dataset_name = str(task.to_dict()["task"])
     dataset.info.config_name = fingerprint(task, split, examples, num_pairs)
     return dataset
 

@@ -130,7 +130,7 @@ class MQARDataModule(LightningDataModule):
         self.curriculum.load_state_dict(state_dict["curriculum"])
 
 
-def _collate(row: dict[str, Any]) -> RecallBatch:
+def _collate(row: Any) -> RecallBatch:
     """The batch that a row of a stream holds."""
     return RecallBatch(**{name: torch.from_numpy(row[name]) for name in FIELDS if name in row})
 
