@@ -206,6 +206,19 @@ class MQAR:
         sizes = (keys >= 0).sum(1) if self._is_mixed(split) else None
         return RecallBatch(keys.clamp_min(0), values, query_order, *noise, num_pairs=sizes)
 
+    def columns(self, split: str, indices: Iterable[int], num_pairs: int | None = None) -> dict[str, np.ndarray]:
+        """As `batch`: token ids, labels and the fields of `RecallBatch`, by name."""
+        batch = self.batch(split, indices, num_pairs)
+        held = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        tensors = {"input_ids": batch.input_ids, "labels": batch.labels, **held}
+        return {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
+
+    def settings_of(self, split: str) -> dict[str, str | int | None]:
+        """The settings that examples of `split` depend on."""
+        unused = {"seed"} if split == "probe" else set()
+        unused |= set() if split == "train" else {"min_pairs"}
+        return {name: value for name, value in self.to_dict().items() if name not in unused}
+
     def _is_mixed(self, split: str) -> bool:
         return self.min_pairs is not None and split == "train"
 

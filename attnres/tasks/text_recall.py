@@ -20,6 +20,7 @@ Templates, names, what codes are made of, and sentences that fill the distance a
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -165,6 +166,18 @@ class TextRecall:
             sentences=tuple(sentences[i] for i in rng.integers(len(sentences), size=self.distance)),
             spare=codes[-1] if self.has_spare else None,
         )
+
+    def columns(self, split: str, indices: Iterable[int], num_pairs: int | None = None) -> dict[str, list[Any]]:
+        """Prompts, answers and candidates of examples, by name. Raises ValueError for any split but `probe`."""
+        if split != "probe" or num_pairs not in (None, self.num_pairs):
+            given = f"'{split}' with {num_pairs or self.num_pairs}"
+            raise ValueError(f"text_recall has one split, 'probe' with {self.num_pairs} pairs, got {given}")
+        drawn = [self.example(index) for index in indices]
+        return {name: [getattr(example, name) for example in drawn] for name in ("prompt", "answer", "candidates")}
+
+    def settings_of(self, split: str) -> dict[str, str | int]:
+        """The settings that examples of `split` depend on: all of them."""
+        return self.to_dict()
 
     def _draw_codes(self, rng: np.random.Generator, count: int) -> tuple[str, ...]:
         """`count` distinct codes with one beginning."""

@@ -9,7 +9,6 @@ import warnings
 import transformers
 
 HARMLESS_WARNINGS = (
-    r".*does not have many workers",  # the loaders serve indices
     r".*your dataloader is not resumable",  # ours starts at the step (train/recall/data.py)
     r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 against torch 2.13
     # The saver of checkpoints, which validation does without.

@@ -1,7 +1,4 @@
-"""How many pairs an example has at each training step.
-
-The pairs of step t are decided by what is known before step t: the step number, or the accuracies of steps < t.
-"""
+"""How many pairs an example has at each training step: a function of the step number, or of earlier accuracies."""
 
 from __future__ import annotations
 

@@ -1,22 +1,38 @@
-"""The recall task as a LightningDataModule.
+"""The recall task as a LightningDataModule: batches of the streams that `datasets` serves (attnres/tasks/stream.py).
 
-`datasets` serves example *indices*; the tokens are made in the main process when the step takes its batch, because
-the curriculum decides the number of pairs at the step and a worker that prefetches would use a stale one.
+Training reads one stream after the other, each of a constant number of pairs. The curriculum decides this number after
+every step; when it changes, the next stream starts with the example that is next.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset
-from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from attnres.tasks import MQAR, RecallBatch
+from attnres.tasks.stream import stream
 from train.recall.curriculum import Curriculum, CurriculumConfig
+
+FIELDS = [field.name for field in fields(RecallBatch)]
+
+
+@dataclass(frozen=True)
+class SizedBatches:
+    """Batches whose number is known. Of others, Lightning fetches one ahead: before the curriculum knows its pairs."""
+
+    start: Callable[[], Iterator[RecallBatch]]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[RecallBatch]:
+        return self.start()
 
 
 class MQARDataModule(LightningDataModule):
@@ -27,12 +43,13 @@ class MQARDataModule(LightningDataModule):
         vocab_size: Number of token ids. Of those that are not noise, the lower half are keys, the upper half values.
         seed: Names the stream of examples.
         noise_tokens: Tokens of noise between the pairs of every example.
-        noise_vocab_size: How many of the token ids, the last, are noise, where there is any.
-        min_pairs: Each training example has a number of pairs of its own, from this one to the curriculum's; null for
-            the curriculum's in all.
+        noise_vocab_size: How many of the token ids are noise (the last ones), if noise_tokens is positive.
+        min_pairs: Draw the number of pairs of each training example from this one to the curriculum's; null to give
+            all of them the curriculum's.
         batch_size: Sequences per step and device.
         num_validation_examples: Sequences per validation, always with K pairs.
-        num_workers: Loader processes. They serve indices only, so that 0 is as fast as any other number.
+        num_workers: Processes that draw training examples ahead of the step; 0 draws them in the training process.
+            When the curriculum changes the number of pairs, they start again.
         curriculum: How the number of pairs grows during training.
 
     Raises:
@@ -58,8 +75,7 @@ class MQARDataModule(LightningDataModule):
                 raise ValueError(f"{key} must be a positive integer, got {value}")
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {num_workers}")
-        noise = {"noise_tokens": noise_tokens, "noise_vocab_size": noise_vocab_size}
-        self.task = MQAR(num_pairs=num_pairs, vocab_size=vocab_size, seed=int(seed), **noise, min_pairs=min_pairs)
+        self.task = MQAR(num_pairs, vocab_size, int(seed), noise_tokens, noise_vocab_size, min_pairs)
         self.curriculum = Curriculum(curriculum, num_pairs)
         self.batch_size = batch_size
         self.num_validation_examples = num_validation_examples
@@ -67,55 +83,56 @@ class MQARDataModule(LightningDataModule):
         # Plain values only, so that checkpoints load with weights_only=True.
         self.save_hyperparameters({"task": self.task.to_dict()}, logger=False)
 
-    def train_dataloader(self) -> DataLoader:
-        """Indices in order, one pass over all steps; a resumed run goes on where the checkpoint stopped.
+    def train_dataloader(self) -> SizedBatches:
+        """The batches of all steps; a resumed run reads on where its checkpoint stopped."""
+        trainer = self._attached_trainer
+        return SizedBatches(self._training_batches, trainer.max_steps * trainer.accumulate_grad_batches)
 
-        Of the batch of a step each device takes its own part, so that the step sees the same examples on any number.
-        """
-        trainer = self.trainer
-        assert trainer is not None
-        per_step = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        size = trainer.max_steps * per_step
-        # Lightning counts the batches of a resumed epoch but does not skip them. Rotating the indices keeps the
-        # length it counts against.
-        indices = (np.arange(size) + trainer.global_step * per_step) % size
-        return self._loader(self._own(indices), batch_size=self.batch_size)
+    def _training_batches(self) -> Iterator[RecallBatch]:
+        trainer = self._attached_trainer
+        count = trainer.max_steps * trainer.accumulate_grad_batches
+        examples = self._own_part(count * self.batch_size * trainer.world_size)
+        batches, pairs = iter(()), None
+        for number in range(trainer.global_step * trainer.accumulate_grad_batches, count):
+            if pairs != self.curriculum.pairs:
+                pairs = self.curriculum.pairs
+                batches = self._open("train", examples[number * self.batch_size :], count - number, pairs)
+            yield next(batches)
 
-    def val_dataloader(self) -> DataLoader:
-        """Each device's part in equally many batches: where a model is divided, devices run them together."""
-        trainer = self.trainer
-        assert trainer is not None
-        # With batches of one, a device would have one less than another.
-        num_batches = -(-self.num_validation_examples // (max(self.batch_size, 2) * trainer.world_size))
-        own = self._own(np.arange(self.num_validation_examples))
-        batches = np.array_split(np.arange(len(own)), num_batches)
-        return self._loader(own, batch_sampler=[batch.tolist() for batch in batches])
+    def val_dataloader(self) -> SizedBatches:
+        """Drawn once. All devices get equally many batches, as those of a divided model run them together."""
+        world_size = self._attached_trainer.world_size
+        # With batches of one, a device could have one less than another.
+        count = -(-self.num_validation_examples // (max(self.batch_size, 2) * world_size))
+        batches = list(self._open("validation", self._own_part(self.num_validation_examples), count))
+        return SizedBatches(lambda: iter(batches), count)
 
-    def _own(self, indices: np.ndarray) -> np.ndarray:
-        """This device's part."""
+    @property
+    def _attached_trainer(self) -> Trainer:
         assert self.trainer is not None
-        return indices[self.trainer.global_rank :: self.trainer.world_size]
+        return self.trainer
 
-    def _loader(self, indices: np.ndarray, **batching: Any) -> DataLoader:
-        # No shuffling: examples are independent draws, and the order makes a resumed run exact. (Lightning's sampler
-        # for several devices would shuffle.)
-        dataset: Any = Dataset.from_dict({"index": indices})
-        persistent = self.num_workers > 0
-        return DataLoader(dataset, num_workers=self.num_workers, persistent_workers=persistent, **batching)
+    def _own_part(self, num_examples: int) -> range:
+        """This device's part of the first examples: each batch of a step is divided over the devices."""
+        return range(num_examples)[self._attached_trainer.global_rank :: self._attached_trainer.world_size]
 
-    def on_before_batch_transfer(self, batch: dict[str, Tensor] | Tensor, dataloader_idx: int) -> RecallBatch:
-        """Indices (batch,) to the examples of the step's split and number of pairs."""
-        assert self.trainer is not None
-        indices = torch.as_tensor(batch["index"]).tolist()  # type: ignore[call-overload]
-        if self.trainer.training:
-            return self.task.batch("train", indices, self.curriculum.pairs)
-        return self.task.batch("validation", indices)
+    def _open(self, split: str, examples: range, count: int, pairs: int | None = None) -> Iterator[RecallBatch]:
+        """`count` equal batches of `examples` with `pairs` pairs, or K."""
+        workers = self.num_workers if split == "train" else 0
+        source: Any = stream(self.task, split, examples, num_pairs=pairs, num_batches=count, num_shards=max(workers, 1))
+        own = torch.Generator()  # a loader draws a seed for its workers: not from the random numbers of training
+        return iter(DataLoader(source, batch_size=None, num_workers=workers, collate_fn=_collate, generator=own))
 
     def state_dict(self) -> dict[str, Any]:
         return {"curriculum": self.curriculum.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curriculum.load_state_dict(state_dict["curriculum"])
+
+
+def _collate(row: Any) -> RecallBatch:
+    """The batch that a row of a stream holds."""
+    return RecallBatch(**{name: torch.from_numpy(row[name]) for name in FIELDS if name in row})
 
 
 __all__ = ["MQARDataModule"]

@@ -1,4 +1,4 @@
-"""Metrics of training and validation. They count over all devices."""
+"""Metrics of validation, counted over all devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnres import ReadSite
 
 
 class PositionAccuracy(Metric):
-    """Accuracy at each query position: `update` takes (batch, positions) booleans, `compute` gives (positions,)."""
+    """Accuracy at each query position: `update` takes booleans (batch, positions), `compute` returns (positions,)."""
 
     full_state_update = False
     correct: Tensor
@@ -33,10 +33,10 @@ class PositionAccuracy(Metric):
 
 
 class RoutingEntropy(Metric):
-    """Entropy of the routing weights, as a share of the most that a read's sources allow: 1 reads all evenly, 0 one.
+    """Entropy of the routing weights over its maximum: 1 if all sources are read evenly, 0 if only one is read.
 
-    A mean over positions and over the reads of a sublayer that have a choice. `update` takes a model's routing weights,
-    (batch, seq, sources) for each of its `sites`; `compute` gives a number for each sublayer.
+    The mean is over positions and over the reads of a sublayer that have more than one source. `update` takes a model's
+    routing weights, (batch, seq, sources) for each of its `sites`; `compute` returns one number for each sublayer.
     """
 
     full_state_update = False
@@ -60,7 +60,7 @@ class RoutingEntropy(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         shares = zip(self.names, self.summed / self.total, self.total, strict=True)
-        return {name: share for name, share, total in shares if total}  # not of sublayers without a choice
+        return {name: share for name, share, total in shares if total}  # leaves out sublayers without a choice
 
 
 __all__ = ["PositionAccuracy", "RoutingEntropy"]

@@ -101,7 +101,7 @@ class RetrievalModule(LightningModule):
     ) -> None:
         options = dict(locals())  # first of all, while it is the options by name and nothing else
         super().__init__()
-        _check_optimizer(learning_rate, weight_decay, betas, warmup_steps, embedding_init_std)
+        _check(options)
         self.model = _build_model(options)
         if embedding_init_std is not None:
             nn.init.normal_(self.model.get_input_embeddings().weight, std=embedding_init_std)  # type: ignore[arg-type]
@@ -114,19 +114,26 @@ class RetrievalModule(LightningModule):
         self.betas = betas
         self.warmup_steps = warmup_steps
         self.routing_learning_rates = routing_learning_rates
-        self.flops_per_batch = 0.0  # of the last one; ThroughputMonitor reads it
-        self._of_step: list[Tensor] = []  # loss and accuracy of each batch of a step
-        # Metrics of torchmetrics count examples over all devices; Lightning's own mean would take the parts for equal.
+        self.flops_per_batch = 0.0  # of the last batch; ThroughputMonitor reads it
+        self._step_results: list[Tensor] = []  # loss and accuracy of each batch of the step
+        # torchmetrics counts examples over all devices; Lightning's own mean would weigh all parts the same.
         self.val_accuracy = PositionAccuracy(num_pairs)
         self.val_loss = MeanMetric()
         config = self.model.config
         self.val_routing_entropy = RoutingEntropy(read_sites(config)) if isinstance(config, AttnResConfig) else None
-        # Plain values only, so that checkpoints load with weights_only=True; enough to build the model again.
+        self.save_hyperparameters(self._describe(int(seed)))
+
+    def _describe(self, seed: int) -> dict[str, Any]:
+        """What checkpoints hold of the options, in plain values: enough to build the model again."""
+        optimizer = {
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "betas": list(self.betas),
+            "warmup_steps": self.warmup_steps,
+            "routing_learning_rates": asdict(self.routing_learning_rates),
+        }
         model_config = json.loads(json.dumps(self.model.config.to_dict(), default=str))
-        optimizer = {key: options[key] for key in ("learning_rate", "weight_decay", "betas", "warmup_steps")}
-        optimizer = {**optimizer, "betas": list(betas), "routing_learning_rates": asdict(routing_learning_rates)}
-        hparams = {"model_config": model_config, "condition": self.condition, "seed": int(seed), "optimizer": optimizer}
-        self.save_hyperparameters(hparams)
+        return {"model_config": model_config, "condition": self.condition, "seed": seed, "optimizer": optimizer}
 
     @property
     def condition(self) -> str:
@@ -140,15 +147,12 @@ class RetrievalModule(LightningModule):
         return name if config.attnres_mode == "block" else f"{name}_{config.attnres_mode}"
 
     def configure_model(self) -> None:
-        """Divide the model over devices, where the strategy asks for that."""
+        """Divide the model over devices if the strategy asks for it."""
         if self.device_mesh is not None and not is_divided(self.model):
             shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         if gradient_clip_val and is_divided(self.model):
             clip_gradient_norm(self.model.parameters(), gradient_clip_val)
@@ -156,17 +160,16 @@ class RetrievalModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def forward(self, batch: RecallBatch, **options: Any) -> Any:
-        """Outputs of the model called with `options`; logits (batch, positions, vocab_size) are where queries are."""
-        positions = batch.query_positions
-        return self.model(batch.input_ids, logits_to_keep=positions, use_cache=False, **options)
+        """The model's outputs; logits are those at the queries, (batch, positions, vocab_size)."""
+        return self.model(batch.input_ids, logits_to_keep=batch.query_positions, use_cache=False, **options)
 
     def answer(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
-        """As `score`, of the model as it is."""
+        """Call the model and score its outputs."""
         return self.score(batch, self(batch))
 
     @staticmethod
     def score(batch: RecallBatch, outputs: Any) -> tuple[Tensor, Tensor]:
-        """Mean answer NLL in nats, scalar, and where answers are right, (batch, positions) bool."""
+        """The mean NLL of the answers in nats, and which answers are right, (batch, positions) bool."""
         answers, logits = batch.labels[:, batch.query_positions], outputs.logits.float()
         if batch.num_pairs is None:
             loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
@@ -179,35 +182,35 @@ class RetrievalModule(LightningModule):
         loss, correct = self.answer(batch)
         self.flops_per_batch = self._model_flops(len(batch.labels), batch.labels.shape[1], len(batch.query_positions))
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._of_step.clear()
-        self._of_step.append(torch.stack((loss.detach(), mean_over_queries(correct.float(), batch))))
-        mean_loss, mean_accuracy = torch.stack(self._of_step).mean(0)  # of the step's batches so far
+            self._step_results.clear()
+        self._step_results.append(torch.stack((loss.detach(), mean_over_queries(correct.float(), batch))))
+        mean_loss, mean_accuracy = torch.stack(self._step_results).mean(0)  # of the step's batches so far
         metrics = {
             "train/loss": mean_loss,
             "train/accuracy": mean_accuracy,
             "train/pairs": float(batch.keys.shape[1]),
             "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
-        self.log_dict(metrics, batch_size=len(batch.keys), sync_dist=True)  # of the whole batch, on all devices
-        return {"loss": loss, "accuracy": metrics["train/accuracy"]}
+        self.log_dict(metrics, batch_size=len(batch.keys), sync_dist=True)
+        return {"loss": loss, "accuracy": mean_accuracy}
 
     @cache  # noqa: B019 (there is one module, as long as the process trains)
     def _model_flops(self, batch_size: int, seq: int, queries: int) -> float:
-        """FLOPs of a batch for the model's utilisation (MFU): what is computed again does not count (arXiv:2204.02311,
-        appendix B)."""
+        """FLOPs of a batch, for MFU. Recomputed activations do not count (arXiv:2204.02311, appendix B)."""
         return 3 * batch_size * sum(forward_flops(self.model.config, seq, queries).values())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Norms of the routing parameters' gradients, before they are clipped, at the steps that are logged."""
+        """Log the norms of routing gradients before they are clipped, at the steps that are logged."""
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             norms = routing_gradient_norms(self.model)
             self.log_dict({f"train/grad_norm_{kind}": norm for kind, norm in norms.items()})
 
     def validation_step(self, batch: RecallBatch, batch_idx: int) -> None:
-        entropy = self.val_routing_entropy
-        outputs = self(batch, output_routing_weights=True) if entropy is not None else self(batch)
-        if entropy is not None:
-            entropy.update(outputs.routing_weights)
+        if self.val_routing_entropy is None:
+            outputs = self(batch)
+        else:
+            outputs = self(batch, output_routing_weights=True)
+            self.val_routing_entropy.update(outputs.routing_weights)
         loss, correct = self.score(batch, outputs)
         self.val_accuracy.update(correct)
         self.val_loss.update(loss, len(batch.keys))
@@ -242,10 +245,10 @@ class RetrievalModule(LightningModule):
 
 
 def mean_over_queries(values: Tensor, batch: RecallBatch) -> Tensor:
-    """Mean of `values` (batch, positions), which are zero where an example has no query.
+    """Mean of `values` (batch, positions), which must be zero where an example has no query.
 
-    Where examples have different numbers of queries, each example weighs the same: the mean over a step's examples is
-    then the mean over its devices, too.
+    Where examples have different numbers of queries, each example weighs the same. The mean over a step is then also
+    the mean over its devices.
     """
     if batch.num_pairs is None:
         return values.mean()
@@ -254,59 +257,40 @@ def mean_over_queries(values: Tensor, batch: RecallBatch) -> Tensor:
 
 def _build_model(options: Mapping[str, Any]) -> PreTrainedModel:
     """The model that the options of `RetrievalModule` describe."""
-    length = sequence_length(options["num_pairs"], options["noise_tokens"])
-    shape = {**{key: options[key] for key in SHAPE}, "max_position_embeddings": length}
-    _check_shape(shape)
-    common = {
-        **shape,
-        "tie_word_embeddings": options["tie_word_embeddings"],
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
+    common = {key: options[key] for key in (*SHAPE, "tie_word_embeddings")}
+    common["max_position_embeddings"] = sequence_length(options["num_pairs"], options["noise_tokens"])
+    common |= {"bos_token_id": None, "eos_token_id": None}
     if options["architecture"] == "vanilla":
         return Qwen3ForCausalLM(Qwen3Config(**common))
     config = AttnResConfig(**common, **{key: options[key] for key in options if key.startswith("attnres_")})
     model = AttnResForCausalLM(config)
-    _exclude_unused_biases(model, config)
-    return model
-
-
-def _exclude_unused_biases(model: AttnResForCausalLM, config: AttnResConfig) -> None:
-    """The recency bias of a read without `current` never takes a gradient, which DistributedDataParallel refuses."""
+    # The recency bias of a read without `current` takes no gradient, which DistributedDataParallel refuses.
     for site in read_sites(config):
         if site.layer_idx is not None and not site.has_current:
             name = "attn_res_bias" if site.sublayer == "self_attn" else "mlp_res_bias"
             getattr(model.model.layers[site.layer_idx], name).requires_grad_(False)
+    return model
 
 
-def _check_shape(shape: dict[str, int]) -> None:
-    for key, value in shape.items():
-        if value < 1:
-            raise ValueError(f"{key} must be a positive integer, got {value}")
-    heads, key_value_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
+def _check(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for the first option that is out of range."""
+    heads, key_value_heads = options["num_attention_heads"], options["num_key_value_heads"]
+    std, betas = options["embedding_init_std"], options["betas"]
+    requirements = [
+        ("learning_rate", options["learning_rate"] > 0, "positive"),
+        ("weight_decay", options["weight_decay"] >= 0, "at least 0"),
+        ("betas", all(0 <= beta < 1 for beta in betas), "at least 0 and below 1"),
+        ("warmup_steps", options["warmup_steps"] >= 0, "at least 0"),
+        ("embedding_init_std", std is None or std > 0, "positive or null"),
+        *((key, options[key] >= 1, "a positive integer") for key in SHAPE),
+        ("num_pairs", sequence_length(options["num_pairs"], options["noise_tokens"]) >= 1, "positive"),
+        ("head_dim", options["head_dim"] % 2 == 0, "even (rotary position embedding)"),
+    ]
+    for key, holds, wanted in requirements:
+        if not holds:
+            raise ValueError(f"{key} must be {wanted}, got {options[key]}")
     if heads % key_value_heads:
         raise ValueError(f"num_key_value_heads ({key_value_heads}) must divide num_attention_heads ({heads})")
-    if shape["head_dim"] % 2:
-        raise ValueError(f"head_dim must be even (rotary position embedding), got {shape['head_dim']}")
-
-
-def _check_optimizer(
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    warmup_steps: int,
-    embedding_init_std: float | None,
-) -> None:
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas must be at least 0 and below 1, got {tuple(betas)}")
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
-    if embedding_init_std is not None and not embedding_init_std > 0:
-        raise ValueError(f"embedding_init_std must be positive or null, got {embedding_init_std}")
 
 
 __all__ = ["RetrievalModule"]

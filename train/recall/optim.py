@@ -1,4 +1,4 @@
-"""Parameters by how they are optimised: what decays, and the three kinds of routing parameters."""
+"""Parameter groups of the optimiser: with and without weight decay, and the three kinds of routing parameters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from attnres.sharded import whole
 
 KINDS = {"queries": "_res_proj", "gains": "_res_norm", "biases": "_res_bias"}
-"""Kinds of routing parameters, and what their names contain."""
+"""What the names of each kind of routing parameters contain."""
 
 
 @dataclass(frozen=True)
 class RoutingLearningRates:
-    """Peak learning rates of routing parameters; null for that of all others.
+    """Peak learning rates of routing parameters; null for model.learning_rate.
 
     Args:
         queries: of pseudo-queries.
@@ -24,7 +24,7 @@ class RoutingLearningRates:
         biases: of recency biases.
 
     Raises:
-        ValueError: a rate that is negative. (Zero leaves a kind as it is initialised.)
+        ValueError: a rate is negative. (Zero keeps a kind at its initial values.)
     """
 
     queries: float | None = None
@@ -43,9 +43,9 @@ def kind_of(name: str) -> str | None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, rates: RoutingLearningRates) -> list[dict[str, Any]]:
-    """Groups for an optimiser: decayed; not decayed (gains, biases, routing); scalars; kinds with rates of their own.
+    """Groups for an optimiser: decayed, not decayed (gains, biases, routing), scalars, and kinds with their own rate.
 
-    Scalars (recency biases) are apart because FSDP2 does not divide them, and optimisers take groups of one sort.
+    Scalars (recency biases) have their own group: FSDP2 does not divide them, and a group must not mix the two.
     """
     own = {kind: rate for kind, rate in asdict(rates).items() if rate is not None}
     members: dict[str, list[nn.Parameter]] = {"decayed": [], "kept": [], "scalars": [], **{kind: [] for kind in own}}
@@ -61,7 +61,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, rates: RoutingLearni
 
 
 def routing_gradient_norms(model: nn.Module) -> dict[str, Tensor]:
-    """The Euclidean norm of the gradient of each kind of routing parameters that takes one."""
+    """The Euclidean norm of the gradient of each kind of routing parameters that has one."""
     gradients: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         kind = kind_of(name)

@@ -1,4 +1,4 @@
-"""Callbacks every training run has: curriculum, progress, configuration and final export."""
+"""Callbacks of every training run: curriculum, progress, configuration and final export."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
@@ -25,7 +24,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class CurriculumCallback(Callback):
-    """Tells the datamodule's curriculum the accuracy of each step that is done, averaged over devices."""
+    """Tells the curriculum the accuracy of each finished step, averaged over devices."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -36,13 +35,13 @@ class CurriculumCallback(Callback):
 
 
 class StepNumbers(Callback):
-    """Rows are logged at their own step: Lightning counts one too many in a run that was finished and goes on."""
+    """Keeps the step of logged rows right: Lightning counts one too many when a finished run continues."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Batches of a step that was not finished are made again, and a step may have another number of them now."""
+        """An unfinished step starts over, and accumulate_grad_batches may have changed: count the finished steps."""
         done = checkpoint["global_step"] * trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["current"], progress["total"]):  # of the epoch, the only one, and of all
+        for counts in (progress["current"], progress["total"]):
             counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -98,7 +97,7 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(*args, **kwargs, save_to_log_dir=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Not yet: what fails while setting up is no run."""
+        """Does nothing yet: a run that fails while setting up writes no files."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
@@ -106,40 +105,34 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         path = Path(trainer.default_root_dir) / self.config_filename
         path.parent.mkdir(parents=True, exist_ok=True)
-        skip_null = False  # null may not be the default; by position, as releases of jsonargparse name it differently
+        skip_null = False  # null may not be the default; passed by position, as its name depends on the release
         config = self.config.clone()
-        if config.ckpt_path is None:  # no option of `estimate`, which reads this file too
+        if config.ckpt_path is None:  # `estimate` reads this file, too, and has no such option
             del config["ckpt_path"]
         self.parser.save(config, path, "parser_mode", skip_null, overwrite=True)
         record_provenance(trainer, path, pl_module.hparams["seed"])
 
 
 class RunExport(Callback):
-    """When training ends, saves the Hugging Face model and task, the last checkpoint, and last what run it was."""
+    """When training ends, saves the Hugging Face model and task, the last checkpoint, and finally the run's facts."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        model: torch.nn.Module = pl_module.model  # type: ignore[assignment]
+        model: Any = pl_module.model
+        folder = Path(trainer.default_root_dir) / "hf"
         state = whole_state(model) if is_divided(model) else None
         if trainer.is_global_zero:
-            self._export(trainer, pl_module, state)
+            model.save_pretrained(folder, state_dict=state)
+            _write(folder / TASK_FILE, trainer.datamodule.task.to_dict())  # type: ignore[attr-defined]
         if trainer.checkpoint_callbacks:
             save_checkpoint(trainer)
         if trainer.is_global_zero:
-            hparams = pl_module.hparams
-            run = {"condition": hparams["condition"], "seed": hparams["seed"], "step": trainer.global_step}
-            self._write(trainer, RUN_FILE, run)
+            facts = {name: pl_module.hparams[name] for name in ("condition", "seed")}
+            _write(folder / RUN_FILE, {**facts, "step": trainer.global_step})
 
-    def _export(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Tensor] | None) -> None:
-        pl_module.model.save_pretrained(self._folder(trainer), state_dict=state)  # type: ignore[operator, union-attr]
-        self._write(trainer, TASK_FILE, trainer.datamodule.task.to_dict())  # type: ignore[attr-defined]
 
-    @staticmethod
-    def _folder(trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "hf"
-
-    def _write(self, trainer: Trainer, name: str, content: dict[str, Any]) -> None:
-        with replacing(self._folder(trainer) / name) as part:
-            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: when they are written, how they survive being killed, and which one to go on from.
+"""Checkpoints of a run: when they are written, how they survive a kill, and which one a resumed run reads.
 
-A checkpoint is written at every validation, when all else of that step is done: the step's probe, the validation, what
-they have triggered, the rows of both. A run that goes on from it repeats nothing and leaves nothing out.
+A checkpoint is written at every validation, after everything else of that step: its probe, the validation, the probes
+that this triggers, and their rows. A run that resumes from it repeats nothing and leaves nothing out.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the checkpoint and puts the whole file in its place; what was there becomes `previous.ckpt`.
+    """Writes a new file, then moves it into place; the checkpoint that was there becomes `previous.ckpt`.
 
-    At any moment there is a whole checkpoint, once there has been one. (Lightning's own makes a copy in memory first,
-    and one in the system's temporary folder, from where the file may have to be copied once more.)
+    From the first checkpoint on, there is a whole one at any moment. (Lightning's own plugin makes a copy in memory and
+    one in the system's temporary folder, which may have to be copied again.)
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
@@ -43,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.replace(path, path.with_name(PREVIOUS))
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the names, too
+            os.fsync(folder)  # makes the renames durable
         finally:
             os.close(folder)
 
@@ -51,8 +51,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class SaveCheckpoint(Checkpoint):
     """Saves `checkpoints/last.ckpt` at the end of every validation; Lightning calls it after all other callbacks.
 
-    Not at the last step: that checkpoint is `RunExport`'s, when the final probe and the exported model are there too. A
-    run that is killed between them repeats its last steps.
+    `RunExport` saves that of the last step, after the final probe and the exported model. A run that is killed before
+    repeats its last steps.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,20 +62,16 @@ class SaveCheckpoint(Checkpoint):
 
 
 def save_checkpoint(trainer: Trainer) -> None:
-    """Write `checkpoints/last.ckpt` and, before, the rows that loggers still hold: no later run will log them again."""
+    """Write `checkpoints/last.ckpt`, and first the rows that loggers still hold: a resumed run does not log them."""
     for logger in trainer.loggers:
         logger.save()
     trainer.save_checkpoint(Path(trainer.default_root_dir) / FOLDER / LAST, weights_only=False)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint at `path`, its tensors mapped from the file.
-
-    Raises:
-        ValueError: it is torn, or not one of ours.
-    """
+    """The checkpoint at `path`, its tensors mapped from the file. Raises ValueError if it is torn or not ours."""
     try:
-        # All of it is read once: a file that ends too early, or has a hole, is not what its checksums say.
+        # Reading all of it finds a file that was cut off or has a hole, by its checksums.
         with zipfile.ZipFile(path) as archive:
             whole = archive.testzip() is None
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if whole else {}
@@ -87,10 +83,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path | None, dict[str, Any], list[Path]]:
-    """The newest whole checkpoint of a run and what it holds, and those that were passed over as torn.
-
-    `None` and nothing where there is none.
-    """
+    """The newest whole checkpoint of a run (`None` without one), its content, and the torn ones passed over."""
     torn = []
     for name in (LAST, PREVIOUS):
         path = run_dir / FOLDER / name

@@ -1,6 +1,6 @@
-"""What a run records of itself: `provenance.json`, a segment for each time that training was started or resumed.
+"""What a run records of itself: `provenance.json`, with a segment for each start or resumption of training.
 
-No environment variables, user, host or home: what lies outside the working directory is recorded by its name alone.
+It holds no environment variables, user, host or home. Paths outside the working directory are recorded by name alone.
 """
 
 from __future__ import annotations
@@ -27,31 +27,29 @@ from probe.files.checkpoints import read_json
 from probe.training.loggers import run_logger
 
 FILE = "provenance.json"
-# Of config.yaml, what says where a run is and how it was begun, not what it does.
+# Options of config.yaml that say where a run is and how it was started, not what it does.
 NOT_OF_THE_RUN = ("run_dir", "ckpt_path")
-# A path, or what else may stand between quotes, brackets and separators; with blanks, unless a path follows them.
+# Anything between quotes, brackets and separators, such as a path. Blanks belong to it unless a path follows them.
 WORD = re.compile(r"""[^\s=,:;'"\[\]{}()](?:[^\s=,:;'"\[\]{}()]|\s+(?![\s/~.]))*""")
 
 
 def record_provenance(trainer: Trainer, config_file: Path, seed: int) -> None:
-    """Add this start to `provenance.json` beside `config_file`, and give the whole and the configuration to
-    W&B or TensorBoard. On the first process only.
+    """Add this start to `provenance.json` beside `config_file`; log the whole record and the configuration.
 
-    Raises:
-        ValueError: the file of the earlier starts is not as it was written.
+    Called on the first process only. Raises ValueError if the record of earlier starts has been altered.
     """
     path = config_file.with_name(FILE)
     segments = read_segments(path) if path.exists() else []
     record = {"segments": [*segments, describe_start(trainer, config_file, seed)]}
     with replacing(path) as part:
         part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    config = {key: value for key, value in read_config(config_file).items() if key not in NOT_OF_THE_RUN}
+    config = read_config(config_file)
     for logger in trainer.loggers:
         run_logger(logger).log_start(config, record)
 
 
 def read_segments(path: Path) -> list[dict[str, Any]]:
-    """The starts that `path` records. Raises ValueError, naming the file, if it is not as it was written."""
+    """The starts that `path` records. Raises ValueError, naming the file, if it holds something else."""
     segments = read_json(path).get("segments")
     if not isinstance(segments, list):
         raise ValueError(f"{path} must hold a list of segments, got {segments}; remove it to go on without its record")
@@ -59,8 +57,7 @@ def read_segments(path: Path) -> list[dict[str, Any]]:
 
 
 def describe_start(trainer: Trainer, config_file: Path, seed: int) -> dict[str, Any]:
-    """One segment: when, what, by which code and on what hardware (that of the first process)."""
-    devices = {"accelerator": type(trainer.accelerator).__name__, "strategy": type(trainer.strategy).__name__}
+    """One segment: when, what, which code, and the hardware of the first process."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "from_step": trainer.global_step,
@@ -72,32 +69,33 @@ def describe_start(trainer: Trainer, config_file: Path, seed: int) -> dict[str, 
         "python": platform.python_version(),
         "platform": platform.platform(),
         "hardware": describe_hardware(),
-        "devices": {**devices, "world_size": trainer.world_size, "num_nodes": trainer.num_nodes},
+        "devices": {
+            "accelerator": type(trainer.accelerator).__name__,
+            "strategy": type(trainer.strategy).__name__,
+            "world_size": trainer.world_size,
+            "num_nodes": trainer.num_nodes,
+        },
     }
 
 
 def read_config(config_file: Path) -> dict[str, Any]:
-    return yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    """What a run's `config.yaml` says it does, wherever the run lies."""
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    return {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
 
 
 def config_hash(config_file: Path) -> str:
-    """SHA-256 of what a run's `config.yaml` says it does: the same wherever the run lies."""
-    config = read_config(config_file)
-    content = {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of `read_config`."""
+    return hashlib.sha256(json.dumps(read_config(config_file), sort_keys=True).encode()).hexdigest()
 
 
 def describe_command(arguments: Sequence[str]) -> list[str]:
-    """The command line, with paths from the working directory or, outside of it, by name alone (`.../name`)."""
-    return [Path(arguments[0]).name, *map(_describe_argument, arguments[1:])]
+    """The command line, with paths relative to the working directory; those outside it by name (`.../name`)."""
+    described = (WORD.sub(lambda word: _describe_word(word.group()), argument) for argument in arguments[1:])
+    return [Path(arguments[0]).name, *described]
 
 
-def _describe_argument(argument: str) -> str:
-    """An argument with every path in it described: there are several in a list, and in a mapping after its keys."""
-    return WORD.sub(lambda word: _describe_path(word.group()), argument)
-
-
-def _describe_path(word: str) -> str:
+def _describe_word(word: str) -> str:
     if "/" not in word and not word.startswith("~"):
         return word
     path = Path(os.path.normpath(Path.cwd() / word))
@@ -106,7 +104,7 @@ def _describe_path(word: str) -> str:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Processor, cores (of the machine, and those this process may use), threads, memory and GPUs of this machine."""
+    """Processor, cores (all, and those this process may use), threads, memory and GPUs of this machine."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {

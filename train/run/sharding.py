@@ -1,7 +1,7 @@
 """FSDP2: parameters, gradients and optimiser states divided over devices, through Lightning's `ModelParallelStrategy`.
 
-Attention and MLP modules are units of their own, gathered when they run. All the rest is the root's: a forward call
-prepares the routing of all reads before the first layer runs (`AttnResModel.router`).
+Each attention and MLP module is a unit, gathered when it runs. Everything else belongs to the root unit, as a forward
+call prepares the routing of all reads before the first layer runs (`AttnResModel.router`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FSDP2 = "fsdp2"
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Data parallelism over all devices, whatever their number; checkpoints are one file, as of a single device."""
+    """Data parallelism over all devices. Checkpoints are one file, the same as those of a single device."""
 
     strategy_name = FSDP2
 
@@ -45,11 +45,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    # Lightning numbers the parameters of an optimiser's state by their order in the model, an optimiser by its groups:
-    # a run could not go on with another strategy than it began with.
+    # Lightning numbers an optimiser's parameters by their order in the model, the optimiser by its groups. These two
+    # methods use the optimiser's numbers, so that a run can resume with another strategy.
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Of all devices together, numbered as the optimiser's own; nothing but on the first device."""
+        """The state of all devices, numbered as the optimiser does; empty on all devices but the first."""
         assert self.model is not None
         plain = getattr(optimizer, "_optimizer", optimizer)  # Lightning wraps it
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -64,23 +64,23 @@ class FSDP2Strategy(ModelParallelStrategy):
         }
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Every device reads the file and takes its part."""
+        """Every device reads the file and keeps its part."""
         assert self.model is not None
         checkpoint = read_checkpoint(Path(checkpoint_path))
-        whole = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=whole)
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
             names = _names(self.model, optimizer)
             groups = [{**g, "params": [names[number] for number in g["params"]]} for g in state["param_groups"]]
             named = {"state": {names[number]: v for number, v in state["state"].items()}, "param_groups": groups}
-            set_optimizer_state_dict(self.model, optimizer, named, options=whole)
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
             for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
                 own.update({key: value for key, value in group.items() if key != "params"})  # tuples became lists
         return checkpoint
 
 
 def _names(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """Names of the parameters of an optimiser, in its order."""
+    """The names of an optimiser's parameters, in its order."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -95,9 +95,9 @@ if FSDP2 not in StrategyRegistry:
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Divide `model`, the same on all devices of the one-dimensional `mesh`, among them, in place.
+    """Divide `model` in place over the devices of the one-dimensional `mesh`; it must be the same on all of them.
 
-    Scalars (recency biases) cannot be divided: every device keeps them, and their gradients are averaged here.
+    Scalars (recency biases) cannot be divided. Every device keeps them, and their gradients are averaged.
     """
     for layer in model.model.layers:
         for sublayer in (layer.self_attn, layer.mlp):
@@ -106,7 +106,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=scalars)
 
     def average(parameter: Tensor) -> None:
-        if parameter.grad is not None:  # of several backward passes too: what is averaged already stays as it is
+        if parameter.grad is not None:  # averaging what earlier backward passes have averaged changes nothing
             dist.all_reduce(parameter.grad, group=mesh.get_group())
             parameter.grad /= mesh.size()
 
@@ -116,7 +116,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
 
 
 def clip_gradient_norm(parameters: Iterable[nn.Parameter], largest: float) -> None:
-    """As `torch.nn.utils.clip_grad_norm_`, which does not take divided and whole gradients together."""
+    """`torch.nn.utils.clip_grad_norm_`, which does not accept a mix of divided and whole gradients."""
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     kinds = [[p for p in parameters if isinstance(p, DTensor) == divided] for divided in (True, False)]
     norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind]

@@ -1,4 +1,4 @@
-"""Tokens per second, and on GPUs the share of their peak that is used (MFU): Lightning's monitor, steps only."""
+"""Tokens per second and, on GPUs, the share of their peak rate (MFU), measured during training steps only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ThroughputMonitor
 
 WINDOW = 20
-"""Batches that a rate is the mean of; there is none before."""
+"""Averaging window, in batches. Nothing is logged before it is full."""
 
 
 class StepThroughput(ThroughputMonitor):
-    """Logs `throughput/*`. Time between steps does not count: validation, probes, checkpoints, the next indices."""
+    """Logs `throughput/*`. Time between steps does not count: validation, probes, checkpoints, drawing examples."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -36,24 +36,19 @@ class StepThroughput(ThroughputMonitor):
         super().on_train_batch_end(trainer, pl_module, *args)
         self._ended = time.perf_counter()
 
-    def on_validation_start(self, *_: Any) -> None:
-        """It is between steps."""
+    def _ignore(self, *_: Any, **__: Any) -> None:
+        """Lightning's monitor would count validation."""
 
-    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        """It is between steps."""
-
-    def on_validation_end(self, *_: Any) -> None:
-        """It is between steps."""
+    on_validation_start = on_validation_batch_end = on_validation_end = _ignore
 
     def _compute(self, trainer: Trainer, iter_num: int | None = None) -> None:
         if trainer._logger_connector.should_update_logs:
             rates = self._throughputs[trainer.state.stage].compute()  # type: ignore[index]
-            metrics = {}
             if "device/items_per_sec" in rates:
-                metrics["throughput/tokens_per_second"] = rates["device/items_per_sec"] * trainer.world_size
+                tokens_per_second = rates["device/items_per_sec"] * trainer.world_size
+                trainer.lightning_module.log("throughput/tokens_per_second", tokens_per_second, rank_zero_only=True)
             if "device/mfu" in rates:
-                metrics["throughput/mfu"] = rates["device/mfu"]
-            trainer.lightning_module.log_dict(metrics, rank_zero_only=True)
+                trainer.lightning_module.log("throughput/mfu", rates["device/mfu"], rank_zero_only=True)
 
 
 __all__ = ["StepThroughput"]

@@ -10,83 +10,107 @@ from attnres.tasks import MQAR, RecallBatch
 from train.recall.curriculum import CurriculumConfig
 from train.recall.data import MQARDataModule
 
-
-def trainer(**changes) -> Any:
-    values = {"global_rank": 0, "world_size": 1, "accumulate_grad_batches": 1, "max_steps": 3, "global_step": 0}
-    values["training"] = True
-    return SimpleNamespace(**{**values, **changes})
+ALL_PAIRS = CurriculumConfig(kind="off")
 
 
-def batches(data: MQARDataModule, split: str, **changes) -> list[RecallBatch]:
-    data.trainer = trainer(training=split == "train", **changes)
-    loader = data.train_dataloader() if split == "train" else data.val_dataloader()
-    return [data.on_before_batch_transfer(batch, 0) for batch in loader]
-
-
-def same(batch: RecallBatch, other: RecallBatch) -> bool:
-    return torch.equal(batch.input_ids, other.input_ids) and torch.equal(batch.labels, other.labels)
-
-
-def make(**changes) -> MQARDataModule:
+def make(trainer: dict[str, int] | None = None, **changes) -> MQARDataModule:
     arguments = {"num_pairs": 4, "vocab_size": 32, "batch_size": 5, "num_validation_examples": 7, **changes}
-    return MQARDataModule(**arguments)
+    data = MQARDataModule(**arguments)
+    values = {"global_rank": 0, "world_size": 1, "accumulate_grad_batches": 1, "max_steps": 3, "global_step": 0}
+    untyped: Any = SimpleNamespace(**{**values, **(trainer or {})})
+    data.trainer = untyped
+    return data
+
+
+def rows(batches) -> list[list[list[int]]]:
+    """The token ids of each batch."""
+    return [batch.input_ids.tolist() for batch in batches]
+
+
+def expected(split: str, *parts: range, pairs: int | None = None) -> list[list[list[int]]]:
+    return rows(MQAR(4, 32).batch(split, part, pairs) for part in parts)
 
 
 def test_batches_are_the_examples_of_the_task_in_order():
-    data = make(seed=3, curriculum=CurriculumConfig(kind="off"))
-    task = MQAR(num_pairs=4, vocab_size=32, seed=3)
-    for step, batch in enumerate(batches(data, "train")):
-        assert same(batch, task.batch("train", range(5 * step, 5 * step + 5)))
-    first, second = batches(data, "validation")
-    assert same(first, task.batch("validation", range(4)))  # in equal parts
-    assert same(second, task.batch("validation", range(4, 7)))
+    data = make(curriculum=ALL_PAIRS)
+    assert rows(data.train_dataloader()) == expected("train", range(5), range(5, 10), range(10, 15))
+    validation = data.val_dataloader()
+    assert len(validation) == 2
+    assert rows(validation) == rows(validation) == expected("validation", range(4), range(4, 7))  # in equal parts
+    (first, *_) = data.train_dataloader()
+    batch = data.task.batch("train", range(5))
+    assert all(torch.equal(getattr(first, name), getattr(batch, name)) for name in ("keys", "values", "query_order"))
 
 
-def test_splits_share_no_stream():
-    data = make(num_pairs=16, vocab_size=256, curriculum=CurriculumConfig(kind="off"))
-    seen = {
-        split: {tuple(row.tolist()) for batch in batches(data, split) for row in batch.input_ids}
-        for split in ("train", "validation")
-    }
-    seen["probe"] = {tuple(row.tolist()) for row in data.task.batch("probe", range(15)).input_ids}
-    assert len(set.union(*seen.values())) == sum(map(len, seen.values())) == 15 + 7 + 15
+def test_noise_and_lengths_arrive():
+    settings = {"noise_tokens": 2, "noise_vocab_size": 4, "min_pairs": 1}
+    (first, *_) = make(curriculum=ALL_PAIRS, **settings).train_dataloader()
+    batch = MQAR(4, 32, **settings).batch("train", range(5))
+    for name in ("input_ids", "labels", "noise", "pairs_before", "num_pairs"):
+        assert torch.equal(getattr(first, name), getattr(batch, name))
 
 
-def test_the_curriculum_decides_the_pairs_of_training_but_not_of_validation():
-    data = make()
-    assert [batch.keys.shape[1] for batch in batches(data, "train")] == [1, 1, 1]
-    data.curriculum.load_state_dict({"pairs": 2, "running_accuracy": 0.0})
-    assert [batch.keys.shape[1] for batch in batches(data, "train")] == [2, 2, 2]
-    assert [batch.keys.shape[1] for batch in batches(data, "validation")] == [4, 4]
+def test_splits_share_no_example():
+    data = make(num_pairs=16, vocab_size=256, curriculum=ALL_PAIRS)
+    batches: list[RecallBatch] = [*data.train_dataloader(), *data.val_dataloader(), data.task.batch("probe", range(15))]
+    seen = [tuple(row.tolist()) for batch in batches for row in batch.input_ids]
+    assert len(set(seen)) == len(seen) == 15 + 7 + 15
 
 
-def test_workers_change_nothing():
-    alone, with_workers = make(), make(num_workers=2)
-    for batch, other in zip(batches(alone, "train"), batches(with_workers, "train"), strict=True):
-        assert same(batch, other)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_step_has_the_pairs_that_the_curriculum_has_decided_before_it(num_workers):
+    """Also where workers make examples ahead; and those of a step are the next ones, whatever its pairs."""
+    sizes = [1, 1, 3, 3, 2, 4]
+    data = make({"max_steps": 3, "accumulate_grad_batches": 2}, num_workers=num_workers)
+    received = []
+    for number, batch in enumerate(data.train_dataloader()):
+        assert batch.keys.shape[1] == sizes[number]
+        received += rows([batch])
+        data.curriculum.pairs = sizes[min(number + 1, 5)]
+    parts = [range(5 * number, 5 * number + 5) for number in range(6)]
+    assert received == [expected("train", part, pairs=size)[0] for part, size in zip(parts, sizes, strict=True)]
+    assert {batch.keys.shape[1] for batch in data.val_dataloader()} == {4}
 
 
-def test_workers_do_not_see_a_stale_number_of_pairs():
-    data = make(num_workers=1)
-    data.trainer = trainer(max_steps=8)
-    sizes = []
-    for step, indices in enumerate(data.train_dataloader()):
-        sizes.append(data.on_before_batch_transfer(indices, 0).keys.shape[1])
-        data.curriculum.pairs = 1 + step % 4  # decided after the step, while later batches are already loaded
-    assert sizes == [1, 1, 2, 3, 4, 1, 2, 3]
+def test_loading_takes_no_random_numbers_of_training():
+    data, state = make(num_workers=1), torch.get_rng_state()
+    assert len(list(data.train_dataloader())) == 3
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_resumed_run_goes_on_with_the_next_examples():
-    whole = batches(make(), "train", max_steps=6)
-    resumed = batches(make(), "train", max_steps=6, global_step=2)
+    whole, resumed = (
+        make({"max_steps": 6}).train_dataloader(),
+        make({"max_steps": 6, "global_step": 2}).train_dataloader(),
+    )
     assert len(resumed) == len(whole)  # Lightning counts the steps already done as part of the epoch
-    assert all(same(batch, other) for batch, other in zip(whole[2:], resumed, strict=False))
+    assert rows(resumed) == rows(whole)[2:]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_each_device_takes_its_own_part_of_a_step(world_size):
+    devices = [{"global_rank": rank, "world_size": world_size} for rank in range(world_size)]
+    parts = [rows(make(device, batch_size=12 // world_size).train_dataloader()) for device in devices]
+    for step, batch in enumerate(rows(make(batch_size=12).train_dataloader())):
+        assert sorted(row for part in parts for row in part[step]) == sorted(batch)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_devices_validate_in_equally_many_batches(batch_size):
+    """Those of a divided model run them together."""
+    for world_size in (2, 3, 5):
+        for count in range(world_size, 30, 5):
+            sizes = {"num_pairs": 1, "batch_size": batch_size, "num_validation_examples": count}
+            devices = [{"global_rank": rank, "world_size": world_size} for rank in range(world_size)]
+            parts = [rows(make(device, **sizes).val_dataloader()) for device in devices]
+            assert len({len(part) for part in parts}) == 1
+            seen = [row for part in parts for batch in part for row in batch]
+            assert sorted(seen) == sorted(MQAR(1, 32).batch("validation", range(count)).input_ids.tolist())
 
 
 def test_state_and_hyperparameters_are_plain():
-    data = make()
+    data, other = make(), make()
     data.curriculum.update(0, 0.5)
-    other = make()
     other.load_state_dict(data.state_dict())
     assert other.curriculum.state_dict() == data.curriculum.state_dict()
     noise = {"noise_tokens": 0, "noise_vocab_size": 16, "min_pairs": None}

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -17,7 +16,6 @@ from safetensors.torch import load_file
 from tests.support.paths import ROOT
 from tests.train.cli.test_fit import TINY
 from train.cli.fit import main
-from train.recall.data import MQARDataModule
 from train.run.checkpoints import LAST, PREVIOUS, read_checkpoint
 
 OPTIONS = [
@@ -97,6 +95,7 @@ def same_checkpoints(one: Path, two: Path) -> None:
         torch.testing.assert_close(states[1]["state"][number]["exp_avg"], values["exp_avg"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["ddp", "fsdp2", "resumed"])
 class TestTwoProcessesAreOne:
     def test_losses_and_accuracies(self, runs, run):
@@ -126,6 +125,7 @@ class TestTwoProcessesAreOne:
         assert not (runs[run] / "probe/parts").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_in_two_and_the_other_way_round(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     for name in ("one", "fsdp2", "resumed"):
@@ -138,6 +138,7 @@ def test_a_run_of_one_process_goes_on_in_two_and_the_other_way_round(runs, tmp_p
     pd.testing.assert_frame_equal(one, two, check_exact=False, atol=2e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_tied_embeddings_are_divided_too(tmp_path, monkeypatch):
     options = [*OPTIONS, "--model.tie_word_embeddings=true", "--probe.enabled=false", "--trainer.max_steps=2"]
     monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -146,39 +147,16 @@ def test_tied_embeddings_are_divided_too(tmp_path, monkeypatch):
     same_checkpoints(tmp_path / "one", tmp_path / "divided")
 
 
-def test_each_device_takes_its_own_part_of_a_step(make_trainer_data):
-    """Of every step's batch, on any number of devices; no example twice."""
-    whole = make_trainer_data(rank=0, world_size=1, batch_size=12)
-    for world_size in (2, 3, 4):
-        parts = [make_trainer_data(rank, world_size, 12 // world_size) for rank in range(world_size)]
-        for step, batch in enumerate(whole):
-            together = [index for part in parts for index in part[step]]
-            assert sorted(together) == batch
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
-def test_devices_validate_in_equally_many_batches(batch_size):
-    """Those of a divided model run them together."""
-    for world_size in (1, 2, 3, 5):
-        for examples in range(world_size, 30):
-            data = MQARDataModule(2, 8, batch_size=batch_size, num_validation_examples=examples)
-            parts = []
-            for rank in range(world_size):
-                data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
-                parts.append([torch.as_tensor(batch["index"]).tolist() for batch in data.val_dataloader()])
-            assert len({len(part) for part in parts}) == 1
-            assert sorted(index for part in parts for batch in part for index in batch) == list(range(examples))
-
-
-@pytest.fixture
-def make_trainer_data():
-    def make(rank: int, world_size: int, batch_size: int) -> list[list[int]]:
-        data = MQARDataModule(num_pairs=2, vocab_size=8, batch_size=batch_size)
-        shape = {"max_steps": 5, "accumulate_grad_batches": 1, "global_step": 0}
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, **shape)
-        return [torch.as_tensor(batch["index"]).tolist() for batch in data.train_dataloader()]
-
-    return make
+def test_two_processes_train_as_one(tmp_path, monkeypatch):
+    """Forked from this one, which is fast; the launch scripts are tested below."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    options = [*OPTIONS, "--probe.enabled=false", "--trainer.max_steps=4"]
+    main(["fit", f"--run_dir={tmp_path / 'one'}", *options, "--data.batch_size=8"])
+    options += ["--trainer.strategy=ddp_fork", "--trainer.devices=2", "--data.batch_size=4"]
+    main(["fit", f"--run_dir={tmp_path / 'two'}", *options])
+    one, two = (metrics(tmp_path / name) for name in ("one", "two"))
+    assert one["train/loss"].notna().sum() == 4
+    pd.testing.assert_frame_equal(one, two, check_exact=False, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ OPTIONS = [
     "--probe.num_resamples=50",
     "--probe.max_probe_fraction=null",
 ]
-KILLS = ["while starting"] * 3 + ["while training"] * 5 + ["while saving"] * 4
+KILLS = ["while starting"] * 2 + ["while training"] * 4 + ["while saving"] * 3
 
 
 def die() -> None:
@@ -120,6 +120,7 @@ def same(a, b) -> bool:
     return a == b
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     assert run(processes, whole) == 0, output_of(whole).read_text()
@@ -184,7 +185,11 @@ def blank(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("tear", [cut, blank, lambda path: path.write_bytes(b"")], ids=["cut", "blank", "empty"])
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("tear", [cut, *(pytest.param(tear, marks=pytest.mark.slow) for tear in (blank, empty))])
 def test_a_torn_checkpoint_is_named_and_passed_over(tear, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     command = ["fit", f"--run_dir={tmp_path / 'run'}", *TINY, "--trainer.max_steps=6", "--ckpt_path=last"]
