@@ -1,24 +1,12 @@
-"""`attnres-train panels`: lay out a W&B workspace for runs of attnres.
-
-    attnres-train panels ENTITY/PROJECT
-    attnres-train panels --dry_run          # the layout as a table; needs no account
-
-The layout is `LAYOUT`; docs/training.md has it as a table. W&B's package for workspaces is an extra:
-pip install 'attnres[wandb]'.
-"""
+"""The layout of a W&B workspace for runs of attnres (`attnres-train panels`); docs/training.md has it as a table."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Literal
 
-import wandb
-
 from attnres import FAMILIES, REGIONS, SUBLAYERS
-from probe.cli import OneLineParser
 from probe.training.publish import ACCURACY, EFFECTS_TABLE, HEAT_MAPS, MASS, MOTIFS_TABLE, NLL, metric_name
 from train.loggers.wandb_files import STEP
 
@@ -136,35 +124,4 @@ def _panel(panel: Panel) -> Any:
     return reports.LinePlot(title=panel.title, x=STEP, y=list(panel.metrics))
 
 
-def build_parser() -> OneLineParser:
-    parser = OneLineParser(prog="attnres-train panels", description="Lay out a W&B workspace for runs of attnres.")
-    parser.add_argument("project", nargs="?", metavar="ENTITY/PROJECT", help="where the workspace is made")
-    parser.add_argument("--dry_run", action="store_true", help="print the layout and make nothing")
-    return parser
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Entry point; bad input ends in one line and exit status 2."""
-    parser = build_parser()
-    arguments = parser.parse_args(args)
-    if arguments.dry_run:
-        print(layout_table())
-        return 0
-    entity, _, project = (arguments.project or "").partition("/")
-    if not entity or not project or "/" in project:
-        parser.error(f"the project is to be given as ENTITY/PROJECT, got '{arguments.project or ''}'")
-    if find_spec(PACKAGE) is None:
-        parser.error("W&B's package for workspaces is not installed: pip install 'attnres[wandb]'")
-    if not wandb.api.api_key:
-        parser.error("a workspace is made in a W&B account: run `wandb login` first")
-    try:
-        print(build_workspace(entity, project).save().url)
-    except (wandb.Error, OSError, ValueError) as error:
-        parser.error(f"W&B has not made the workspace: {' '.join(str(error).split())}")
-    return 0
-
-
-__all__ = ["LAYOUT", "Panel", "Section", "build_workspace", "layout_table", "main"]
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["LAYOUT", "PACKAGE", "Panel", "Section", "build_workspace", "layout_table"]

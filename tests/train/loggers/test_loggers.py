@@ -18,7 +18,7 @@ from probe.report.heat_image import CELL_HEIGHT, CELL_WIDTH, HEAD, MARGIN, heat_
 from probe.training import publish
 from tests.support.probe_rows import expected_rows
 from tests.train.cli.test_fit import fit
-from train.cli.fit import main
+from train.cli import main
 from train.loggers.build import build_loggers
 
 pytestmark = pytest.mark.usefixtures("quiet_wandb")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.support.paths import ROOT
 from tests.train.cli.test_fit import TINY
-from train.cli.fit import main
+from train.cli import main
 from train.recall.data import MQARDataModule
 from train.run.checkpoints import LAST, PREVIOUS, read_checkpoint
 
