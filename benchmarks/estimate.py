@@ -26,7 +26,7 @@ from step_memory import STEP_ALONE, peak_of_fit
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from train.cli.fit import main as train
+from train.cli import main as train
 from train.estimate.flops import COUNTED_BY_TORCH
 
 CASES = {
@@ -39,6 +39,7 @@ NO_MODEL = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attent
 NO_MODEL = [f"--model.{name}=1" for name in (*NO_MODEL, "attnres_num_blocks")] + ["--model.head_dim=2"]
 NO_DATA = ["--data.batch_size=1", "--data.num_pairs=1", "--data.vocab_size=2", "--data.num_validation_examples=1"]
 STEPS = 2
+MAIN = "from train.cli import main; main()"
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 # FlopCounterMode does not know the attention kernels of CPUs.
 CPU_ATTENTION = {
@@ -50,7 +51,7 @@ CPU_ATTENTION = {
 
 
 def estimated(options: list[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "train.cli.fit", "estimate", *options, "--trainer.accelerator=cpu", "--json=true"]
+    command = [sys.executable, "-c", MAIN, "estimate", *options, "--trainer.accelerator=cpu", "--json=true"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 

@@ -32,7 +32,7 @@ STEP_ALONE = [
 # In the child: the peak of its resident memory when all is done.
 MEASURE = """
 import resource, sys
-from train.cli.fit import main
+from train.cli import main
 main(sys.argv[1:])
 print("peak_kib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

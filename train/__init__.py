@@ -1,1 +1,1 @@
-"""Training on Lightning: `attnres-train` (see `train/cli/fit.py`)."""
+"""Training on Lightning: `attnres-train` (see `train/cli/commands.py`)."""

@@ -21,7 +21,7 @@ from probe.files.layout import SUMMARY, has_results
 from probe.report.heat_image import heat_image
 from probe.runner import Effects
 from probe.training.loggers import RunLogger, run_logger
-from probe.vocabulary import MASK, MASK_FIRST_ORDER, PRIMARY_METRIC, ROUTE, Route, primary_rows, wide
+from probe.vocabulary import MASK, MASK_FIRST_ORDER, PRIMARY_METRIC, ROUTE, primary_rows, wide
 
 ACCURACY, NLL, HEAT_MAPS = "probe/accuracy", "probe/nll", "probe/heat_maps"
 MASS = "probe_mass"

@@ -1,5 +1,5 @@
-"""The command line of training: arguments in, a run directory or a table out."""
+"""The command line of training: a command and its options in, a run directory or a table out."""
 
-from train.cli.fit import main
+from train.cli.commands import main
 
 __all__ = ["main"]

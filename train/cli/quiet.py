@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 
-import transformers
+from transformers.utils.logging import disable_progress_bar
 
 HARMLESS_WARNINGS = (
     r".*your dataloader is not resumable",  # ours starts at the step (train/recall/data.py)
@@ -33,8 +33,8 @@ def silence_known_messages() -> None:
     for message in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in LOGGERS:
-        logging.getLogger(name).addFilter(_is_worth_saying)  # adding it again changes nothing
-    transformers.utils.logging.disable_progress_bar()  # one shard is written; its bar is noise in a log
+        logging.getLogger(name).addFilter(_is_worth_saying)
+    disable_progress_bar()  # one shard is written; its bar is noise in a log
 
 
 __all__ = ["silence_known_messages"]

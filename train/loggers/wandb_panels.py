@@ -1,21 +1,8 @@
-"""`attnres-train panels`: lay out a W&B workspace for runs of attnres.
-
-    attnres-train panels ENTITY/PROJECT
-    attnres-train panels --dry_run          # the layout as a table; needs no account
-
-The layout is `LAYOUT`; docs/training.md has it as a table. W&B's package for workspaces is an extra:
-pip install 'attnres[wandb]'.
-"""
+"""The layout of a W&B workspace for runs of attnres (`attnres-train panels`); docs/training.md has it as a table."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import Any, NoReturn
-
-import wandb
+from typing import Any
 
 from attnres import FAMILIES, REGIONS, SUBLAYERS
 from probe.training.publish import ACCURACY, EFFECTS_TABLE, HEAT_MAPS, MASS, MOTIFS_TABLE, NLL, metric_name
@@ -108,36 +95,4 @@ def _panel(title: str, metrics: list[Any]) -> Any:
     return reports.LinePlot(title=title, x=STEP, y=metrics)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Entry point; bad input ends in one line and exit status 2."""
-    about = "Lay out a W&B workspace for runs of attnres."
-    parser = _Parser("attnres-train panels", description=about, allow_abbrev=False)
-    parser.add_argument("project", nargs="?", default="", metavar="ENTITY/PROJECT", help="where the workspace is made")
-    parser.add_argument("--dry_run", action="store_true", help="print the layout and make nothing")
-    arguments = parser.parse_args(args)
-    if arguments.dry_run:
-        print(layout_table())
-        return 0
-    entity, _, project = arguments.project.partition("/")
-    if not entity or not project or "/" in project:
-        parser.error(f"the project is to be given as ENTITY/PROJECT, got '{arguments.project}'")
-    if find_spec(PACKAGE) is None:
-        parser.error("W&B's package for workspaces is not installed: pip install 'attnres[wandb]'")
-    if not wandb.api.api_key:
-        parser.error("a workspace is made in a W&B account: run `wandb login` first")
-    try:
-        print(build_workspace(entity, project).save().url)
-    except (wandb.Error, OSError, ValueError) as error:
-        parser.error(f"W&B has not made the workspace: {error}")
-    return 0
-
-
-__all__ = ["LAYOUT", "NUM_OPEN", "build_workspace", "layout_table", "main"]
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["LAYOUT", "NUM_OPEN", "PACKAGE", "build_workspace", "layout_table"]

@@ -8,6 +8,7 @@ its last checkpoint, a failed one is tried again. Several such commands may work
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import signal
 import sys
@@ -16,12 +17,40 @@ from pathlib import Path
 
 import yaml
 
-from probe.cli import OneLineParser
+from train.cli.errors import OneLineParser, UsageError
 from train.study import runs as study_runs
 from train.study import table as study_table
-from train.study.description import Run, Study, check_directory, claim_directory, load_study, sweep
+from train.study.description import Study, StudyRun, load_study, sweep
+from train.study.identity import check_directory, claim_directory
 
-STOPPED = 128  # and the signal's number: the exit status of what a signal has stopped
+STOPPED = 128
+"""Exit status of what a signal has stopped, less the signal's number."""
+
+
+def study(args: Sequence[str]) -> int:
+    """The command: returns 1 if a run failed. Raises UsageError for bad input."""
+    arguments = build_parser().parse_args(args)
+    try:
+        description = load_study(arguments.config)
+        if arguments.sweep:
+            print(yaml.safe_dump(sweep(description), sort_keys=False), end="")
+            return 0
+        chosen = _choose(description, arguments)
+        if arguments.dry_run:
+            for command in [command for run in chosen for command in study_runs.all_commands(run)]:
+                print(shlex.join(command))
+            return 0
+        if arguments.table:
+            check_directory(description, arguments.dir)
+        else:
+            for name in ("attnres-train", "attnres-probe"):
+                study_runs.program(name)
+            claim_directory(description, arguments.dir)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    failed = {} if arguments.table else _run_until_stopped(chosen)
+    _report(description, arguments.dir, failed)
+    return 1 if failed else 0
 
 
 def build_parser() -> OneLineParser:
@@ -43,63 +72,32 @@ def build_parser() -> OneLineParser:
     return parser
 
 
-def main(args: Sequence[str]) -> int:
-    """The exit status. Bad input exits with status 2 and one line."""
-    parser = build_parser()
-    arguments = parser.parse_args(args)
-    try:
-        study = load_study(arguments.config)
-        if arguments.sweep:
-            print(yaml.safe_dump(sweep(study), sort_keys=False), end="")
-            return 0
-        if arguments.dir is None:
-            raise ValueError("--dir is required: give the folder of the study, e.g. --dir runs/study")
-        chosen = _choose(study, arguments.dir, arguments.condition, arguments.seed)
-        if arguments.dry_run:
-            for command in [command for run in chosen for command in study_runs.all_commands(run)]:
-                print(shlex.join(command))
-            return 0
-        if arguments.table:
-            check_directory(study, arguments.dir)
-        else:
-            for name in ("attnres-train", "attnres-probe"):
-                study_runs.program(name)
-            claim_directory(study, arguments.dir)
-    except ValueError as error:
-        parser.error(str(error))
-    failed = {} if arguments.table else _run_until_stopped(chosen)
-    _report(study, arguments.dir, failed)
-    return 1 if failed else 0
-
-
-def _choose(study: Study, directory: Path, conditions: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Run]:
+def _choose(study: Study, arguments: argparse.Namespace) -> list[StudyRun]:
+    if arguments.dir is None:
+        raise ValueError("--dir is required: give the folder of the study, e.g. --dir runs/study")
+    conditions, seeds = arguments.condition or study.options, arguments.seed or study.seeds
     for option, wanted, known in (("condition", conditions, study.options), ("seed", seeds, study.seeds)):
-        if absent := [item for item in wanted or () if item not in known]:
+        if absent := [item for item in wanted if item not in known]:
             raise ValueError(f"--{option} {absent[0]} is not in '{study.file}', which has {', '.join(map(str, known))}")
-    runs = study.runs(directory)
-    return [r for r in runs if r.condition in (conditions or study.options) and r.seed in (seeds or study.seeds)]
+    return [run for run in study.runs(arguments.dir) if run.condition in conditions and run.seed in seeds]
 
 
-def _run_until_stopped(runs: Sequence[Run]) -> dict[str, str]:
+def _run_until_stopped(runs: Sequence[StudyRun]) -> dict[str, str]:
     """The failures, by run. A signal stops the run in progress and then the study."""
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(STOPPED + number))
+    failed = {}
     try:
-        return _run(runs)
+        for number, run in enumerate(runs, start=1):
+            label = f"[{number}/{len(runs)}] {run.name}"
+            found = study_runs.run_all(run, label)
+            print(f"{label}: {found}", flush=True)
+            if found not in (study_runs.FINISHED, study_runs.BUSY):
+                failed[run.name] = found
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(STOPPED + signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _run(runs: Sequence[Run]) -> dict[str, str]:
-    failed = {}
-    for number, run in enumerate(runs, start=1):
-        label = f"[{number}/{len(runs)}] {run.name}"
-        found = study_runs.run_all(run, label)
-        print(f"{label}: {found}", flush=True)
-        if found not in (study_runs.FINISHED, study_runs.BUSY):
-            failed[run.name] = found
     return failed
 
 
@@ -113,4 +111,4 @@ def _report(study: Study, directory: Path, failed: dict[str, str]) -> None:
     print("\n".join(f"  {path}" for path in written))
 
 
-__all__ = ["build_parser", "main"]
+__all__ = ["study"]

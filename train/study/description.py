@@ -5,8 +5,8 @@
       frozen: [conditions/frozen.yaml]             # laid over the base
       slow: [model.learning_rate=1.0e-3]
     seeds: [0, 1, 2]
-    probe: --kinds mask_renormalise matched_mass   # options of `attnres-probe` for the final probe; null for none
-    baseline: --num-blocks 4                       # more of them, for vanilla models
+    probe: --kinds [mask_renormalise,matched_mass] # options of `attnres-probe` for the final probe; null for none
+    baseline: --num_blocks 4                       # more of them, for vanilla models
 
 Files are named from the folder of the YAML file. A run is what `attnres-train fit` makes of these options.
 """
@@ -15,29 +15,24 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from attnres.files import replacing
 from probe.cli import build_parser
 from probe.commands import probe_settings
-from probe.files.checkpoints import read_json
-from train.cli.checks import UsageError
-from train.cli.fit import run_cli
+from train.cli.errors import UsageError
+from train.cli.options import read_config
 from train.loggers.build import WANDB_PROJECT
 
 KEYS = ("base", "conditions", "seeds", "probe", "baseline")
-OF_THE_STUDY = ("config", "run_dir", "seed_everything", "ckpt_path")
-"""Options of `fit` that the study sets."""
-FILE = "study.json"
-"""In the folder of a study: what it is."""
+SET_BY_THE_STUDY = ("config", "run_dir", "seed_everything", "ckpt_path")
+"""Options of `fit`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Study:
     Attributes:
         file: where it is described.
         options: by condition, those of `attnres-train fit`.
-        configs: by condition, the whole configuration they give, but for what differs between its runs.
+        configs: by condition, the whole configuration that they give, without what the study sets.
         seeds: of each condition.
         probe: options of `attnres-probe run` and `baseline`; `None` for no final probe.
         baseline: further options of `baseline`.
@@ -60,15 +55,15 @@ class Study:
     probe: tuple[str, ...] | None
     baseline: tuple[str, ...]
 
-    def runs(self, directory: Path) -> Iterator[Run]:
+    def runs(self, directory: Path) -> Iterator[StudyRun]:
         """Seed by seed, so that every condition has as many runs as any other when a study is stopped."""
         for seed in self.seeds:
             for condition in self.options:
-                yield Run(self, condition, seed, directory / f"{condition}-seed{seed}")
+                yield StudyRun(self, condition, seed, directory / f"{condition}-seed{seed}")
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One run of a study; `directory` is its run directory."""
 
     study: Study
@@ -99,8 +94,7 @@ class Run:
         return ["attnres-train", "fit", *self.study.options[self.condition], *place]
 
     def probe_command(self) -> list[str]:
-        command = "baseline" if self.is_vanilla else "run"
-        extra = self.study.baseline if self.is_vanilla else ()
+        command, extra = ("baseline", self.study.baseline) if self.is_vanilla else ("run", ())
         place = [str(self.directory), "--output", str(self.probe_output)]
         return ["attnres-probe", command, *place, *extra, *(self.study.probe or ())]
 
@@ -120,10 +114,14 @@ def load_study(file: Path) -> Study:
     for name in options:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"conditions.{name} in '{file}' names a folder: use letters, digits, '.', '-' and '_'")
-    configs = {name: _config(file, name, given) for name, given in options.items()}
-    probe = _probe_options(file, content, "probe", "run")
-    baseline = _probe_options(file, content, "baseline", "baseline") or ()
-    return Study(file, options, configs, _seeds(file, content.get("seeds")), probe, baseline)
+    return Study(
+        file,
+        options,
+        configs={name: _config(file, name, given) for name, given in options.items()},
+        seeds=_seeds(file, content.get("seeds")),
+        probe=_probe_options(file, content, "probe", "run"),
+        baseline=_probe_options(file, content, "baseline", "baseline") or (),
+    )
 
 
 def _seeds(file: Path, seeds: Any) -> tuple[int, ...]:
@@ -137,7 +135,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"--config '{file}' cannot be read as YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"--config '{file}' cannot be read as YAML ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"--config '{file}' must have the keys {', '.join(KEYS)}; see configs/study.yaml")
     if unknown := [key for key in content if key not in KEYS]:
@@ -152,18 +150,10 @@ def _options(file: Path, key: str, items: Any) -> tuple[str, ...]:
     options: list[str] = []
     for item in items:
         name, is_option, _ = item.partition("=")
-        if is_option and name.lstrip("-") in OF_THE_STUDY:
+        if is_option and name.lstrip("-") in SET_BY_THE_STUDY:
             raise ValueError(f"{key} in '{file}' must not set {name.lstrip('-')}: the study does")
         options += [f"--{item.lstrip('-')}"] if is_option else ["--config", str(file.parent / item)]
     return tuple(options)
-
-
-def read_config(options: Sequence[str]) -> dict[str, Any]:
-    """The whole configuration that `fit` has with these options. Raises UsageError for options that it refuses."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):  # printing ends it
-        run_cli(["fit", *options, "--print_config"])
-    return yaml.safe_load(printed.getvalue())
 
 
 def _config(file: Path, condition: str, options: tuple[str, ...]) -> dict[str, Any]:
@@ -171,7 +161,7 @@ def _config(file: Path, condition: str, options: tuple[str, ...]) -> dict[str, A
         config = read_config(options)
     except UsageError as error:
         raise ValueError(f"conditions.{condition} in '{file}': {error}") from None
-    return {key: value for key, value in config.items() if key not in OF_THE_STUDY}
+    return {key: value for key, value in config.items() if key not in SET_BY_THE_STUDY}
 
 
 def _probe_options(file: Path, content: Mapping[str, Any], key: str, command: str) -> tuple[str, ...] | None:
@@ -181,88 +171,25 @@ def _probe_options(file: Path, content: Mapping[str, Any], key: str, command: st
         return None
     if not isinstance(text, str):
         raise ValueError(f"{key} in '{file}' must be options as on the command line of attnres-probe, got {text}")
-    options, place = tuple(shlex.split(text)), Path("OUTPUT")
-    refused = io.StringIO()
     try:
-        with contextlib.redirect_stderr(refused), contextlib.redirect_stdout(refused):
-            parsed = build_parser().parse_args([command, "CHECKPOINT", "--output", str(place), *options])
-        arguments = parsed[command]
-        probe_settings(arguments)
-    except SystemExit:
-        reason = refused.getvalue().strip() or "--help is no option of a probe"
-        raise ValueError(f"{key} in '{file}': {reason}") from None
+        options = tuple(shlex.split(text))
+        if any(option.partition("=")[0] == "--output" for option in options):
+            raise ValueError("--output is set by the study")
+        check_probe_command([command, "CHECKPOINT", "--output", "OUTPUT", *options])
     except ValueError as error:
         raise ValueError(f"{key} in '{file}': {error}") from None
-    if arguments.output != place:
-        raise ValueError(f"{key} in '{file}' must not set --output: the study does")
     return options
 
 
-def claim_directory(study: Study, directory: Path) -> None:
-    """Write what the study is into `directory`, which may hold an earlier, smaller part of the same study.
-
-    Raises:
-        ValueError: it holds something else, or the same study with other settings.
-    """
-    path, now = directory / FILE, _identity(study)
-    if path.exists():
-        _check_same(_read_identity(path), now, directory)
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"--dir '{directory}' is not empty and holds no study ({FILE}); give another folder")
+def check_probe_command(command: list[str]) -> None:
+    """Raises ValueError if `attnres-probe` would refuse these arguments. The one place that knows how it parses."""
+    refused = io.StringIO()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with replacing(path, shared=True) as part:
-            part.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"--dir '{directory}' cannot be used: {error.strerror}; give another folder") from None
-
-
-def check_directory(study: Study, directory: Path) -> None:
-    """What `claim_directory` refuses, but for a folder of runs without a `study.json`; nothing is written.
-
-    Raises:
-        ValueError: no such folder, or it holds another study.
-    """
-    if not directory.is_dir():
-        raise ValueError(f"--dir '{directory}' is no folder; give the one that holds the runs of the study")
-    if (directory / FILE).exists():
-        _check_same(_read_identity(directory / FILE), _identity(study), directory)
-
-
-def _identity(study: Study) -> dict[str, Any]:
-    """What a study is, as JSON has it."""
-    now = {"probe": study.probe, "baseline": study.baseline, "seeds": study.seeds, "conditions": study.configs}
-    return json.loads(json.dumps(now))
-
-
-def _read_identity(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    kinds = {"seeds": list, "conditions": dict}
-    if wrong := [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]:
-        raise ValueError(f"'{path}' is not a study's: it lacks {wrong[0]}; remove it, or give another --dir")
-    return content
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
-    """Raises ValueError, naming the first difference, unless `now` only has more seeds and conditions."""
-    advice = "give the study as it was, with more seeds or conditions if you like, or another --dir"
-    for key, what in (("seeds", "seed"), ("conditions", "condition")):
-        if gone := [item for item in before[key] if item not in now[key]]:
-            raise ValueError(f"--dir '{directory}' holds a study with the {what} {gone[0]}, which is gone; {advice}")
-    shared = {name: now["conditions"][name] for name in before["conditions"]}
-    old, new = dict(_flat(before)), dict(_flat({**now, "seeds": before["seeds"], "conditions": shared}))
-    for key in [*old, *new]:
-        if old.get(key, "absent") != new.get(key, "absent"):
-            was, is_ = (json.dumps(values[key]) if key in values else "absent" for values in (old, new))
-            raise ValueError(f"--dir '{directory}' holds a study with another {key} ({was}, now {is_}); {advice}")
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        with contextlib.redirect_stderr(refused), contextlib.redirect_stdout(refused):
+            arguments = build_parser().parse_args(command)[command[0]]
+    except SystemExit as end:
+        raise ValueError(refused.getvalue().strip() if end.code else "--help is no option of a probe") from None
+    probe_settings(arguments)
 
 
 def sweep(study: Study) -> dict[str, Any]:
@@ -280,4 +207,4 @@ def sweep(study: Study) -> dict[str, Any]:
     }
 
 
-__all__ = ["Run", "Study", "check_directory", "claim_directory", "load_study", "sweep"]
+__all__ = ["Study", "StudyRun", "load_study", "sweep"]

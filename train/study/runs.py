@@ -1,7 +1,7 @@
 """Running the runs of a study, one after another, and knowing from what they left which are done.
 
-Each is trained and probed by the commands that a person would give, in processes of their own. A process holds the lock
-of its run, which ends with it: whatever becomes of the study's own process, no run is ever worked on twice at a time.
+Each is trained and probed by the commands that a person would give, in processes of their own. Each process holds the
+lock of its run until it ends. So two studies never work on one run at a time, even if one of them is killed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import IO, Any
 from probe.files.checkpoints import RUN_FILE, read_json
 from probe.files.layout import PARTS, SWEEP
 from train.run.checkpoints import newest_checkpoint
-from train.study.description import Run
+from train.study.description import StudyRun
 
 FINISHED, BUSY, UNFINISHED, NOT_BEGUN = "finished", "busy elsewhere", "unfinished", "not begun"
 
 
-def is_trained(run: Run) -> bool:
-    """Whether the last thing that training writes is there, what run it was, and the checkpoint is of that step."""
+def is_trained(run: StudyRun) -> bool:
+    """Whether training has written what it writes last, the run's description, and the checkpoint is of its step."""
     about = _read_written(run.directory / "hf" / RUN_FILE)
     if about is None:
         return False
@@ -37,7 +37,7 @@ def is_trained(run: Run) -> bool:
     return checkpoint["global_step"] == about.get("step")
 
 
-def is_probed(run: Run) -> bool:
+def is_probed(run: StudyRun) -> bool:
     """Whether the final probe has written its summary, which it does last."""
     if run.study.probe is None:
         return True
@@ -48,31 +48,26 @@ def is_probed(run: Run) -> bool:
     return not run.is_vanilla or "wraps" in summary
 
 
-def status(run: Run) -> str:
+def status(run: StudyRun) -> str:
     """How far a run has come, from what it left."""
-    if is_trained(run) and is_probed(run):
+    if not all_commands(run):
         return FINISHED
     return UNFINISHED if run.directory.exists() else NOT_BEGUN
 
 
-def next_command(run: Run) -> list[str] | None:
-    """What takes a run on from where it is; `None` when it is finished."""
-    if not is_trained(run):
-        begun = run.directory.is_dir() and any(run.directory.iterdir())
-        return [*run.train_command(), *(["--ckpt_path", "last"] if begun else [])]
-    return None if is_probed(run) else run.probe_command()
-
-
-def all_commands(run: Run) -> list[list[str]]:
+def all_commands(run: StudyRun) -> list[list[str]]:
     """What is left to do for a run."""
-    commands = [command for command in [next_command(run)] if command is not None]
-    if commands and not is_trained(run) and run.study.probe is not None:
+    commands, trained = [], is_trained(run)
+    if not trained:
+        begun = run.directory.is_dir() and any(run.directory.iterdir())
+        commands.append([*run.train_command(), *(["--ckpt_path", "last"] if begun else [])])
+    if run.study.probe is not None and not (trained and is_probed(run)):
         commands.append(run.probe_command())
     return commands
 
 
-def run_all(run: Run, label: str) -> str:
-    """Train and probe a run as far as that is left to do; returns its status, with what failed where something did."""
+def run_all(run: StudyRun, label: str) -> str:
+    """Do what is left to do for a run; returns its status, or which command failed."""
     with _lock(run) as lock:
         if lock is None:
             return BUSY
@@ -82,7 +77,7 @@ def run_all(run: Run, label: str) -> str:
             print(f"{label}: {shlex.join(command)}", flush=True)
             if code := _execute(command, lock):
                 return f"failed: {' '.join(command[:2])} (exit status {code})"
-        return FINISHED if next_command(run) is None else "failed: it ended early"
+        return "failed: it ended early" if all_commands(run) else FINISHED
 
 
 def program(name: str) -> str:
@@ -95,9 +90,17 @@ def program(name: str) -> str:
 
 
 def _execute(command: Sequence[str], lock: IO[str]) -> int:
-    """The exit status. What interrupts this process interrupts that one, and is waited for."""
-    with subprocess.Popen([program(command[0]), *command[1:]], pass_fds=(lock.fileno(),)) as process:
+    """The exit status. If this process is interrupted, it passes that on to the command and waits for its end."""
+    arguments = [program(command[0]), *command[1:]]
+    held: list[int] = []  # signals that come while the command starts, when it cannot be told yet
+    stops = (signal.SIGINT, signal.SIGTERM)
+    handlers = {stop: signal.signal(stop, lambda number, _: held.append(number)) for stop in stops}
+    with subprocess.Popen(arguments, pass_fds=(lock.fileno(),)) as process:
         try:
+            for stop, handler in handlers.items():
+                signal.signal(stop, handler)
+            for number in held:
+                signal.raise_signal(number)
             return process.wait()
         except BaseException as error:
             process.send_signal(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
@@ -106,8 +109,8 @@ def _execute(command: Sequence[str], lock: IO[str]) -> int:
 
 
 @contextlib.contextmanager
-def _lock(run: Run) -> Iterator[IO[str] | None]:
-    """The lock of a run, which processes that are given it hold too; `None` if it is taken."""
+def _lock(run: StudyRun) -> Iterator[IO[str] | None]:
+    """The lock of a run, for its commands to inherit; `None` if it is taken."""
     path = run.directory.parent / "locks" / run.name
     path.parent.mkdir(exist_ok=True)
     with path.open("a") as file:
@@ -120,14 +123,14 @@ def _lock(run: Run) -> Iterator[IO[str] | None]:
 
 
 def _read_written(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; `None` where there is none, as when what writes it was killed."""
+    """The JSON object in `path`; `None` where there is none, for example because its writer was killed."""
     try:
         return read_json(path)
     except ValueError:
         return None
 
 
-def _results(run: Run) -> Path:
+def _results(run: StudyRun) -> Path:
     return run.probed / "probe" if run.is_vanilla else run.probe_output
 
 
@@ -135,8 +138,8 @@ def _can_go_on(results: Path) -> bool:
     return (results / PARTS / SWEEP).exists()
 
 
-def _discard_torn_probe(run: Run) -> None:
-    """Killed while it began or ended, a probe leaves what `attnres-probe` neither goes on with nor overwrites."""
+def _discard_torn_probe(run: StudyRun) -> None:
+    """Remove what a probe leaves if it is killed at its start or end: `attnres-probe` would refuse that folder."""
     if run.probe_output.exists() and not _can_go_on(_results(run)):
         print(f"{run.probe_output} is not whole and is made again", flush=True)
         shutil.rmtree(run.probe_output)

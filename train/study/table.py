@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ from probe.files import tables as storage
 from probe.files.checkpoints import RUN_FILE, read_json
 from probe.files.runs import load_run, training_curves
 from probe.report.figures.write import largest_effect_step
-from probe.vocabulary import primary_rows
-from train.study.description import Run
+from probe.vocabulary import READ_SUBLAYERS, primary_rows, whole_depth
+from train.study.description import StudyRun
 from train.study.runs import FINISHED, is_probed, is_trained
 
 SOLVED = 0.99
 """Validation accuracy from which the task is solved."""
-SUBLAYERS = ("self_attn", "mlp", "final")
 QUANTITIES = ("mass", "effect")
-CELLS = [f"{what}/{sublayer}/{family}" for sublayer in SUBLAYERS for family in FAMILIES for what in QUANTITIES]
+CELLS = [f"{what}/{sublayer}/{family}" for sublayer in READ_SUBLAYERS for family in FAMILIES for what in QUANTITIES]
 """Columns of the runs' table: over the whole depth, the primary intervention's mass and effect on NLL (nats)."""
 ABOUT = ["condition", "seed", "run", "status"]
 TRAINING = ["step", "validation_accuracy", "first_solved_step", "largest_effect_step"]
@@ -37,16 +37,15 @@ SEED_COLUMNS = [
 ]
 
 
-def runs_table(runs: Sequence[Run], statuses: Mapping[str, str]) -> pd.DataFrame:
-    """A row per run, in their order; what a run has not come to is missing.
+def runs_table(runs: Sequence[StudyRun], statuses: Mapping[str, str]) -> pd.DataFrame:
+    """A row per run; what a run has not reached is missing.
 
     Args:
-        statuses: of the runs by name. Where a run's files cannot be read, the table says so in place of it.
+        statuses: by the run's name. A run whose files cannot be read gets the reason instead.
     """
     rows = []
     for run in runs:
-        row: dict[str, Any] = {"condition": run.condition, "seed": run.seed, "run": run.name}
-        row["status"] = statuses[run.name]
+        row = {"condition": run.condition, "seed": run.seed, "run": run.name, "status": statuses[run.name]}
         try:
             if is_trained(run):
                 row |= _training_numbers(run)
@@ -59,7 +58,7 @@ def runs_table(runs: Sequence[Run], statuses: Mapping[str, str]) -> pd.DataFrame
     return pd.DataFrame(rows, columns=[*ABOUT, *TRAINING, *PROBE, *CELLS])
 
 
-def _training_numbers(run: Run) -> dict[str, Any]:
+def _training_numbers(run: StudyRun) -> dict[str, Any]:
     row: dict[str, Any] = {"step": read_json(run.directory / "hf" / RUN_FILE)["step"]}
     curves = training_curves(run.directory)
     if curves is not None:
@@ -75,16 +74,15 @@ def _training_numbers(run: Run) -> dict[str, Any]:
     return row
 
 
-def _probe_numbers(run: Run) -> dict[str, Any]:
-    """Of the final probe, or where the study has none, of the last one in training."""
+def _probe_numbers(run: StudyRun) -> dict[str, Any]:
+    """Numbers of the final probe or, if the study has none, of the last one in training."""
     if run.study.probe is None and not any((run.probed / "probe").rglob("effects.parquet")):
         return {}
     probed = load_run(run.probed)
     clean = probed.summary["clean"]
     row = {"model": probed.summary["condition"], "probe_accuracy": clean["accuracy"], "clean_nll": clean["nll"]}
-    row["task_learned"] = clean["task_learned"]
-    cells = primary_rows(probed.effects)
-    cells = cells[cells["scope"].isin(["all", "final"]) & cells["sublayer"].isin(SUBLAYERS)]
+    row |= {"task_learned": clean["task_learned"]}
+    cells = whole_depth(primary_rows(probed.effects))
     for cell in cells.to_dict("records"):
         row |= {f"{what}/{cell['sublayer']}/{cell['family']}": cell[what] for what in QUANTITIES}
     if applicable := cells[cells["applicable"]].to_dict("records"):
@@ -94,29 +92,35 @@ def _probe_numbers(run: Run) -> dict[str, Any]:
 
 
 def over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per condition and number: median and range over the seeds that have it, and their mean with its interval.
+    """A row per condition and quantity: median and range over the seeds that have it, and their mean with its interval.
 
-    The seed is the top level: a Student t interval over the seeds' numbers (`stats.across_seeds`). Effects have a
-    p-value of "the mean is zero" over seeds, and one adjusted (Holm) over the effects of their condition.
+    The interval is Student's t over seeds (`stats.across_seeds`). An effect also has the p-value of "the mean over
+    seeds is zero", raw and adjusted (Holm) over the effects of its condition.
     """
     rows = []
     for condition, members in runs.groupby("condition", sort=False):
-        found = {n: _over(members[n].dropna().to_numpy(float), n.startswith("effect/")) for n in OVER_SEEDS}
-        adjusted = stats.holm(np.array([numbers["p_value"] for numbers in found.values()]))
-        for (name, numbers), p_adjusted in zip(found.items(), adjusted, strict=True):
-            if numbers["n_seeds"]:
-                rows.append({"condition": condition, "quantity": name, **numbers, "p_adjusted": p_adjusted})
+        columns = {name: members[name].dropna().to_numpy(float) for name in OVER_SEEDS}
+        found = [_summary(name, values) for name, values in columns.items() if len(values)]
+        adjusted = stats.holm(np.array([numbers["p_value"] for numbers in found]))
+        for numbers, p_adjusted in zip(found, adjusted, strict=True):
+            rows.append({"condition": condition, **numbers, "p_adjusted": p_adjusted})
     return pd.DataFrame(rows, columns=SEED_COLUMNS)
 
 
-def _over(values: np.ndarray, is_effect: bool) -> dict[str, Any]:
-    """The numbers of one quantity from those of its seeds, (seeds,)."""
-    if not len(values):
-        return {"n_seeds": 0, "p_value": math.nan}
+def _summary(quantity: str, values: np.ndarray) -> dict[str, Any]:
+    """The row of one quantity, from its values (seeds,)."""
     mean, low, high, p_value = (float(number[0]) for number in stats.across_seeds(values[:, None]))
-    spread = {"median": float(np.median(values)), "smallest": float(values.min()), "largest": float(values.max())}
-    numbers = {"n_seeds": len(values), **spread, "mean": mean, "ci_low": low, "ci_high": high}
-    return {**numbers, "p_value": p_value if is_effect else math.nan}
+    return {
+        "quantity": quantity,
+        "n_seeds": len(values),
+        "median": float(np.median(values)),
+        "smallest": float(values.min()),
+        "largest": float(values.max()),
+        "mean": mean,
+        "ci_low": low,
+        "ci_high": high,
+        "p_value": p_value if quantity.startswith("effect/") else math.nan,
+    }
 
 
 def write_tables(directory: Path, runs: pd.DataFrame, seeds: pd.DataFrame) -> list[Path]:
@@ -134,18 +138,19 @@ def write_tables(directory: Path, runs: pd.DataFrame, seeds: pd.DataFrame) -> li
 def format_runs(runs: pd.DataFrame) -> str:
     """The runs' table for people."""
     width = max(map(len, ["condition", *runs["condition"]]))
-    lines = [
-        f"{'condition':<{width}} {'seed':>4} {'step':>6} {'accuracy':>8} {'solved at':>9} "
-        f"{'clean NLL':>9} {'learned':>7}  {'largest effect (nats)':<32} status"
-    ]
+    line = f"{{:<{width}}} {{:>4}} {{:>6}} {{:>8}} {{:>9}} {{:>9}} {{:>7}}  {{:<32}} {{}}"
+    heads = ("step", "accuracy", "solved at", "clean NLL", "learned", "largest effect (nats)")
+    lines = [line.format("condition", "seed", *heads, "status")]
     for row in runs.to_dict("records"):
-        learned = {True: "yes", False: "no"}.get(row["task_learned"], "—")
-        largest = "—" if _missing(row["largest_effect"]) else f"{row['largest_effect']:+.4f} {row['largest_effect_of']}"
-        lines.append(
-            f"{row['condition']:<{width}} {row['seed']:>4} {_number(row['step'], '.0f'):>6} "
-            f"{_number(row['validation_accuracy'], '.4f'):>8} {_number(row['first_solved_step'], '.0f'):>9} "
-            f"{_number(row['clean_nll'], '.4f'):>9} {learned:>7}  {largest:<32} {row['status']}"
+        numbers = (
+            _number(row["step"], ".0f"),
+            _number(row["validation_accuracy"], ".4f"),
+            _number(row["first_solved_step"], ".0f"),
+            _number(row["clean_nll"], ".4f"),
+            {True: "yes", False: "no"}.get(row["task_learned"], "—"),
+            _number(row["largest_effect"], "+.4f", f" {row['largest_effect_of']}"),
         )
+        lines.append(line.format(row["condition"], row["seed"], *numbers, row["status"]))
     return "\n".join(lines)
 
 
@@ -160,10 +165,7 @@ def format_seeds(runs: pd.DataFrame, seeds: pd.DataFrame) -> str:
             f"(seeds {', '.join(map(str, finished['seed'])) or 'none'}), "
             f"{int(probed.astype(bool).sum())} of {len(probed)} probed models have learned the task"
         )
-        if seeds.empty:
-            continue
-        rows = seeds[seeds["condition"] == condition].to_dict("records")
-        found = {row["quantity"]: row for row in rows}
+        found = {row["quantity"]: row for row in seeds[seeds["condition"] == condition].to_dict("records")}
         for name, what, form in (
             ("validation_accuracy", "validation accuracy", ".4f"),
             ("first_solved_step", f"first step of accuracy {SOLVED}", ".0f"),
@@ -176,20 +178,19 @@ def format_seeds(runs: pd.DataFrame, seeds: pd.DataFrame) -> str:
 
 
 def _cell_lines(found: Mapping[str, Mapping[Any, Any]]) -> list[str]:
+    line = "  {:<10} {:<15} {:<22} {:<30} {:<30} {:>7}"
     lines = []
-    for sublayer in SUBLAYERS:
-        for family in FAMILIES:
-            mass, effect = (f"{what}/{sublayer}/{family}" for what in QUANTITIES)
-            if mass not in found:
-                continue
-            line = f"  {sublayer:<10} {family:<15} {_spread(found[mass], '.3f'):<22}"
-            if effect in found:
-                row = found[effect]
-                interval = f"{row['mean']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"
-                line += f" {_spread(row, '+.4f'):<30} {interval if row['n_seeds'] > 1 else '—':<30}"
-                line += f" {_number(row['p_adjusted'], '.4f'):>7}"
-            lines.append(line.rstrip())
-    heading = f"  {'sublayer':<10} {'family':<15} {'mass':<22} {'ΔNLL (nats)':<30} {'mean [95 % CI]':<30} {'p adj.':>7}"
+    for sublayer, family in product(READ_SUBLAYERS, FAMILIES):
+        mass, effect = (found.get(f"{what}/{sublayer}/{family}") for what in QUANTITIES)
+        if mass is None:
+            continue
+        numbers = ["", "", ""]
+        if effect is not None:
+            interval = f"{effect['mean']:+.4f} [{effect['ci_low']:+.4f}, {effect['ci_high']:+.4f}]"
+            numbers = [_spread(effect, "+.4f"), interval if effect["n_seeds"] > 1 else "—"]
+            numbers.append(_number(effect["p_adjusted"], ".4f"))
+        lines.append(line.format(sublayer, family, _spread(mass, ".3f"), *numbers).rstrip())
+    heading = line.format("sublayer", "family", "mass", "ΔNLL (nats)", "mean [95 % CI]", "p adj.")
     return [heading, *lines] if lines else []
 
 
@@ -197,12 +198,8 @@ def _spread(row: Mapping[Any, Any], form: str) -> str:
     return f"{row['median']:{form}} [{row['smallest']:{form}}, {row['largest']:{form}}]"
 
 
-def _number(value: Any, form: str) -> str:
-    return "—" if _missing(value) else format(value, form)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _number(value: Any, form: str, unit: str = "") -> str:
+    return "—" if pd.isna(value) else f"{value:{form}}{unit}"
 
 
 __all__ = ["format_runs", "format_seeds", "over_seeds", "runs_table", "write_tables"]

@@ -13,7 +13,7 @@ import yaml
 from attnres import AttnResForCausalLM
 from tests.support.paths import ROOT
 from tests.train.cli.test_fit import TINY
-from train.cli.fit import main
+from train.cli import main
 from train.recall.module import RetrievalModule
 from train.recall.optim import RoutingLearningRates
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.train.cli.test_fit import TINY
-from train.cli.fit import main
+from tests.train.cli.test_fit import TINY, refused
+from train.cli import main
 
 SHORT = ["--trainer.max_steps=4", "--probe.enabled=false", "--model.learning_rate=0.02", "--data.curriculum.kind=off"]
 
@@ -48,42 +48,44 @@ def test_a_smaller_clip_takes_smaller_steps(tmp_path):
     assert clipped[1:] != losses[1:]
 
 
-def test_accumulated_batches_are_logged_as_the_one_they_make(tmp_path):
-    sizes = {"whole": ["--data.batch_size=16"], "parts": ["--data.batch_size=8", "--trainer.accumulate_grad_batches=2"]}
-    for name, options in sizes.items():
-        train_losses(tmp_path / name, *options)
-    whole, parts = (pd.read_csv(tmp_path / name / "metrics.csv") for name in sizes)
+def same_rows(*folders: Path) -> None:
     columns = ["step", "train/loss", "train/accuracy", "val/loss"]
-    pd.testing.assert_frame_equal(whole[columns], parts[columns], check_exact=False, atol=1e-6, rtol=0)
+    a, b = (pd.read_csv(folder / "metrics.csv")[columns] for folder in folders)
+    pd.testing.assert_frame_equal(a, b, check_exact=False, atol=1e-6, rtol=0)
+
+
+def test_accumulated_batches_are_logged_as_the_one_they_make(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_losses(whole, "--data.batch_size=16")
+    train_losses(parts, "--data.batch_size=8", "--trainer.accumulate_grad_batches=2")
+    same_rows(whole, parts)
 
 
 def test_a_run_goes_on_with_another_number_of_batches_in_a_step(tmp_path):
     options = ["--model.warmup_steps=9", "--data.batch_size=8"]
-    train_losses(tmp_path / "whole", *options)
-    run = tmp_path / "run"
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train_losses(whole, *options)
     train_losses(run, *options, "--trainer.max_steps=2")
     train_losses(run, *options, "--ckpt_path=last", "--data.batch_size=4", "--trainer.accumulate_grad_batches=2")
-    whole, both = (pd.read_csv(folder / "metrics.csv") for folder in (tmp_path / "whole", run))
-    columns = ["step", "train/loss", "train/accuracy", "val/loss"]
-    pd.testing.assert_frame_equal(whole[columns], both[columns], check_exact=False, atol=1e-6, rtol=0)
+    same_rows(whole, run)
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--model.learning_rate=0.5", "a run with model.learning_rate 0.02, the configuration says 0.5"),
-        ("--model.routing_learning_rates.queries=0.1", "a run with model.routing_learning_rates"),
-        ("--seed_everything=7", "a run with data.seed 0, the configuration says 7"),
-    ],
-)
-def test_what_a_resumed_run_would_not_take_up_is_refused(option, message, tmp_path, capsys):
+def test_what_a_resumed_run_would_not_take_up_is_refused(tmp_path, capsys):
     train_losses(tmp_path / "run", "--trainer.max_steps=2")
     saved = (tmp_path / "run" / "config.yaml").read_text()
     capsys.readouterr()
-    with pytest.raises(SystemExit):
-        train_losses(tmp_path / "run", "--ckpt_path=last", option)
-    assert message in capsys.readouterr().err
+    for option, message in (
+        ("--model.learning_rate=0.5", "a run with model.learning_rate 0.02, the configuration says 0.5"),
+        ("--model.routing_learning_rates.queries=0.1", "a run with model.routing_learning_rates"),
+        ("--seed_everything=7", "a run with data.seed 0, the configuration says 7"),
+    ):
+        place = [f"--run_dir={tmp_path / 'run'}", "--ckpt_path=last"]
+        assert message in refused(capsys, "fit", *place, *TINY, *SHORT, option)
     assert (tmp_path / "run" / "config.yaml").read_text() == saved
+    # Its own configuration says `ckpt_path: last` once it has been resumed, which no command minds.
+    train_losses(tmp_path / "run", "--ckpt_path=last")
+    for command in ("validate", "estimate"):
+        assert main([command, f"--config={tmp_path / 'run' / 'config.yaml'}"]) == 0
 
 
 def test_a_run_directory_may_end_like_an_option(tmp_path, monkeypatch):

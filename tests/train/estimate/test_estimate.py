@@ -26,7 +26,7 @@ from probe.runner import plan_probe
 from probe.training.callback import ProbeCallback
 from tests.support.paths import CONFIGS
 from tests.train.cli.test_fit import TINY, refused, snapshot
-from train.cli.fit import main
+from train.cli import main
 from train.estimate.flops import COUNTED_BY_TORCH, forward_flops, training_flops
 from train.estimate.simulate import Workload, simulate_step, training_step
 from train.recall.module import RetrievalModule

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.support.probe_rows import expected_rows
 from tests.support.wandb_server import HISTORY, Run, synced_run
 from tests.train.cli.test_fit import fit
-from train.cli.fit import main
+from train.cli import main
 from train.loggers import wandb_files
 from train.loggers.build import build_loggers
 

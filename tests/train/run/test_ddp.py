@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.support.paths import ROOT
 from tests.train.cli.test_fit import TINY
-from train.cli.fit import main
+from train.cli import main
 from train.run.checkpoints import LAST, PREVIOUS, read_checkpoint
 
 OPTIONS = [

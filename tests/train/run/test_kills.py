@@ -19,7 +19,7 @@ import torch
 from probe.files import tables as storage
 from tests.support.wandb_server import synced_history
 from tests.train.cli.test_fit import TINY
-from train.cli.fit import main
+from train.cli import main
 from train.loggers.metrics_file import MetricsLogger
 from train.loggers.wandb import RunWandbLogger
 from train.run.callbacks import CurriculumCallback

@@ -11,7 +11,7 @@ from probe.analysis.effects import CELL_KEYS
 from probe.vocabulary import primary_rows
 from tests.support.wandb_server import synced_history
 from tests.train.cli.test_fit import fit
-from train.cli.fit import main
+from train.cli import main
 
 PROBED = [
     "--probe.enabled=true",

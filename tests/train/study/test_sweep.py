@@ -14,7 +14,7 @@ import wandb
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 from wandb.wandb_agent import Agent
 
-import train.cli.fit
+import train.cli
 import train.run.callbacks
 from tests.support.paths import ROOT
 from tests.train.study.test_study import STUDY, write_study
@@ -84,7 +84,7 @@ def test_a_run_that_a_sweep_takes_over_has_all_rows_under_the_sweeps_name(tmp_pa
         with monkeypatch.context() as patch:
             if name == "first123":  # killed at its end: the last checkpoint is of step 2
                 patch.setattr(train.run.callbacks.RunExport, "on_train_end", lambda *_: None)
-            train.cli.fit.main(["fit", *files, *place, "--probe.enabled", "false"])
+            train.cli.main(["fit", *files, *place, "--probe.enabled", "false"])
         wandb.teardown()  # an agent's runs are in processes of their own
     rows = [row for row in wandb_files.history(run, "second12") if "train/loss" in row]
     assert [row[wandb_files.STEP] for row in rows] == [0, 1, 2, 3]

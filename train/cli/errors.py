@@ -1,0 +1,56 @@
+"""Bad input as one line for the user, with the nearest option for a misspelt one. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+
+class UsageError(Exception):
+    """Input that cannot be used; the message is one line for the user."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Raises UsageError instead of printing its usage, and takes no abbreviated options: they would hide typos."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = [option.lstrip("-") for option in self._option_string_actions]
+        raise UsageError(explain(message, known, self.prog)) from None
+
+
+def explain(message: str, known_options: Iterable[str], program: str) -> str:
+    """A parser's message in words for users, with the nearest option for an unknown one."""
+    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("Expected a ", "expected ")
+    message = message.replace("typing.Literal", "one of ").replace("Parser key", "option").replace("NoneType", "null")
+    in_file = r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)"
+    if unknown := re.search(rf"unrecognized arguments: --([\w.-]+)|{in_file}", message):
+        key = unknown[1] or unknown[2]
+        nearest = nearest_option(key, known_options)
+        hint = f"did you mean {nearest}?" if nearest else f"`{program} --help` lists the options"
+        return f"option {key} does not exist; {hint}"
+    if group := re.match(r"option \"(model|data|probe|trainer)\":\s+Unable to load config ['\"]([^'\"]*)", message):
+        example = "; the plain Qwen3 is model.architecture: vanilla" if group[1] == "model" else ""
+        return f"{group[1]} must be a mapping of options or a file that holds one, got {group[2]}{example}"
+    # A value of none of several types comes with a paragraph on each.
+    several = r"Does not validate against any of the Union subtypes\s+Subtypes: [\[(](.*)[\])]\s+Errors:.*value: (.*)"
+    return re.sub(several, r"expected \1, got \2", message, flags=re.DOTALL)
+
+
+def nearest_option(key: str, known: Iterable[str]) -> str | None:
+    """The known option most like `key`, if their last parts are alike too: a shared group alone is not enough."""
+    matcher = difflib.SequenceMatcher(b=key.rpartition(".")[2])
+    alike = []
+    for option in known:
+        matcher.set_seq1(option.rpartition(".")[2])
+        if matcher.ratio() > 0.6:
+            alike.append(option)
+    return next(iter(difflib.get_close_matches(key, alike, n=1, cutoff=0.6)), None)
+
+
+__all__ = ["OneLineParser", "UsageError", "explain", "nearest_option"]
