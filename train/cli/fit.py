@@ -48,7 +48,8 @@ from train.cli.checks import (
 from train.cli.find_lr import find_learning_rate
 from train.cli.quiet import silence_known_messages
 from train.cli.trainer import CommandTrainer
-from train.estimate.cost import Run, Target, check_devices, estimate
+from train.estimate.cost import ConfiguredRun, check_devices, estimate_cost
+from train.estimate.hardware import Target
 from train.estimate.table import as_json, table
 from train.loggers.build import build_loggers, check_loggers
 from train.loggers.wandb import RunWandbLogger, finish_wandb
@@ -238,11 +239,9 @@ class TrainCLI(LightningCLI):
 
     def estimate(self, model: RetrievalModule, datamodule: MQARDataModule, json: bool, **target: Any) -> None:
         config = self._get(self.config_init, "trainer")
-        run = Run(model, datamodule, self.probe, config)
+        run = ConfiguredRun(model, datamodule, self.probe, config)
         try:
-            found = estimate(
-                run, Target(**target), lambda: self._get(self.parser.instantiate_classes(self.config), "model")
-            )
+            found = estimate_cost(run, Target(**target))
         except ValueError as error:
             raise UsageError(str(error)) from None
         print(as_json(found) if json else table(found))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
-from train.estimate.cost import DEFAULT_MFU
+from train.estimate.hardware import DEFAULT_MFU
 
 LoggerName = Literal["WandbLogger", "TensorBoardLogger", "CSVLogger"]
 """Those of Lightning's loggers that need no options here (train/loggers/build.py has our own in their place)."""
@@ -51,8 +51,8 @@ class CommandTrainer(Trainer):
         """Say what training will cost.
 
         Args:
-            hardware: Device to state hours for: here (a few steps are run on this machine) or rtx3090, rtx4090, l40s,
-                a100-40gb, a100-80gb, h100, h200; all of these if none is given.
+            hardware: Device to state hours for: rtx3090, rtx4090, l40s, a100-40gb, a100-80gb, h100, h200; all of these
+                if none is given.
             peak_tflops: Peak rate of another device at trainer.precision, in 10^12 operations a second.
             memory_gb: Its memory, in 10^9 bytes.
             mfu: Share of the peak rate that is reached.
