@@ -238,7 +238,7 @@ def notes_of(run: ConfiguredRun, target: Target) -> list[str]:
         "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all, and "
         "where only a share of them fits is '?'": run.is_divided,
         "torch.compile is left out of memory": run.is_compiled,
-        "probes at accuracy jumps, and the statistics and memory of each probe, come on top": run.probe.settings.enabled,
+        "probes at accuracy jumps, and statistics and memory of each probe, come on top": run.probe.settings.enabled,
     }
     return [note for note, applies in found.items() if applies]
 
