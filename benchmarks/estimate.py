@@ -27,7 +27,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from train.cli import main as train
-from train.estimate.flops import COUNTED_BY_TORCH
 
 CASES = {
     "tiny": ["--config=configs/demo.yaml"],
@@ -84,22 +83,20 @@ def counted_flops(options: list[str]) -> float:
 
 def compare_resident(found: dict[str, Any], options: list[str], baseline_kib: int) -> dict[str, Any]:
     memory = sum(found["memory"].values())
-    peak = 1024 * peak_of_fit(options, STEPS)
-    resident = peak - 1024 * baseline_kib
+    resident = 1024 * (peak_of_fit(options, STEPS) - baseline_kib)
     given_back = 1024 * (peak_of_fit(options, STEPS, **GIVE_BACK) - baseline_kib)
     return {
         "estimated_mib": round(memory / 2**20, 1),
         "resident_mib": round(resident / 2**20, 1),
         "resident_given_back_mib": round(given_back / 2**20, 1),
         "estimated_over_resident": round(memory / resident, 3),
-        "estimated_over_resident_with_process": round((memory + found["process_bytes"]) / peak, 3),
         "estimated_over_resident_given_back": round(memory / given_back, 3),
     }
 
 
 def compare_counted(found: dict[str, Any], options: list[str]) -> dict[str, Any]:
     memory, per_token = sum(found["memory"].values()), found["flops_per_token"]
-    flops = sum(per_token[part] for part in COUNTED_BY_TORCH if part in per_token) * found["tokens"]["step"]
+    flops = (sum(per_token.values()) - per_token["routing_sums"]) * found["tokens"]["step"]
     allocated, counted = allocated_peak(options), counted_flops(options)
     return {
         "allocated_mib": round(allocated / 2**20, 1),

@@ -24,7 +24,7 @@ COMMANDS = {
     "validate": ("Measure a checkpoint's accuracy at all K pairs; writes nothing.", "train.cli.fit:validate"),
     "estimate": (
         "Say what training will cost: parameters, FLOPs, memory, tokens, hours; writes nothing.",
-        "train.cli.estimate:estimate_cost",
+        "train.cli.estimate:estimate",
     ),
     "study": ("Train and probe several conditions and seeds, and collect one table.", "train.study.cli:study"),
     "panels": ("Lay out a W&B workspace for runs of attnres.", "train.cli.panels:panels"),

@@ -12,7 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from probe.training.callback import ProbeCallback
 from train.cli.checks import check_trainer
 from train.cli.options import TrainCLI
-from train.estimate.cost import Run, Target, check_devices, estimate
+from train.estimate.cost import ConfiguredRun, check_devices, estimate_cost
+from train.estimate.hardware import Target
 from train.estimate.table import as_json, table
 
 # An estimate can be of another machine: Lightning would look for its devices here.
@@ -49,15 +50,15 @@ class EstimateCLI(TrainCLI):
         return super().instantiate_trainer(**NO_DEVICES)
 
     def after_instantiate_classes(self) -> None:
-        run = Run(self.model, self.datamodule, self.probe, self.config_init["trainer"])
+        run = ConfiguredRun(self.model, self.datamodule, self.probe, self.config_init["trainer"])
         target = Target(**{name: self.config[name] for name in self.target_options})
-        self.found = estimate(run, target, lambda: self.parser.instantiate_classes(self.config)["model"])
+        self.found = estimate_cost(run, target)
 
 
-def estimate_cost(args: Sequence[str]) -> int:
+def estimate(args: Sequence[str]) -> int:
     cli = EstimateCLI(args)
     print(as_json(cli.found) if cli.config.json else table(cli.found))
     return 0
 
 
-__all__ = ["estimate_cost"]
+__all__ = ["estimate"]

@@ -1,90 +1,34 @@
-"""What a configuration will cost before it is run: parameters, FLOPs, memory, tokens, hours, and probing's share.
-
-The model is on the "meta" device throughout; only hours of `--hardware here` run anything.
-"""
+"""What a configured run will cost before it is run: parameters, FLOPs, memory, tokens, hours, and probing's share."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
-from attnres import AttnResForCausalLM
 from probe.training.callback import ProbeCallback
-from train.estimate.flops import forward_flops, training_flops
-from train.estimate.hardware import HERE, KNOWN, Hardware
-from train.estimate.measure import local_device, memory_of, time_steps
-from train.estimate.probe_cost import NOTHING, cost_of_probes, plan_probes
-from train.estimate.simulate import Workload, simulate_step
+from train.estimate.hardware import Hardware, Target
+from train.estimate.memory import Workload, simulate_step
+from train.estimate.probing import ProbePlan, plan_probes
 from train.recall.data import MQARDataModule
+from train.recall.flops import forward_flops, training_flops
 from train.recall.module import RetrievalModule
 from train.recall.optim import kind_of
 from train.run.sharding import divides
 
-PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
-    "64-true": (torch.float64, None),
-    "32-true": (torch.float32, None),
-    "bf16-true": (torch.bfloat16, None),
-    "16-true": (torch.float16, None),
-    "bf16-mixed": (torch.float32, torch.bfloat16),
-    "16-mixed": (torch.float32, torch.float16),
-}
-"""`trainer.precision` -> precision of parameters, and of matrix products where that is another."""
-ALIASES = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "None": "32-true"}
+DTYPES = {"64": torch.float64, "32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 ISSUE_SECONDS = 5e-6
-"""What eager PyTorch takes, or more, to issue an operation to a GPU: a rule of thumb. Small steps are bound by it."""
-DEFAULT_MFU = 0.3
-"""Large trainings have reached 21 to 46 % (arXiv:2204.02311, table 3). Small models keep a GPU less busy: measure."""
+"""The least time that eager PyTorch takes to issue an operation to a GPU, a rule of thumb. It bounds small steps."""
 ALL_DEVICES = ("auto", "-1", -1)
 
 
 @dataclass(frozen=True)
-class Target:
-    """What hours are wanted for.
-
-    Args:
-        hardware: a name of `train.estimate.hardware.KNOWN`, "here", or `None` for all that are known.
-        peak_tflops: the peak of a device that is not known, in the precision of matrix products.
-        memory_gb: its memory, in 10^9 bytes.
-        mfu: share of the peak that is reached, recomputation counted as work.
-
-    Raises:
-        ValueError: an unknown name, a number out of range, or two statements of the hardware.
-    """
-
-    hardware: str | None = None
-    peak_tflops: float | None = None
-    memory_gb: float | None = None
-    mfu: float = DEFAULT_MFU
-
-    def __post_init__(self) -> None:
-        if self.hardware not in (None, HERE, *KNOWN):
-            known = ", ".join((HERE, *KNOWN))
-            raise ValueError(f"hardware '{self.hardware}' is not known; choose from {known}, or give its peak_tflops")
-        if self.hardware is not None and self.peak_tflops is not None:
-            raise ValueError("give one of hardware and peak_tflops")
-        if self.memory_gb is not None and self.peak_tflops is None:
-            raise ValueError("memory_gb is that of a device with peak_tflops; give both")
-        for name, value in (("peak_tflops", self.peak_tflops), ("memory_gb", self.memory_gb)):
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu must be above 0 and at most 1, got {self.mfu}")
-
-    def devices(self) -> list[Hardware]:
-        if self.peak_tflops is not None:
-            return [Hardware("as stated", self.peak_tflops, self.peak_tflops, self.memory_gb)]
-        return list(KNOWN.values()) if self.hardware is None else [KNOWN[self.hardware]]
-
-
-@dataclass(frozen=True)
 class Hours:
-    """Wall-clock hours of a run on one kind of device, and whether a step fits into it (`None`: not known)."""
+    """Wall-clock hours of a run on one kind of device, and whether a step fits into its memory (`None`: not known)."""
 
     hardware: str
     fits: bool | None
@@ -95,38 +39,23 @@ class Hours:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """All of it, in numbers; `train.estimate.table` prints it.
+class CostEstimate:
+    """All of it, in numbers. Tokens and FLOPs are of full sequences."""
 
-    Attributes:
-        model: what is estimated.
-        parameters: their number, by part.
-        flops_per_token: of a training step, by part; over the tokens of full sequences.
-        flops: of a step, and of all training, validation and probing, over all devices.
-        memory: bytes at the peak of a step on one device, by part.
-        process_bytes: of host memory that Python and its libraries take beside it; `None` where the system does not
-            tell.
-        tokens: per step and in total, over all devices, with sequences of full length.
-        probing: scheduled probes and the one after training, and what one costs.
-        hours: by device.
-        notes: what is left out or assumed.
-    """
-
-    model: dict[str, Any]
-    parameters: dict[str, int]
-    flops_per_token: dict[str, float]
-    flops: dict[str, float]
-    memory: dict[str, int]
-    process_bytes: int | None
-    tokens: dict[str, int]
-    probing: dict[str, Any]
-    hours: list[Hours]
-    notes: list[str]
+    run: str  # what is estimated
+    parameters: dict[str, int]  # by part
+    flops_per_token: dict[str, float]  # of a training step, by part
+    flops: dict[str, float]  # of a step, and of all training, validation and probing, over all devices
+    memory: dict[str, int]  # bytes at the peak of a step on one device, by part
+    tokens: dict[str, int]  # of a sequence, of a step and in total, over all devices
+    probing: ProbePlan
+    hours: list[Hours]  # by device
+    notes: list[str]  # what is left out or assumed
 
 
 @dataclass(frozen=True)
-class Run:
-    """A configured run, as the command line has it: `trainer` holds the options of Lightning's Trainer."""
+class ConfiguredRun:
+    """A run as the command line configures it. `trainer` holds the options of Lightning's Trainer."""
 
     module: RetrievalModule
     datamodule: MQARDataModule
@@ -140,26 +69,30 @@ class Run:
 
     @property
     def is_divided(self) -> bool:
-        """Whether devices hold parts of the model."""
+        """Whether each device holds only a part of the model."""
         return divides(self.trainer["strategy"])
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.module.model._compiled_call_impl is not None
 
     @property
     def workload(self) -> Workload:
         """Raises ValueError for a precision whose memory is not known here."""
-        precision = str(self.trainer["precision"])
-        precision = ALIASES.get(precision, precision)
-        if precision not in PRECISIONS:
-            raise ValueError(f"trainer.precision {precision} is not covered; choose from {', '.join(PRECISIONS)}")
-        dtype, autocast = PRECISIONS[precision]
-        clip = bool(self.trainer["gradient_clip_val"])
-        task, accumulate = self.datamodule.task, self.trainer["accumulate_grad_batches"]
-        sizes = (self.datamodule.batch_size, task.num_pairs, task.noise_tokens, accumulate)
-        return Workload(*sizes, dtype, autocast, clip)
-
-    @property
-    def sequences(self) -> int:
-        """Training sequences of a step, over all devices."""
-        return self.datamodule.batch_size * self.trainer["accumulate_grad_batches"] * self.num_devices
+        precision, task = str(self.trainer["precision"] or "32"), self.datamodule.task
+        name, _, kind = precision.partition("-")
+        if name not in DTYPES or kind not in ("", "true", "mixed"):
+            raise ValueError(f"trainer.precision {precision} is not covered; choose 32-true, bf16-mixed or bf16-true")
+        is_mixed = name in ("16", "bf16") and kind != "true"
+        return Workload(
+            batch_size=self.datamodule.batch_size,
+            num_pairs=task.num_pairs,
+            noise_tokens=task.noise_tokens,
+            accumulate=self.trainer["accumulate_grad_batches"],
+            dtype=torch.float32 if is_mixed else DTYPES[name],
+            autocast=DTYPES[name] if is_mixed else None,
+            clip=bool(self.trainer["gradient_clip_val"]),
+        )
 
     @property
     def validated(self) -> int:
@@ -174,9 +107,14 @@ class Run:
             return int(1 / interval) * count
         return (0 if interval is None else self.trainer["max_steps"] // interval) * count
 
-    @property
-    def is_probed(self) -> bool:
-        return self.probe.settings.enabled and isinstance(self.module.model, AttnResForCausalLM)
+    def __str__(self) -> str:
+        config, data, trainer = self.module.model.config, self.datamodule, self.trainer
+        batches = f"batch {data.batch_size} x {trainer['accumulate_grad_batches']}".removesuffix(" x 1")
+        devices = f"{self.num_devices} device" + "s" * (self.num_devices > 1)
+        return (
+            f"{self.module.condition}, {config.num_hidden_layers} layers, hidden {config.hidden_size}; "
+            f"K = {data.task.num_pairs}, {batches}, {trainer['precision']}, {trainer['max_steps']:,} steps on {devices}"
+        )
 
 
 def check_devices(options: Mapping[str, Any]) -> None:
@@ -200,123 +138,87 @@ def count_devices(devices: Any) -> int:
         return len(devices)
     if not re.fullmatch(r"\d+(,\d*)*", str(devices)):
         raise ValueError(f"trainer.devices must be a number of devices, a list of them or auto, got {devices}")
-    parts = str(devices).split(",")
-    return int(parts[0]) if len(parts) == 1 else sum(part != "" for part in parts)
+    first, *others = str(devices).split(",")
+    return 1 + sum(other != "" for other in others) if others else int(first)
 
 
-def estimate(run: Run, target: Target, build: Callable[[], RetrievalModule]) -> Estimate:
-    """What `run` will cost on `target`.
-
-    Args:
-        build: the run's module with weights, for `--hardware here`.
+def estimate_cost(run: ConfiguredRun, target: Target) -> CostEstimate:
+    """What `run` will cost on `target`. The model is not run, and may be on the "meta" device.
 
     Raises:
-        ValueError: the step is to be measured here and does not fit into this machine's memory, or this machine has
-            no such device; or rates in its precision are not known.
+        ValueError: rates or memory in the run's precision are not known.
     """
-    process, workload, config = process_bytes(), run.workload, run.module.model.config
-    if workload.dtype == torch.float64 and target.hardware != HERE and target.peak_tflops is None:
-        raise ValueError(
-            f"trainer.precision {run.trainer['precision']} has no rates here; set hardware to '{HERE}', or peak_tflops"
-        )
-    shape = (workload.seq, workload.num_pairs)
-    on_cpu = run.trainer["accelerator"] == "cpu" and target.hardware not in KNOWN
-    if target.hardware == HERE:
-        on_cpu = local_device(run.trainer["accelerator"]).type == "cpu"
-    step = simulate_step(run.module, workload, foreach=not on_cpu)
-    memory, parameters = dict(step.memory), count_parameters(run.module)
+    workload, model, steps = run.workload, run.module.model, run.trainer["max_steps"]
+    if workload.dtype == torch.float64 and target.peak_tflops is None:
+        raise ValueError(f"trainer.precision {run.trainer['precision']} has no rates here; set peak_tflops")
+    on_cpu = run.trainer["accelerator"] == "cpu" and target.hardware is None
+    memory, operations = simulate_step(run.module, workload, foreach=not on_cpu)
+    parameters = count_parameters(run.module)
+    sequences = workload.batch_size * workload.accumulate * run.num_devices  # of a step
     if run.num_devices > 1 and not run.is_divided:
         memory["ddp_buckets"] = parameters["trainable"] * workload.dtype.itemsize  # copies of gradients, to reduce
-    training, forward = training_flops(run.module.model, *shape), forward_flops(config, *shape)
-    steps, probing = run.trainer["max_steps"], plan(run, forward)
-    flops = {"step": sum(training.values()) * run.sequences, "training": sum(training.values()) * run.sequences * steps}
-    flops |= {"validation": sum(forward.values()) * run.validated}
-    trained = flops["training"] + flops["validation"]
-    flops |= {"probing": cost_of_probes(probing, probing["flops"], probing["last_flops"], trained)}
-    tokens = run.sequences * workload.seq
-    return Estimate(
-        model=describe(run),
+    training = training_flops(model, workload.seq, workload.num_pairs)
+    forward = forward_flops(model.config, workload.seq, workload.num_pairs)
+    flops = {
+        "step": sum(training.values()) * sequences,
+        "training": sum(training.values()) * sequences * steps,
+        "validation": sum(forward.values()) * run.validated,
+    }
+    probing = plan_probes(run.probe, model, run.datamodule.task, steps, run.num_devices, forward)
+    tokens = {"sequence": workload.seq, "step": sequences * workload.seq, "total": sequences * workload.seq * steps}
+    flops["probing"] = probing.cost(1, flops["training"] + flops["validation"])
+    issuing = 0 if run.is_compiled else steps * operations * ISSUE_SECONDS / 3600
+    return CostEstimate(
+        run=str(run),
         parameters=parameters,
         flops_per_token={part: value / workload.seq for part, value in training.items()},
         flops=flops,
         memory=memory,
-        process_bytes=process,
-        tokens={"sequence": workload.seq, "step": tokens, "total": tokens * steps},
-        probing={**probing, "share_of_training": flops["probing"] / flops["training"]},
-        hours=hours_of(run, target, flops, probing, memory, step.operations, build),
-        notes=notes_of(run, target, on_cpu),
+        tokens=tokens,
+        probing=probing,
+        hours=[hours_on(device, run, target.mfu, flops, probing, memory, issuing) for device in target.devices()],
+        notes=notes_of(run, target),
     )
-
-
-def describe(run: Run) -> dict[str, Any]:
-    config = run.module.model.config
-    keys = ("num_hidden_layers", "hidden_size", "vocab_size")
-    sizes = {"num_pairs": run.datamodule.task.num_pairs, "batch_size": run.datamodule.batch_size}
-    trainer = {key: run.trainer[key] for key in ("accumulate_grad_batches", "precision", "max_steps")}
-    about = {key: getattr(config, key) for key in keys}
-    return {"condition": run.module.condition, **about, **sizes, **trainer, "devices": run.num_devices}
 
 
 def count_parameters(module: RetrievalModule) -> dict[str, int]:
     """Parameters by part; `trainable` of the `total`."""
-    names = ("total", "trainable", "embedding", "layers", "routing", "head", "final_norm")
-    counts: dict[str, int] = dict.fromkeys(names, 0)
+    counts = dict.fromkeys(("total", "trainable", "embedding", "layers", "routing", "head", "final_norm"), 0)
     for name, parameter in module.model.named_parameters():  # a tied head is the embedding, and comes once
-        size = parameter.numel()
-        part = next((part for key, part in (("embed_tokens", "embedding"), ("lm_head", "head")) if key in name), None)
+        part = "embedding" if "embed_tokens" in name else "head" if "lm_head" in name else None
         part = part or ("routing" if kind_of(name) else "layers" if ".layers." in name else "final_norm")
-        counts[part] += size
-        counts["total"] += size
-        counts["trainable"] += size * parameter.requires_grad
+        counts[part] += parameter.numel()
+        counts["total"] += parameter.numel()
+        counts["trainable"] += parameter.numel() * parameter.requires_grad
     return counts
 
 
-def plan(run: Run, forward: Mapping[str, float]) -> dict[str, Any]:
-    """The run's probes: `plan_probes`."""
-    if not run.is_probed:
-        return dict(NOTHING)
-    model, steps = run.module.model, run.trainer["max_steps"]
-    return plan_probes(run.probe, model, run.datamodule.task, steps, run.num_devices, forward)  # type: ignore[arg-type]
-
-
-def hours_of(
-    run: Run,
-    target: Target,
+def hours_on(
+    device: Hardware,
+    run: ConfiguredRun,
+    mfu: float,
     flops: Mapping[str, float],
-    probing: Mapping[str, Any],
+    probing: ProbePlan,
     memory: Mapping[str, int],
-    operations: int,
-    build: Callable[[], RetrievalModule],
-) -> list[Hours]:
-    """Hours on each device of `target`, work being shared evenly among the run's devices.
+    issuing: float,
+) -> Hours:
+    """Hours on `device`, with work shared evenly among the run's devices.
 
     Args:
-        operations: of a step; the time to issue them is the least that it takes, unless they are compiled. Passes of
-            validation and probes are slowed down as much as a step's.
+        issuing: hours to issue the operations of training, which takes no less. Where it takes that long, validation
+            and probes are slowed down as much.
     """
-    if target.hardware == HERE:
-        return [measured_hours(run, probing, sum(memory.values()), build)]
-    found = []
-    for device in target.devices():
-        in_half = (run.workload.autocast or run.workload.dtype) in (torch.bfloat16, torch.float16)
-        full, half = (
-            rate * 1e12 * target.mfu * 3600 * run.num_devices for rate in (device.tflops_32, device.tflops_16)
-        )
-        trained, validated = (flops[part] / (half if in_half else full) for part in ("training", "validation"))
-        # Probes run outside of autocast: in the precision of the parameters.
-        each, last = (
-            probing[name] / (half if run.workload.dtype.itemsize == 2 else full) for name in ("flops", "last_flops")
-        )
-        probed = cost_of_probes(probing, each, last, trained + validated)
-        if not is_compiled(run.module):
-            slower = max(1, run.trainer["max_steps"] * operations * ISSUE_SECONDS / 3600 / trained)
-            trained, validated, probed = slower * trained, slower * validated, slower * probed
-        fits = None if device.memory_gb is None else step_fits(run, memory, device.memory_gb * 1e9)
-        found.append(Hours(device.name, fits, trained, validated, probed, trained + validated + probed))
-    return found
+    workload, per_tflops = run.workload, 1e12 * mfu * 3600 * run.num_devices  # operations an hour
+    rate = device.tflops(workload.autocast or workload.dtype) * per_tflops
+    training, validation = flops["training"] / rate, flops["validation"] / rate
+    # Probes run outside of autocast, in the precision of the parameters.
+    probes = probing.cost(device.tflops(workload.dtype) * per_tflops, training + validation)
+    hours = [part * max(1, issuing / training) for part in (training, validation, probes)]
+    fits = None if device.memory_gb is None else step_fits(run, memory, device.memory_gb * 1e9)
+    return Hours(device.name, fits, *hours, total=sum(hours))
 
 
-def step_fits(run: Run, memory: Mapping[str, int], available: float) -> bool | None:
+def step_fits(run: ConfiguredRun, memory: Mapping[str, int], available: float) -> bool | None:
     """Whether a step fits into `available` bytes; `None` where that depends on how it is divided over devices."""
     whole = sum(memory.values())
     kept = memory["activations"] + memory["logits"]  # FSDP2 divides the rest, and gathers some of it for a while
@@ -324,74 +226,21 @@ def step_fits(run: Run, memory: Mapping[str, int], available: float) -> bool | N
     return True if whole <= available else None if least <= available else False
 
 
-def measured_hours(run: Run, probing: Mapping[str, Any], memory: int, build: Callable[[], RetrievalModule]) -> Hours:
-    """Hours at the speed of this machine. Raises ValueError if the step does not fit into it."""
-    workload, device = run.workload, local_device(run.trainer["accelerator"])
-    available = memory_of(device)
-    if available is not None and memory > available:
-        raise ValueError(
-            f"a step takes {memory / 2**30:.1f} GiB and {device} has {available / 2**30:.1f}: hardware cannot be "
-            f"'{HERE}'; name another, or set a smaller data.batch_size or model.gradient_checkpointing"
-        )
-    timing = time_steps(build(), run.datamodule.task, workload, device)
-    sequence = 1 / workload.batch_size / 3600 / run.num_devices
-    trained = timing.step * run.trainer["max_steps"] / 3600
-    validated = timing.forward * run.validated * sequence
-    passes = (probing[name] * probing["sequences"] for name in ("forward_passes", "last_forward_passes"))
-    each, last = (timing.probe_forward * number * sequence for number in passes)
-    probed = cost_of_probes(probing, each, last, trained + validated)
-    fits = None if available is None else True
-    return Hours(f"{HERE} ({timing.device})", fits, trained, validated, probed, trained + validated + probed)
-
-
-def notes_of(run: Run, target: Target, on_cpu: bool) -> list[str]:
+def notes_of(run: ConfiguredRun, target: Target) -> list[str]:
     """What is left out or assumed."""
-    measured = target.hardware == HERE
-    bounded = ", within probe.max_probe_fraction" if run.probe.budget.max_fraction is not None else ""
-    share = f"{target.mfu:.0%} of the peak rate" if not measured else "the speed of full steps here"
+    has_curriculum = run.datamodule.curriculum.config.kind != "off"
     found = {
-        "the curriculum starts with shorter sequences: tokens, FLOPs and hours are upper bounds": (
-            run.datamodule.curriculum.config.kind != "off"
-        ),
+        "the curriculum starts with shorter sequences: tokens, FLOPs and hours are upper bounds": has_curriculum,
         "data.min_pairs is left out: all sequences count as full ones": run.datamodule.task.min_pairs is not None,
         f"trainer.devices {run.trainer['devices']} is counted as one device": run.trainer["devices"] in ALL_DEVICES,
-        f"hours assume {share}, and devices that do not wait for each other": True,
-        "a GPU's context (about 0.5 GB) and fragmentation come on top of the memory": not on_cpu,
-        "glibc's malloc can hold far more, in fragments, unless MALLOC_MMAP_THRESHOLD_=65536 is set": on_cpu,
+        f"hours assume {target.mfu:.0%} of the peak rate, and devices that do not wait for each other": True,
+        "memory is of tensors alone: the process, a GPU's context and fragmentation come on top": True,
         "fsdp2 divides parameters, gradients and moments over devices: memory is of a device that holds them all, and "
-        "where only a share of them fits is '?'": (run.is_divided),
-        "torch.compile is left out of memory": is_compiled(run.module),
-        "probes at accuracy jumps come on top" + bounded: run.is_probed,
-        "the statistics of each probe, and a probe's own memory, come on top": run.is_probed,
+        "where only a share of them fits is '?'": run.is_divided,
+        "torch.compile is left out of memory": run.is_compiled,
+        "probes at accuracy jumps, and statistics and memory of each probe, come on top": run.probe.settings.enabled,
     }
     return [note for note, applies in found.items() if applies]
 
 
-def is_compiled(module: RetrievalModule) -> bool:
-    """Whether `model.compile` is set."""
-    return module.model._compiled_call_impl is not None
-
-
-def process_bytes() -> int | None:
-    """Peak resident memory of this process, which has the libraries of training loaded and no tensors yet."""
-    try:
-        import resource
-        import sys
-    except ImportError:  # no such thing on Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-__all__ = [
-    "DEFAULT_MFU",
-    "Estimate",
-    "Hours",
-    "Run",
-    "Target",
-    "check_devices",
-    "count_parameters",
-    "estimate",
-    "plan",
-    "process_bytes",
-]
+__all__ = ["ConfiguredRun", "CostEstimate", "Hours", "check_devices", "estimate_cost"]

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_sch
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
 from attnres.sharded import is_divided
 from attnres.tasks import RecallBatch, sequence_length
-from train.estimate.flops import forward_flops
+from train.recall.flops import forward_flops
 from train.recall.metrics import PositionAccuracy, RoutingEntropy
 from train.recall.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
 from train.run.sharding import clip_gradient_norm, shard

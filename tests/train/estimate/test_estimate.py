@@ -15,39 +15,37 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import probe.training.callback
-import train.estimate.cost
-import train.estimate.measure
 from attnres.tasks import MQAR
+from probe.ablation import interventions
 from probe.ablation.engine import Engine
-from probe.ablation.grid import build_grid
-from probe.ablation.interventions import KINDS, Ablation
+from probe.ablation.grid import Kind, build_grid
 from probe.examples.examples import Examples
-from probe.runner import plan_probe
+from probe.runner import grid, plan_probe
 from probe.training.callback import ProbeCallback
 from tests.support.paths import CONFIGS
-from tests.train.cli.test_fit import TINY, refused, snapshot
+from tests.train.cli.test_fit import TINY, refused
 from train.cli import main
-from train.estimate.flops import COUNTED_BY_TORCH, forward_flops, training_flops
-from train.estimate.simulate import Workload, simulate_step, training_step
+from train.estimate.cost import ISSUE_SECONDS, count_devices, count_parameters
+from train.estimate.memory import Workload, simulate_step
+from train.recall.flops import forward_flops, training_flops
 from train.recall.module import RetrievalModule
 
 pytestmark = pytest.mark.usefixtures("quiet_wandb")
 
 SIZE_20M = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 6}
 SIZE_20M |= {"head_dim": 64, "vocab_size": 8192, "num_pairs": 32}
+SIZE_TINY = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+SIZE_TINY |= {"head_dim": 8, "vocab_size": 32}
+PROBED = "--probe.enabled=true"
 FEW = ["--data.batch_size=8"]
 SHALLOW = ["--model.num_hidden_layers=2", "--model.attnres_num_blocks=2"]
+MIXED = "--trainer.precision=bf16-mixed"
+PEAK = "--peak_tflops=1e-3"
+PER_HOUR = 1e9 * 0.3 * 3600  # FLOPs at PEAK and the default share of it
 CASES = {
     "tiny": ["demo", "cumulative"],
     "tiny, vanilla, checkpointing": ["demo", "vanilla", *SHALLOW, "--model.gradient_checkpointing=true"],
-    "tiny, frozen, noise, mixed": [
-        "demo",
-        "frozen",
-        *SHALLOW,
-        "--data.noise_tokens=32",
-        "--trainer.precision=bf16-mixed",
-    ],
-    "20m": ["20m", "cumulative", *FEW],
+    "tiny, frozen, noise, mixed": ["demo", "frozen", *SHALLOW, "--data.noise_tokens=32", MIXED],
     "20m, accumulating": ["20m", "cumulative", *FEW, *SHALLOW, "--trainer.accumulate_grad_batches=2"],
     "20m, block_sum, checkpointing": ["20m", "block_sum", *FEW, *SHALLOW, "--model.gradient_checkpointing=true"],
     "20m, vanilla, float32": ["20m", "vanilla", *FEW, *SHALLOW, "--trainer.precision=32-true"],
@@ -107,31 +105,38 @@ def module_of(size: dict, device: str = "cpu", **options) -> RetrievalModule:
         return RetrievalModule(**size, **options)
 
 
-FLOP_CASES = {
-    "cumulative": ({}, 0.001),
-    "vanilla": ({"architecture": "vanilla"}, 0.001),
-    "block_sum": ({"attnres_source": "block_sum"}, 0.001),
-    "frozen": ({"attnres_routing": "frozen"}, 0.001),
-    "full": ({"attnres_mode": "full"}, 0.001),
-    "checkpointing": ({"gradient_checkpointing": True}, 0.05),  # it stops a little before the end of a layer
-}
+def counted(function: Callable[[], object]) -> float:
+    """FLOPs by torch, which leaves out weighted sums."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def without_sums(flops: dict[str, float]) -> float:
+    return sum(value for part, value in flops.items() if part != "routing_sums")
+
+
+OPTIONS = (
+    {},
+    {"architecture": "vanilla"},
+    {"attnres_source": "block_sum"},
+    {"attnres_routing": "frozen"},
+    {"attnres_mode": "full"},
+    {"gradient_checkpointing": True},
+)
 
 
 @pytest.mark.parametrize("size", [{}, SIZE_20M], ids=["tiny", "20m"])
-@pytest.mark.parametrize(("options", "tolerance"), FLOP_CASES.values(), ids=FLOP_CASES.keys())
-def test_flops_are_those_that_torch_counts(size, options, tolerance):
-    module, workload = module_of({**size, "num_hidden_layers": 5}, **options), Workload(1, size.get("num_pairs", 16))
-    batch = MQAR(num_pairs=workload.num_pairs).batch("train", [0])
-    optimizer = module.build_optimizer()
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        training_step(module, optimizer, batch, workload)
-    flops = training_flops(module.model, workload.seq, workload.num_pairs)
-    counted = sum(flops[part] for part in COUNTED_BY_TORCH if part in flops)
-    assert counted == pytest.approx(counter.get_total_flops(), rel=tolerance)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, torch.no_grad():
-        module(batch)
-    flops = forward_flops(module.model.config, workload.seq, workload.num_pairs)
-    assert sum(flops[part] for part in COUNTED_BY_TORCH if part in flops) == counter.get_total_flops()
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_flops_are_those_that_torch_counts(size, options):
+    module = module_of({**size, "num_hidden_layers": 5, **options})
+    task = MQAR(num_pairs=size.get("num_pairs", 16))
+    batch, shape = task.batch("train", [0]), (3 * task.num_pairs, task.num_pairs)
+    with torch.no_grad():
+        assert counted(lambda: module(batch)) == without_sums(forward_flops(module.model.config, *shape))
+    step = counted(lambda: module.answer(batch)[0].backward())
+    tolerance = 0.05 if "gradient_checkpointing" in options else 0.001  # it stops a little before the end of a layer
+    assert without_sums(training_flops(module.model, *shape)) == pytest.approx(step, rel=tolerance)
 
 
 def test_weighted_sums_are_counted_source_by_source():
@@ -142,7 +147,7 @@ def test_weighted_sums_are_counted_source_by_source():
 
 @pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"attnres_routing": "frozen"}])
 def test_parameters_are_counted_once(options):
-    counts = train.estimate.cost.count_parameters(module_of({}, "meta", **options))
+    counts = count_parameters(module_of({}, "meta", **options))
     model = module_of({}, **options).model
     assert counts["total"] == sum(parameter.numel() for parameter in model.parameters())
     assert counts["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -153,7 +158,8 @@ def test_parameters_are_counted_once(options):
 
 def bytes_of(workload: Workload, foreach: bool = False, layers: int = 1, **options) -> int:
     module = module_of({"num_hidden_layers": layers, "attnres_num_blocks": 1}, "meta", **options)
-    return sum(simulate_step(module, workload, foreach).memory.values())
+    memory, _ = simulate_step(module, workload, foreach)
+    return sum(memory.values())
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch, when it may compile
@@ -177,28 +183,24 @@ def test_a_large_model_is_not_allocated():
     assert sum(found["memory"].values()) > 2**31
 
 
+SHIPPED = [kind for kind in interventions.Ablation.known.values() if kind.__module__ == interventions.__name__]
+
+
 @pytest.mark.parametrize("source", ["cumulative", "block_sum"])
 @pytest.mark.parametrize("positions", [("all",), ("query",), ("all", "query")])
 def test_a_sweep_takes_the_passes_that_were_planned(source, positions, make_model):
     model = make_model(attnres_source=source, num_hidden_layers=2)
-    kinds = [kind for kind in KINDS if source in Ablation.known[kind].attnres_sources]
-    inputs = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(5)))
-    for names in (
-        ["mask_renormalise"],
-        ["mask_renormalise_first_order"],
-        kinds,
-        ["mask_renormalise_first_order", *kinds],
-    ):
-        cells = []
-        for kind in names:
-            labels = Ablation.known[kind.removesuffix("_first_order")].labels
-            cells += build_grid(model.model.sites, kind, labels)
+    kinds = [Kind(known) for known in SHIPPED if source in known.attnres_sources]
+    masks, first_order = Kind(interventions.MaskRenormalise), Kind(interventions.MaskRenormalise, first_order=True)
+    examples = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(5)))
+    for chosen in ([masks], [first_order], kinds, [first_order, *kinds]):
+        cells = [cell for kind in chosen for cell in build_grid(model.model.sites, kind, kind.intervention.labels)]
         engine = Engine(model, cells, positions, batch_size=2)
-        assert engine.plan(inputs).forward_passes == pytest.approx(engine.run(inputs).forward_passes)
+        assert engine.plan(examples).forward_passes == pytest.approx(engine.run(examples).forward_passes)
 
 
 def test_probes_are_those_that_a_run_makes(tmp_path, monkeypatch):
-    options = [*TINY, "--trainer.max_steps=3", "--probe.enabled=true", "--probe.every_n_steps=3"]
+    options = [*TINY, "--trainer.max_steps=3", PROBED, "--probe.every_n_steps=3"]
     options += ["--probe.accuracy_jump=0", "--probe.num_resamples=20", "--data.batch_size=16"]
     options += ["--probe.max_probe_fraction=null"]
     found, summaries, probe_model = estimated(*options)["probing"], [], probe.training.callback.probe_model
@@ -220,33 +222,24 @@ def test_probes_are_those_that_a_run_makes(tmp_path, monkeypatch):
     assert found["last_forward_passes"] == pytest.approx(last["probe"]["forward_passes"] + 4)  # and the flip test
 
 
-def test_a_budget_bounds_what_is_scheduled():
+@pytest.mark.parametrize(
+    ("limit", "always", "options"),
+    [
+        (math.inf, 1, ["--probe.max_probe_fraction=null"]),
+        (0.5, 1, ["--probe.max_probe_fraction=0.5"]),
+        (0.01, 3, ["--probe.max_probe_fraction=0.01", "--probe.at_steps=[0, 3, 4, 100]"]),
+    ],
+)
+def test_a_budget_bounds_what_is_scheduled(limit, always, options):
     """At most a fraction of training and validation, but for step 0 and those asked for by name; the last on top."""
-    options = [
-        *TINY,
-        "--probe.enabled=true",
-        "--probe.every_n_steps=1",
-        "--trainer.max_steps=100",
-        "--peak_tflops=1e-3",
-    ]
-    free, tight, named = (
-        estimated(*options, *more)
-        for more in (
-            ["--probe.max_probe_fraction=null"],
-            ["--probe.max_probe_fraction=0.5"],
-            ["--probe.max_probe_fraction=0.01", "--probe.at_steps=[0, 3, 4, 100]"],
-        )
-    )
-    probing = free["probing"]
-    assert probing["probes"] == 100
-    for found, limit in ((free, math.inf), (tight, 0.5), (named, 0.01)):
-        amounts = found["flops"], {part: found["hours"][0][part] for part in ("training", "validation", "probing")}
-        for amount, unit in zip(amounts, (1, 1e9 * 0.3 * 3600), strict=True):
-            each, last = (probing[name] / unit for name in ("flops", "last_flops"))
-            always = each * (3 if found is named else 1)
-            bound = max(always, limit * (amount["training"] + amount["validation"]))
-            assert amount["probing"] == pytest.approx(min(100 * each, bound) + last)
-    assert tight["flops"]["probing"] < free["flops"]["probing"]
+    found = estimated(*TINY, PROBED, PEAK, "--probe.every_n_steps=1", "--trainer.max_steps=100", *options)
+    probing = found["probing"]
+    assert (probing["probes"], probing["always"]) == (100, always)
+    for amount, unit in ((found["flops"], 1), (found["hours"][0], PER_HOUR)):
+        each, last = probing["flops"] / unit, probing["last_flops"] / unit
+        bound = max(always * each, limit * (amount["training"] + amount["validation"]))
+        assert amount["probing"] == pytest.approx(min(100 * each, bound) + last)
+        assert (bound < 100 * each) == (limit < math.inf)
 
 
 def test_the_head_is_part_of_a_probes_cost():
@@ -254,20 +247,19 @@ def test_the_head_is_part_of_a_probes_cost():
     module = module_of({}, "meta", num_hidden_layers=2, attnres_num_blocks=2)
     task, settings = MQAR(), ProbeCallback().settings_for(MQAR(), module.model, full=True)
     cost = plan_probe(module.model, task, settings)
-    cells = [cell for cell in settings.grid(module.model) if Ablation.known[cell.kind].labels]
+    cells = grid(module.model, settings)
     assert 4 < cost.readouts <= len(cells) + 1 + 4  # at most one for each cell, the clean run and the flip test
     assert cost.readouts > cost.forward_passes
 
 
-def test_probing_is_free_where_there_is_none():
-    for options in (["--model.architecture=vanilla", "--probe.enabled=true"], ["--probe.enabled=false"]):
-        found = estimated(*TINY, *options)
-        assert found["probing"]["probes"] == found["probing"]["share_of_training"] == found["hours"][0]["probing"] == 0
+@pytest.mark.parametrize("options", [["--model.architecture=vanilla", PROBED], []], ids=["vanilla", "off"])
+def test_probing_is_free_where_there_is_none(options):
+    found = estimated(*TINY, *options)
+    assert found["probing"]["probes"] == found["flops"]["probing"] == found["hours"][0]["probing"] == 0
 
 
 def test_work_and_hours_are_in_proportion():
-    options = [*TINY, "--probe.enabled=true", "--data.num_pairs=8", "--peak_tflops=1e-3"]
-    options += ["--probe.max_probe_fraction=null"]
+    options = [*TINY, PROBED, PEAK, "--data.num_pairs=8", "--probe.max_probe_fraction=null"]
     one = estimated(*options, "--trainer.max_steps=100")
     two = estimated(*options, "--trainer.max_steps=200", "--mfu=0.6")
     four = estimated(*options, "--trainer.max_steps=100", "--trainer.devices=4", "--trainer.strategy=ddp")
@@ -277,106 +269,89 @@ def test_work_and_hours_are_in_proportion():
     assert two["hours"][0]["training"] == pytest.approx(one["hours"][0]["training"])
     assert four["hours"][0]["training"] == pytest.approx(one["hours"][0]["training"])
     assert four["hours"][0]["probing"] == pytest.approx(one["hours"][0]["probing"] / 4, rel=1e-6)
-    assert one["hours"][0]["training"] == pytest.approx(one["flops"]["training"] / (1e9 * 0.3 * 3600))
-    assert one["flops"]["validation"] > 0
+    for part in ("training", "validation", "probing"):
+        assert one["hours"][0][part] == pytest.approx(one["flops"][part] / PER_HOUR)
+        assert one["flops"][part] > 0
     assert four["memory"]["ddp_buckets"] == 4 * one["parameters"]["trainable"]
 
 
+@pytest.mark.parametrize(
+    ("options", "times"),
+    [
+        (["--trainer.val_check_interval=3"], 3),
+        (["--trainer.val_check_interval=0.25"], 4),
+        (["--trainer.val_check_interval=3", "--trainer.limit_val_batches=0.5"], 1.5),
+        (["--trainer.val_check_interval=3", "--trainer.limit_val_batches=0"], 0),
+        (["--trainer.val_check_interval=20"], 0),
+    ],
+    ids=str,
+)
+def test_validations_are_those_of_the_interval(options, times):
+    found = estimated(*TINY, "--trainer.max_steps=10", *options)
+    module = module_of({"num_hidden_layers": 2, "attnres_num_blocks": 2, **SIZE_TINY}, "meta")
+    forward = sum(forward_flops(module.model.config, 12, 4).values())
+    assert found["flops"]["validation"] == pytest.approx(times * 8 * forward)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch, when it may compile
 def test_small_steps_take_the_time_to_issue_their_operations():
-    options = [*TINY, "--hardware=h100", "--trainer.max_steps=1000", "--probe.enabled=true"]
+    options = [*TINY, "--hardware=h100", "--trainer.max_steps=1000", PROBED]
     found = estimated(*options)
     (hours,) = found["hours"]
     module = module_of({"num_hidden_layers": 2, "attnres_num_blocks": 2}, "meta")
-    operations = simulate_step(module, Workload(8, 4), foreach=True).operations
+    _, operations = simulate_step(module, Workload(8, 4), foreach=True)
     assert 300 < operations < 3000
-    seconds = 1000 * operations * train.estimate.cost.ISSUE_SECONDS
-    assert hours["training"] * 3600 == pytest.approx(seconds)
+    assert hours["training"] * 3600 == pytest.approx(1000 * operations * ISSUE_SECONDS)
     for part in ("validation", "probing"):  # as slow as training is
         assert hours[part] / hours["training"] == pytest.approx(found["flops"][part] / found["flops"]["training"])
     assert hours["total"] == pytest.approx(hours["training"] + hours["validation"] + hours["probing"])
-    with_large_steps = [*options, "--peak_tflops=1e-3"]
-    with_large_steps.remove("--hardware=h100")
-    found = estimated(*with_large_steps)
-    assert found["hours"][0]["probing"] == pytest.approx(found["flops"]["probing"] / (1e9 * 0.3 * 3600))
+    compiled = estimated(*options, "--model.compile=true")["hours"][0]
+    assert compiled["training"] == pytest.approx(found["flops"]["training"] / (67e12 * 0.3 * 3600))
 
 
-def test_what_fits_is_said():
-    for memory_gb, fits in ((1, True), (1e-4, False)):
-        found = estimated(*TINY, "--peak_tflops=1", f"--memory_gb={memory_gb}")
-        assert [each["fits"] for each in found["hours"]] == [fits]
-    assert estimated(*TINY, "--peak_tflops=1")["hours"][0]["fits"] is None
-
-
-def test_what_fits_only_when_divided_is_not_known():
-    options = [*TINY, "--peak_tflops=1", "--trainer.devices=4"]
-    whole = sum(estimated(*options, "--trainer.strategy=fsdp2")["memory"].values())
-    for share, fits in ((1.01, True), (0.99, None), (0.2, False)):
-        found = estimated(*options, "--trainer.strategy=fsdp2", f"--memory_gb={share * whole / 1e9}")
-        assert found["hours"][0]["fits"] is fits
-    assert estimated(*options, f"--memory_gb={0.99 * whole / 1e9}")["hours"][0]["fits"] is False
+@pytest.mark.parametrize(
+    ("strategy", "share", "fits"),
+    [
+        ("fsdp2", 1.01, True),
+        ("fsdp2", 0.99, None),  # where it depends on how the step is divided
+        ("fsdp2", 0.2, False),
+        ("ddp", 1.01, True),
+        ("ddp", 0.99, False),
+    ],
+)
+def test_what_fits_is_said(strategy, share, fits):
+    options = [*TINY, "--peak_tflops=1", "--trainer.devices=4", f"--trainer.strategy={strategy}"]
+    found = estimated(*options)
+    assert found["hours"][0]["fits"] is None  # nothing is said of the device's memory
+    memory_gb = share * sum(found["memory"].values()) / 1e9
+    assert estimated(*options, f"--memory_gb={memory_gb}")["hours"][0]["fits"] is fits
 
 
 def test_doubles_have_the_rate_that_is_stated():
-    found = estimated(*TINY, "--trainer.precision=64-true", "--peak_tflops=1e-3")
-    assert found["hours"][0]["training"] == pytest.approx(found["flops"]["training"] / (1e9 * 0.3 * 3600))
-
-
-def test_a_device_that_is_not_here_is_not_measured(monkeypatch, capsys):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    for name in ("gpu", "cuda"):
-        options = [*TINY, "--hardware=here", f"--trainer.accelerator={name}"]
-        assert f"trainer.accelerator {name} is not on this machine" in refused(capsys, "estimate", *options)
-    assert train.estimate.measure.local_device("auto") == torch.device("cpu")
-
-
-def test_hours_here_are_measured_and_nothing_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    main(["fit", "--run_dir=run", *TINY, "--trainer.max_steps=1"])
-    before = snapshot(tmp_path)
-    found = estimated("--config=run/config.yaml", "--hardware=here", "--trainer.max_steps=1000", "--probe.enabled=true")
-    (hours,) = found["hours"]
-    assert hours["hardware"] == "here (cpu)"
-    assert hours["total"] == pytest.approx(hours["training"] + hours["validation"] + hours["probing"])
-    assert min(hours["training"], hours["validation"], hours["probing"]) > 0
-    assert 1e-4 < hours["training"] * 3600 / 1000 < 1  # seconds a step
-    assert snapshot(tmp_path) == before
-    monkeypatch.setattr(train.estimate.cost, "memory_of", lambda device: 2**10)
-    capsys.readouterr()
-    assert "data.batch_size" in refused(capsys, "estimate", *TINY, "--hardware=here")
-
-
-def test_the_table_says_it_all(capsys):
-    capsys.readouterr()
-    main(["estimate", *TINY, "--trainer.devices=2", "--trainer.strategy=ddp", "--probe.enabled=true"])
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    for text in (
-        "parameters",
-        "FLOPs per token",
-        "memory at the peak",
-        "gradient buckets",
-        "scheduled probes",
-        "h200",
-        "step: yes",
-    ):
-        assert text in captured.out
-    assert "on 2 devices" in captured.out
+    found = estimated(*TINY, "--trainer.precision=64-true", PEAK)
+    assert found["hours"][0]["training"] == pytest.approx(found["flops"]["training"] / PER_HOUR)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
-def test_assumptions_are_stated():
+def test_the_table_says_it_all_and_nothing_is_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert not any("curriculum" in note for note in estimated(*TINY, "--data.curriculum.kind=off")["notes"])
-    notes = " ".join(
-        estimated(
-            *TINY, "--trainer.strategy=fsdp2", "--model.compile=true", "--data.min_pairs=2", "--probe.enabled=true"
-        )["notes"]
-    )
-    for word in ("curriculum", "min_pairs", "one device", "30%", "fsdp2", "torch.compile", "jumps"):
-        assert word in notes
+    main(["estimate", *TINY, "--trainer.devices=2", "--trainer.strategy=ddp", PROBED, "--data.min_pairs=2"])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    for text in ("parameters", "FLOPs per token", "memory at the peak", "ddp buckets", "scheduled probes", "h200"):
+        assert text in captured.out
+    for text in ("step: yes", "on 2 devices", "curriculum", "min_pairs", "30%", "jumps"):
+        assert text in captured.out
+    main(["estimate", *TINY, "--trainer.strategy=fsdp2", "--model.compile=true"])
+    printed = capsys.readouterr().out
+    for text in ("trainer.devices auto", "fsdp2 divides", "torch.compile"):
+        assert text in printed
+    assert not list(tmp_path.iterdir())
 
 
 BAD_INPUT = {
-    "unknown hardware": (["--hardware=tpu"], ["hardware 'tpu'", "h100", "peak_tflops"]),
+    "unknown hardware": (["--hardware=here"], ["hardware 'here'", "h100", "peak_tflops"]),
     "two kinds of hardware": (["--hardware=h100", "--peak_tflops=3"], ["hardware", "peak_tflops"]),
     "memory of what": (["--memory_gb=3"], ["memory_gb", "peak_tflops"]),
     "no rate": (["--peak_tflops=0"], ["peak_tflops", "positive"]),
@@ -384,13 +359,13 @@ BAD_INPUT = {
     "unknown option": (["--hardwar=h100"], ["hardwar", "did you mean hardware?"]),
     "unknown option of training": (["--model.hiden_size=3"], ["model.hidden_size"]),
     "precision": (["--trainer.precision=transformer-engine"], ["trainer.precision", "bf16-mixed"]),
-    "rates of doubles": (["--trainer.precision=64-true"], ["trainer.precision 64-true", "peak_tflops", "'here'"]),
+    "rates of doubles": (["--trainer.precision=64-true"], ["trainer.precision 64-true", "peak_tflops"]),
     "accelerator": (["--trainer.accelerator=foo"], ["trainer.accelerator foo", "cpu"]),
     "devices": (["--trainer.devices=many"], ["trainer.devices", "many"]),
     "no devices": (["--trainer.devices=0"], ["trainer.devices", "at least 1"]),
     "no steps": (["--trainer.max_steps=0"], ["trainer.max_steps", "positive"]),
     "more blocks than layers": (["--model.attnres_num_blocks=3"], ["attnres_num_blocks"]),
-    "few queries": (["--probe.enabled=true", "--probe.num_sequences=64"], ["probe.num_sequences"]),
+    "few queries": ([PROBED, "--probe.num_sequences=64"], ["probe.num_sequences"]),
 }
 
 
@@ -403,5 +378,5 @@ def test_bad_input_is_refused_in_one_line(options, words, capsys):
 
 def test_devices_are_counted_as_lightning_does():
     counts = {"auto": 1, -1: 1, "-1": 1, 3: 3, "3": 3, "0,2": 2, "1,": 1}
-    assert {devices: train.estimate.cost.count_devices(devices) for devices in counts} == counts
-    assert train.estimate.cost.count_devices([0, 3]) == 2
+    assert {devices: count_devices(devices) for devices in counts} == counts
+    assert count_devices([0, 3]) == 2

@@ -10,7 +10,7 @@ import pytest
 from attnres import AttnResForCausalLM
 from tests.train.cli.test_fit import TINY
 from train.cli import main
-from train.estimate.flops import forward_flops
+from train.recall.flops import forward_flops
 from train.recall.module import RetrievalModule
 from train.run import throughput
 

@@ -1,7 +1,8 @@
 """Floating-point operations of a model, by part. A multiplication and an addition are two.
 
-Counted are matrix products (as torch's `FlopCounterMode` counts them), attention, and the weighted sums of routing
-reads, which that counter leaves out. Norms, activations, softmax and the optimiser are not: a few per cent.
+Counted are the matrix products, attention, and the weighted sums of routing. Norms, activations, softmax and the
+optimiser are not: a few per cent. torch's `FlopCounterMode` finds the same numbers, but it leaves out the weighted
+sums, and with gradient checkpointing it books attention under the MLP. A formula costs nothing while a model trains.
 """
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ from transformers import PreTrainedModel
 
 from attnres import AttnResConfig, read_sites
 
-BACKWARD = {"attention": 2.5}
-"""What a backward pass costs in forward passes, where it is not 2: fused attention computes its scores again."""
-COUNTED_BY_TORCH = ("projections", "attention", "mlp", "routing_logits", "head")
-"""The parts that `FlopCounterMode` counts as well."""
+ATTENTION_BACKWARD = 2.5
+"""Backward pass of attention, in forward passes: fused kernels compute the scores again. Other parts take 2."""
 
 
 def forward_flops(config, seq: int, queries: int) -> dict[str, float]:
@@ -22,7 +21,7 @@ def forward_flops(config, seq: int, queries: int) -> dict[str, float]:
     Attention is counted over all `seq` x `seq` scores, as `FlopCounterMode` does, although half of them are masked.
 
     Args:
-        config: of the model, an `AttnResConfig` or a `Qwen3Config`.
+        config: the model's, an `AttnResConfig` or a `Qwen3Config`.
         seq: tokens of the sequence.
         queries: positions at which the head runs.
     """
@@ -45,12 +44,12 @@ def forward_flops(config, seq: int, queries: int) -> dict[str, float]:
 
 
 def training_flops(model: PreTrainedModel, seq: int, queries: int) -> dict[str, float]:
-    """Operations of one sequence's forward and backward pass, with what gradient checkpointing computes again.
+    """Operations of one sequence's forward and backward pass.
 
-    (Checkpointing is counted as one forward pass of all layers; it stops a little before the end of each.)
+    Gradient checkpointing adds a forward pass of all layers. (In truth it stops a little before the end of each.)
     """
     recomputed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    backward = dict(BACKWARD)
+    backward = {"attention": ATTENTION_BACKWARD}
     if getattr(model.config, "attnres_routing", None) == "frozen":
         backward["routing_logits"] = 1  # queries take no gradient
     return {
@@ -59,4 +58,4 @@ def training_flops(model: PreTrainedModel, seq: int, queries: int) -> dict[str, 
     }
 
 
-__all__ = ["COUNTED_BY_TORCH", "forward_flops", "training_flops"]
+__all__ = ["forward_flops", "training_flops"]
