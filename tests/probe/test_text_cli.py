@@ -69,6 +69,7 @@ def test_a_tokenizer_of_another_place(make_model, export, tmp_path):
     assert a == b != c  # the same prompts for two models; another tokenizer's are others
 
 
+@pytest.mark.slow
 def test_hub_ids_go_the_same_way_by_the_documented_commands(make_model, make_vanilla, make_hub, tmp_path):
     """By the real path: the hub's own cache, holding small models and a tokenizer under the names of large ones."""
     vanilla, environment = "Qwen/Qwen3-0.6B", {}

@@ -59,6 +59,7 @@ def test_parts_come_back_as_they_were(make_model, tmp_path):
         Parts(tmp_path / "parts", {"a": 2, "b": 3}, cells, model.model.sites)
 
 
+@pytest.mark.slow
 def test_a_killed_probe_goes_on_where_it_stopped(make_model, tmp_path, capsys):
     """SIGKILL after a batch or more; the same command finishes with the rows of an uninterrupted probe, bit for bit."""
     run = export(make_model(num_hidden_layers=6), tmp_path / "run")
@@ -91,6 +92,7 @@ def test_a_killed_probe_goes_on_where_it_stopped(make_model, tmp_path, capsys):
         pd.testing.assert_frame_equal(rows, resumed[name], check_exact=True)
 
 
+@pytest.mark.slow
 def test_processes_share_a_probe(make_model, tmp_path):
     """Two processes (Lightning Fabric, gloo) give the table of one."""
     run = export(make_model(), tmp_path / "run")
