@@ -27,18 +27,6 @@ _PLACES = {
     "measure": "probe.runner",
     "probe_model": "probe.runner",
 }
-__all__ = [
-    "Ablation",
-    "Effects",
-    "Examples",
-    "ProbeSettings",
-    "TrainingProbeSettings",
-    "everywhere",
-    "load_emergence",
-    "load_run",
-    "measure",
-    "probe_model",
-]
 
 
 def __getattr__(name: str) -> Any:
@@ -49,4 +37,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(_PLACES)

@@ -73,7 +73,7 @@ def baseline(options: Namespace) -> None:
     if isinstance(subject.task, TextPrompts):
         subject.task.tokenizer.save_pretrained(export)
     about = {"condition": "wrapped", "seed": subject.seed, "step": subject.step}
-    for name, content in ((TASK_FILE, subject.task.to_dict()), (RUN_FILE, about)):
+    for name, content in ((TASK_FILE, subject.task.recall.to_dict()), (RUN_FILE, about)):
         (export / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     how = {"condition": "wrapped", "wraps": options.checkpoint, "step": subject.step}
     how |= {"num_blocks": options.num_blocks, "recency_bias": options.recency_bias}

@@ -157,7 +157,7 @@ def probe_model(
     found = measure(model, examples, settings, **about, store=store, on_progress=on_progress)
     flip = task.flip_test(model, len(examples), settings.seed, settings.batch_size) if settings.flip else None
     summary = found.summary | {"task": task.describe(examples), "flip": None if flip is None else asdict(flip)}
-    summary["clean"] = found.summary["clean"] | {"chance_accuracy": task.chance_accuracy}
+    summary["clean"] = found.summary["clean"] | {"chance_accuracy": task.recall.chance_accuracy}
     storage.write_tables(directory, found.tables)
     summary["probe"] = found.summary["probe"] | {"seconds": time.perf_counter() - started}
     storage.write_summary(directory, summary)
@@ -170,7 +170,7 @@ def check_probe(model: AttnResForCausalLM, task: MQAR | ProbeTask, settings: Pro
     """The examples that `probe_model` takes. Raises ValueError where it would, without running the model."""
     task = as_probe_task(task)
     task.check(model.config.vocab_size)
-    count = settings.num_sequences or fewest_sequences(task.num_pairs)
+    count = settings.num_sequences or fewest_sequences(task.recall.num_pairs)
     examples = task.examples(count)
     flipped = task.flipped(count, settings.seed) if settings.flip else ()
     longest = max(part.input_ids.shape[1] for part in (examples, *flipped))

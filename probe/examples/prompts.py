@@ -23,46 +23,35 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attnres.tasks import IGNORE_INDEX, TextExample, TextRecall
 from probe.examples.examples import NO_CANDIDATE, Examples
 from probe.examples.flip import FlipResult, recall_accuracy
-from probe.examples.tasks import check_vocabulary
+from probe.examples.tasks import ProbeTask, check_vocabulary
 
 Row = tuple[Tensor, Tensor, Tensor]
 """One sequence of `Examples.collate`."""
 
 
 @dataclass(frozen=True)
-class TextPrompts:
+class TextPrompts(ProbeTask):
     """Text recall as one tokenizer writes it.
 
     Attributes:
         source: where the tokenizer is from, for messages and the summary.
     """
 
-    task: TextRecall
+    recall: TextRecall
     tokenizer: PreTrainedTokenizerBase
     source: str
 
     @property
-    def num_pairs(self) -> int:
-        return self.task.num_pairs
-
-    @property
-    def chance_accuracy(self) -> float:
-        return self.task.chance_accuracy
-
-    @property
     def num_flips(self) -> int:
-        return 2 if self.task.has_spare else 0
+        return 2 if self.recall.has_spare else 0
 
     def check(self, vocab_size: int) -> None:
         check_vocabulary(vocab_size, len(self.tokenizer), f"that of the tokenizer of {self.source}")
 
-    def to_dict(self) -> dict[str, str | int]:
-        return self.task.to_dict()
-
     def describe(self, examples: Examples) -> dict[str, Any]:
         """Settings, the tokenizer, and how long it makes prompts and answers."""
         per_answer = examples.queries.sum() / examples.starts.sum()
-        return self.to_dict() | {
+        return self.recall.to_dict() | {
             "tokenizer": self.source,
             "mean_prompt_tokens": float(examples.lengths.double().mean()),
             "mean_answer_tokens": float(per_answer),
@@ -74,7 +63,7 @@ class TextPrompts:
         Raises:
             ValueError: the tokenizer does not keep an answer apart from its prompt or from its distractors.
         """
-        return Examples.collate([self.encode(self.task.example(index)) for index in range(num_sequences)])
+        return Examples.collate([self.encode(self.recall.example(index)) for index in range(num_sequences)])
 
     def flipped(self, num_sequences: int, seed: int) -> Iterator[Examples]:
         """The same prompts with a new code for the name that is asked for, then for another one.
@@ -84,14 +73,14 @@ class TextPrompts:
         Raises:
             ValueError: as `examples`: the tokenizer may not be able to write a code that is new to the context.
         """
-        if not self.task.has_spare:
+        if not self.recall.has_spare:
             return
-        examples = [self.task.example(index) for index in range(num_sequences)]
-        others = np.random.default_rng(seed).integers(1, self.num_pairs, size=num_sequences).tolist()
+        examples = [self.recall.example(index) for index in range(num_sequences)]
+        others = np.random.default_rng(seed).integers(1, self.recall.num_pairs, size=num_sequences).tolist()
         for shifts in ([0] * num_sequences, others):
             rows = []
             for example, shift in zip(examples, shifts, strict=True):
-                changed = (example.asked + shift) % self.num_pairs
+                changed = (example.asked + shift) % self.recall.num_pairs
                 codes = [example.spare if i == changed else code for i, code in enumerate(example.codes)]
                 rows.append(self.encode(replace(example, codes=tuple(codes)), answer=changed))
             yield Examples.collate(rows)
@@ -147,8 +136,5 @@ class TextPrompts:
         return found
 
     def _error(self, what: str, example: TextExample) -> ValueError:
-        about = f"template '{self.task.template}', answer '{example.answer}'"
+        about = f"template '{self.recall.template}', answer '{example.answer}'"
         return ValueError(f"the tokenizer of {self.source} {what} ({about}): choose another template or alphabet")
-
-
-__all__ = ["TextPrompts"]

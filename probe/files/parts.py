@@ -74,41 +74,28 @@ _ROUTING = ("mass", "applicable", "dose", "weight_left")
 
 
 def _to_arrays(part: ProbeResult) -> dict[str, np.ndarray]:
-    arrays = {"counts": part.counts, "cost": np.array([part.spent, part.seconds])}
-    arrays |= {f"clean/{metric}": values for metric, values in part.clean.items()}
-    for (index, positions), effects in part.effects.items():
-        arrays |= {f"effects/{index}/{positions}/{metric}": values for metric, values in effects.items()}
+    """Arrays by name: what they are and the keys under which they are found, as JSON."""
+    arrays: dict[tuple, np.ndarray] = {("counts",): part.counts, ("cost",): np.array([part.spent, part.seconds])}
+    arrays |= {("clean", metric): values for metric, values in part.clean.items()}
+    arrays |= {("effects", *key, m): values for key, effects in part.effects.items() for m, values in effects.items()}
     for name in _ROUTING:
-        for key, values in getattr(part.routing, name).items():
-            keys = (key,) if isinstance(key, str) else key
-            arrays["/".join([name, *(str(int(k)) if isinstance(k, bool) else k for k in keys)])] = values
-    return arrays | {"is_query": part.routing.is_query, "geometry": part.routing.geometry}
+        arrays |= {(name, key): values for key, values in getattr(part.routing, name).items()}
+    arrays |= {(name,): getattr(part.routing, name) for name in ("is_query", "geometry")}
+    return {json.dumps(key): values for key, values in arrays.items()}
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], cells: tuple[Cell, ...], sites: tuple[ReadSite, ...]) -> ProbeResult:
-    clean: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {name: {} for name in ("clean", *_ROUTING)}
     effects: dict[tuple[int, str], dict[str, np.ndarray]] = {}
-    routing: dict[str, dict[Any, np.ndarray]] = {name: {} for name in _ROUTING}
-    for name, values in arrays.items():
-        match name.split("/"):
-            case ["clean", metric]:
-                clean[metric] = values
+    for text, values in arrays.items():
+        match json.loads(text):
+            case [name]:
+                found[name] = values
             case ["effects", index, positions, metric]:
-                effects.setdefault((int(index), positions), {})[metric] = values
-            case ["mass", positions]:
-                routing["mass"][positions] = values
-            case ["applicable", positions, kind, aliases]:
-                routing["applicable"][positions, kind, aliases == "1"] = values
-            case [("dose" | "weight_left") as which, kind, aliases]:
-                routing[which][kind, aliases == "1"] = values
-    spent, seconds = arrays["cost"].tolist()
-    return ProbeResult(
-        cells=cells,
-        sites=sites,
-        counts=arrays["counts"],
-        clean=clean,
-        effects=effects,
-        routing=Routing(**routing, is_query=arrays["is_query"], geometry=arrays["geometry"]),
-        spent=spent,
-        seconds=seconds,
-    )
+                effects.setdefault((index, positions), {})[metric] = values
+            case [name, key]:
+                found[name][tuple(key) if isinstance(key, list) else key] = values
+    spent, seconds = found["cost"].tolist()
+    routing = Routing(**{name: found[name] for name in (*_ROUTING, "is_query", "geometry")})
+    clean, counts = found["clean"], found["counts"]
+    return ProbeResult(cells, sites, counts, clean, effects, routing, spent=spent, seconds=seconds)
