@@ -15,11 +15,11 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from probe.training import publish
 from probe.training.loggers import RunLogger, run_logger
 
-MOTIF = {"sublayer": "mlp", "region": "early", "family": "embedding", "motif": "embedding -> early mlp"}
+MOTIF = {"sublayer": "mlp", "scope": "early", "family": "embedding", "motif": "embedding -> early mlp"}
 TIMES = {"onset": 90.0, "onset_low": 75.0, "onset_high": 110.0, "effect_half": 60.0, "mass_half": None}
 HEAVIEST = {"heaviest": "current", "most_harmful": "embedding", "dissociated": True, "p_heaviest_is_most_harmful": 0.01}
 MOTIFS = [MOTIF | TIMES | {"status": "emerged"}]
-MOTIFS += [MOTIF | {"region": "late", "status": "transient", "onset": None, "effect_half": 30.0}]
+MOTIFS += [MOTIF | {"scope": "late", "status": "transient", "onset": None, "effect_half": 30.0}]
 SUMMARY = {
     "step": 4,
     "clean": {"accuracy": 0.5, "nll": 1.0, "task_learned": True},
