@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,15 +44,3 @@ def test_heat_images_show_where_harm_is(scopes, kind):
     assert list(cell(image, panel=1, line=0, column=3)) == [238, 238, 238]
     assert np.array_equal(cell(image, panel=0, line=0, column=0), cell(image, panel=0, line=1, column=1))
     assert heat_image(effects(scopes, "zero"), num_pairs=16) is None
-
-
-def test_an_image_costs_little():
-    """Training waits for each of them: 28 layers, the shape of Qwen3-0.6B."""
-    table = effects([f"layer:{i}" for i in range(28)])
-    table = pd.concat([table, table.assign(sublayer="mlp")])
-    seconds = []
-    for _ in range(5):
-        started = time.process_time()
-        heat_image(table, num_pairs=16)
-        seconds.append(time.process_time() - started)
-    assert min(seconds) < 0.15
