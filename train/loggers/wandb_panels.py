@@ -1,4 +1,4 @@
-"""The layout of a W&B workspace for runs of attnres (`attnres-train panels`); docs/training.md has it as a table."""
+"""The layout of a W&B workspace for runs of attnres (`attnres-train panels`); docs/loggers.md has it as a table."""
 
 from __future__ import annotations
 

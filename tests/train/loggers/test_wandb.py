@@ -146,7 +146,7 @@ def test_panels_that_cannot_be_made(project, installed, line, monkeypatch, capsy
 def test_the_layout_is_printed_without_an_account_and_documented(capsys):
     assert main(["panels", "--dry_run"]) == 0
     assert capsys.readouterr().out.strip() == layout_table()
-    assert layout_table() in (ROOT / "docs/training.md").read_text()
+    assert layout_table() in (ROOT / "docs/loggers.md").read_text()
 
 
 def test_a_server_that_never_answers_does_not_keep_training_from_ending(tmp_path, monkeypatch, capsys):
