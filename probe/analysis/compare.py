@@ -55,7 +55,7 @@ def compare(a: Probed, b: Probed, num_resamples: int = 2000, seed: int = 0) -> p
     for (_, _, metric, _), rows in cells.groupby(["kind", "positions", "metric", is_layer], sort=False):
         chosen = pd.MultiIndex.from_frame(rows)
         of_a, of_b = (table[chosen].to_numpy() for table in tables)
-        found = effect_statistics(of_b - of_a, counts, metric, int(a.summary["num_pairs"]), num_resamples, seed)
+        found = effect_statistics(of_b - of_a, counts, str(metric), int(a.summary["num_pairs"]), num_resamples, seed)
         sums = {"effect_a": of_a.sum(0) / counts.sum(), "effect_b": of_b.sum(0) / counts.sum()}
         parts.append(pd.concat([rows.reset_index(drop=True), pd.DataFrame(sums), found], axis=1))
     table = pd.concat(parts, ignore_index=True)

@@ -239,8 +239,9 @@ class _Finder:
             "mass_half": self._half(masses, np.ones(len(self.counts))),
             "accuracy_half": accuracy_half,
         }
-        row: dict[str, Any] = self.effects.iloc[0][["run", "condition"]].to_dict()
-        row |= {"seed": int(self.effects["seed"].iloc[0])} | asdict(route)
+        first = self.effects.iloc[0]
+        row: dict[str, Any] = {"run": first["run"], "condition": first["condition"], "seed": int(first["seed"])}
+        row |= asdict(route)
         row |= {"motif": str(route) if route in STUDY_MOTIFS else ""}
         row |= self._held(holds, events) | self._times(events)
         row |= {"effect_change": float(onsets.change(effects.sum(0) / self.counts.sum()))}

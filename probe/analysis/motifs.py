@@ -86,7 +86,7 @@ class Reader:
         agree = ((weights @ sums).argmax(1) == (weights @ masses).argmax(1)).mean()  # counts divide all alike
         idle = families[(families["mass"] >= APPRECIABLE_MASS) & (families["p_equivalent_adjusted"] <= LEVEL)]
         idle = idle[["mass", "aliased_mass", "p_equivalent_adjusted"]].astype(float)
-        return {
+        found: dict[str, Any] = {
             "heaviest": heaviest,
             "most_harmful": most_harmful,
             "dissociated": heaviest != most_harmful if matters else None,
@@ -94,7 +94,8 @@ class Reader:
             "matters_from": self.matters_from,
             "task_learned": bool(largest["task_learned"]),
             "mass_without_role": idle.reset_index().to_dict("records"),
-        } | families[DISSOCIATION_COLUMNS].to_dict()
+        }
+        return found | {name: families[name].to_dict() for name in DISSOCIATION_COLUMNS}
 
     def motifs(self) -> list[dict[str, Any]]:
         """Localised roles: routes (of a sublayer, in a region, from a family) with
@@ -113,12 +114,12 @@ class Reader:
             regions = regions.set_index("scope")
             # No other region can have significantly more than the rest.
             route = Route(str(sublayer), str(regions["per_read"].idxmax()), str(family))
-            row = regions.loc[route.scope]
+            row: dict[Any, Any] = regions.loc[route.scope].to_dict()
             if row["p_adjusted"] > LEVEL or row["per_read"] < self.matters_from:
                 continue
             p_larger = self._p_larger(route, regions["n_reads"])
             if p_larger is None or p_larger <= LEVEL:
-                motif: dict[str, Any] = asdict(route) | row[MOTIF_COLUMNS].astype(float).to_dict()
+                motif: dict[str, Any] = asdict(route) | {name: float(row[name]) for name in MOTIF_COLUMNS}
                 motif |= {"p_larger_than_elsewhere": p_larger, "only_region": p_larger is None}
                 motif |= {name: int(row[name]) for name in ("n_reads", "n_unaliased_reads")}
                 found.append(motif | {"task_learned": bool(row["task_learned"])})

@@ -157,7 +157,7 @@ def _describe_coalitions(run: ProbedRun) -> list[str]:
         effects = terms[terms["what"] == "shapley"].set_index("families")["effect"]
         shares = ", ".join(f"{family} {effect:+.3f}" for family, effect in effects.items())
         pairs = terms[terms["what"] == "interaction"]
-        largest = pairs.loc[pairs["effect"].abs().idxmax()]
+        largest = pairs.iloc[pairs["effect"].abs().to_numpy().argmax()]
         lines.append(
             f"Shapley values, {sublayer} at {scope}: {shares}; largest interaction {largest['families']} "
             f"{largest['effect']:+.3f} (p adj. = {largest['p_adjusted']:.4f})"
@@ -167,7 +167,7 @@ def _describe_coalitions(run: ProbedRun) -> list[str]:
 
 def describe_emergence(emergence: Emergence) -> str:
     """The motif table: when each motif holds, and when effect, mass and accuracy made half their change."""
-    steps, first = emergence.accuracy["step"], emergence.table.iloc[0]
+    steps, first = emergence.accuracy["step"], emergence.table.iloc[0].to_dict()
     lines = [
         f"When motifs emerge: {first['condition']} (seed {first['seed']}), {len(steps)} exact probes at steps "
         f"{steps.iloc[0]} to {steps.iloc[-1]}; accuracy rose by half at step {_time(first, 'accuracy_half')}",

@@ -72,7 +72,7 @@ def seed_interval(group: SeedGroup, sublayer: str, family: str, value: str) -> S
     cells = [model.of(sublayer) for model in group.models]
     if not all(family in of_model.index and of_model.loc[family, "applicable"] for of_model in cells):
         return None
-    rows = [of_model.loc[family] for of_model in cells]
+    rows: list[dict[Any, Any]] = [of_model.loc[family].to_dict() for of_model in cells]
     seeds = [float(row[value]) for row in rows]
     if len(rows) == 1:
         low, high = (float(rows[0][name]) for name in ENDS[value])

@@ -157,8 +157,8 @@ def _plot_curves(
     _plot_families(effect, rows, "effect", "ci_low", "ci_high")
     for family, points in linear.groupby("family"):
         points = points.sort_values("step")
-        shape = style.family_style(str(family)) | {"markerfacecolor": "w", "linestyle": "--"}
-        effect.plot(points["step"], points["effect"], label=f"{family}, first order", **shape)
+        shape: dict[str, Any] = style.family_style(str(family)) | {"label": f"{family}, first order"}
+        effect.plot(points["step"], points["effect"], linestyle="--", markerfacecolor="w", **shape)
     _plot_families(mass, rows, "mass", "mass_low", "mass_high")
     half, low, high = _half_rise(emergence)
     for axes in (effect, mass):
