@@ -23,7 +23,6 @@ from scipy import stats as scipy_stats
 
 from attnres.tasks import MQAR
 from probe.analysis.emergence import Emergence
-from probe.files import tables as storage
 from probe.files.runs import ProbedRun, load_run
 from probe.report import figures as plots
 from probe.report.figures import comparison, style, write
@@ -37,7 +36,6 @@ from probe.vocabulary import (
     READ_SUBLAYERS,
     REGIONS,
     SUBLAYERS,
-    by_layer,
     by_region,
     equivalent_within,
     layer_scope,
@@ -473,7 +471,7 @@ def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
         assert {path.with_suffix(".png"), path.with_suffix(".pdf")} <= set(paths)
         assert path.parent.name == "figures"
         names.setdefault(path.parent.parent.name, set()).add(path.stem)
-    through_training = {"emergence", "motifs", "heat_maps_peak"}
+    through_training = {"emergence", "motifs", "heat_maps_peak", "heat_maps_peak_layers"}
     assert names.pop("trained") == {"heat_maps", "dissociation", "comparison", *through_training}
     assert names == {"block_sum": {"heat_maps"}}
     monkeypatch.setattr(write, "save", lambda figure, path: [path])
@@ -481,15 +479,10 @@ def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
         assert write.write_figures([loaded[name]]) == [directories[name] / "figures" / figure for figure in figures]
 
 
-def test_layers_to_first_order_in_training_are_a_figure_of_their_own(make_model, tmp_path, monkeypatch):
-    run = probed(make_model(), tmp_path / "run", "cumulative", 0, (0, 40), scopes=["all", *REGIONS])
-    layers = storage.read_effects(probed(make_model(), tmp_path / "layers", "cumulative", 0, mode="first_order"))
-    effects = storage.read_effects(run / "probe")
-    mixed = pd.concat([effects, *(by_layer(layers).assign(step=step, run="run") for step in (0, 40))])
-    mixed.to_parquet(run / "probe" / "effects.parquet")
+def test_layers_to_first_order_in_training_are_a_figure_of_their_own(directories, monkeypatch):
     titles: dict[str, str] = {}
     monkeypatch.setattr(write, "save", lambda figure, path: titles.update({path.name: figure.get_suptitle()}) or [])
-    write.write_figures([load_run(run)])
+    write.write_figures([load_run(directories["trained"])])
     assert "by region; exact" in titles["heat_maps_peak"]
     assert "by layer; first order" in titles["heat_maps_peak_layers"]
 
