@@ -11,8 +11,8 @@ from transformers.utils.logging import disable_progress_bar
 HARMLESS_WARNINGS = (
     r".*your dataloader is not resumable",  # ours starts at the step (train/recall/data.py)
     r".*isinstance\(treespec, LeafSpec\)",  # lightning 2.6 against torch 2.13
-    # The saver of checkpoints, which validation does without.
-    r".*callbacks used to create the checkpoint.*following callbacks: \[\"ModelCheckpoint\{[^\"]*\}\"\]",
+    # Validation does without the saver of checkpoints and the probes.
+    r".*callbacks used to create the checkpoint.*callbacks: \[(\"ModelCheckpoint\{[^\"]*\}\"|'ProbeCallback'|, )*\]",
     r"(?s).*(``instantiate_classes`` was deprecated|only one JsonargparseDeprecationWarning)",  # lightning 2.6
 )
 HARMLESS_LOG_RECORDS = re.compile(
