@@ -1,74 +1,36 @@
 """`attnres-probe`: causal probes of finished models, and what they found.
 
-Options are made from the dataclasses of `probe.settings`. Nothing heavy is imported before a command runs, so that
-`--help` is quick.
+    attnres-probe run runs/mine --output runs/mine/probe/final
+    attnres-probe baseline runs/vanilla --num_blocks 4 --output runs/wrapped
+    attnres-probe compare runs/mine runs/wrapped
+    attnres-probe report runs/mine runs/wrapped
+
+Options are made from the dataclasses of `probe.settings`. Bad input gives one line on standard error and exit status 2.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import re
-import sys
+import pkgutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from probe.command_line import OneLineParser, UsageError, run_program
 from probe.settings import ProbeSettings
 
+PROGRAM = "attnres-probe"
 CHECKPOINT_HELP = "A run directory, a .ckpt file, an exported folder or a hub id"
 TASK_HELP = (
     'Task to probe on, where none lies beside the checkpoint: a JSON file such as {"task": "mqar", "num_pairs": 16, '
     '"vocab_size": 256, "seed": 0}, or one in words, as configs/text_recall.json.'
 )
-PROG = "attnres-probe"
 
 
-class OneLineParser(ArgumentParser):
-    """Errors are one line. Options must be spelled out, and a misspelt one is answered with its nearest."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs, allow_abbrev=False)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message, re.IGNORECASE)
-        if unknown:
-            action = self._subcommands_action
-            commands = [] if action is None else action._name_parser_map.values()
-            known = [option for parser in (self, *commands) for option in parser._option_string_actions]
-            nearest = difflib.get_close_matches(unknown[1], known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "see --help"
-            message = f"option {unknown[1]} does not exist; {hint}"
-        fail(self.prog.replace(" [options]", ""), in_plain_words(message))
-
-
-def in_plain_words(message: str) -> str:
-    """A parser's message with options as they are written, and types without Python's names for them."""
-    message = re.sub(rf'Parser key "?(?:(?:{"|".join(COMMANDS)})\.)?(\w+)"?:', r"--\1:", message)
-    message = re.sub(rf"\b(?:{'|'.join(COMMANDS)})\.(\w+)", r"--\1", message)
-    message = re.sub(r"--(checkpoint|runs|a|b)\b", lambda name: name[1].upper(), message)
-    several = r"Does not validate against any of the Union subtypes\s+Subtypes: [\[(](.*)[\])]\s+Errors:.*value: (.*)"
-    message = re.sub(several, r"expected \1, got \2", message, flags=re.DOTALL)
-    message = re.sub(r"typing\.Literal\[(.*?)\]", lambda names: "one of " + names[1].replace("'", ""), message)
-    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("Expected a ", "expected ")
-    return message.replace("tuple[str, ...]", "a list such as [a,b]").replace(", NoneType", ", or null")
-
-
-def fail(prog: str, message: str) -> NoReturn:
-    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def build_parser() -> ArgumentParser:
-    parser = OneLineParser(prog=PROG, description="Causal probes of finished models, and what they found.")
-    commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
-    for name, (summary, add_options) in COMMANDS.items():
-        command = OneLineParser(prog=f"{PROG} {name}", description=summary)
-        add_options(command)
-        commands.add_subcommand(name, command, help=summary)
-    return parser
+class ProbeParser(OneLineParser, ArgumentParser):
+    """jsonargparse's parser, whose errors are one line."""
 
 
 def add_run(parser: ArgumentParser) -> None:
@@ -115,19 +77,36 @@ def add_probe_options(parser: ArgumentParser) -> None:
     parser.add_argument("--dtype", type=dtype, help="Run the model in this dtype. null for the checkpoint's.")
 
 
-COMMANDS = {
+OPTIONS = {
     "run": ("Probe the routing of an AttnRes model.", add_run),
     "baseline": ("See a vanilla Qwen3 through the recency-bias wrapper and probe that.", add_baseline),
     "compare": ("B - A for every cell that two probes hold, paired by sequence.", add_compare),
     "report": ("Print one table for all runs, write each run's figures and one HTML page of all runs.", add_report),
 }
+"""Command -> what it does, and what adds its options."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    options: Namespace = args[args.command]
-    commands = importlib.import_module("probe.commands")
+def parse(command: str, args: Sequence[str]) -> Namespace:
+    """The options of a command. Raises UsageError for what it does not take."""
+    about, add_options = OPTIONS[command]
+    parser = ProbeParser(prog=f"{PROGRAM} {command}", description=about)
+    add_options(parser)
+    return parser.parse_args(list(args))
+
+
+def run(command: str, args: Sequence[str]) -> int:
+    """What a command does is in `probe.commands`, which is imported when it is run."""
+    options = parse(command, args)
     try:
-        getattr(commands, args.command)(options)
+        pkgutil.resolve_name(f"probe.commands:{command}")(options)
     except ValueError as error:
-        fail(f"{PROG} {args.command}", str(error))
+        raise UsageError(str(error)) from error
+    return 0
+
+
+COMMANDS = {command: (about, partial(run, command)) for command, (about, _) in OPTIONS.items()}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of `attnres-probe`; `args` defaults to the command line's. Returns the exit status."""
+    return run_program(PROGRAM, "Causal probes of finished models, and what they found.", COMMANDS, args)

@@ -176,9 +176,9 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
             ["run", str(trained), *out, "--scopes", "[layer:77]", "--device", "cpu", "--devices", "2"],
             "scope 'layer:77' does not exist; choose",
         ),
-        "option": (["run", str(trained), *out, "--num_sequence", "8"], "did you mean --num_sequences?"),
+        "option": (["run", str(trained), *out, "--num_sequence", "8"], "did you mean num_sequences?"),
         "number": (["run", str(trained), *out, "--num_sequences", "0"], "num_sequences must be at least 1, got 0"),
-        "no output": (["run", str(trained)], "--output"),
+        "no output": (["run", str(trained)], "arguments are required: output"),
         "no task": (["run", str(no_task), *out], "give --task FILE"),
         "used output": (["run", str(trained), "--output", str(tmp_path / "used")], "exists and is not an empty folder"),
         "onto itself": (["baseline", str(vanilla), "--output", str(vanilla)], "exists and is not an empty folder"),
@@ -219,7 +219,7 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
         "more devices": (["run", str(trained), *out, "--devices", "999"], "--devices 999 is more than"),
         "compare": (["compare", str(trained), str(vanilla)], "holds no probe results"),
         "compare output": (["compare", "a", "b", "--output", "x.txt"], "must end in .json, .csv, .parquet"),
-        "command": (["prob"], "invalid choice: 'prob'"),
+        "command": (["prob"], "command prob does not exist; choose from run, baseline"),
     }
 
 

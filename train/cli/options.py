@@ -15,9 +15,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from probe.command_line import OneLineParser, UsageError
 from probe.settings import TrainingProbeSettings
 from train.cli.commands import COMMANDS, PROGRAM
-from train.cli.errors import OneLineParser, UsageError
 from train.cli.quiet import silence_known_messages
 from train.recall.data import MQARDataModule
 from train.recall.module import RetrievalModule

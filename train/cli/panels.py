@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import wandb
 
-from train.cli.errors import OneLineParser, UsageError
+from probe.command_line import OneLineParser, UsageError
 from train.loggers.wandb_panels import PACKAGE, build_workspace, layout_table
 
 

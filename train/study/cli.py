@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from train.cli.errors import OneLineParser, UsageError
+from probe.command_line import OneLineParser, UsageError
 from train.study import runs as study_runs
 from train.study import table as study_table
 from train.study.description import Study, StudyRun, load_study, sweep

@@ -13,8 +13,6 @@ Files are named from the folder of the YAML file. A run is what `attnres-train f
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -24,9 +22,9 @@ from typing import Any
 
 import yaml
 
-from probe.cli import build_parser
+from probe.cli import parse
+from probe.command_line import UsageError
 from probe.commands import probe_settings
-from train.cli.errors import UsageError
 from train.cli.options import read_config
 from train.loggers.build import WANDB_PROJECT
 
@@ -175,21 +173,17 @@ def _probe_options(file: Path, content: Mapping[str, Any], key: str, command: st
         options = tuple(shlex.split(text))
         if any(option.partition("=")[0] == "--output" for option in options):
             raise ValueError("--output is set by the study")
-        check_probe_command([command, "CHECKPOINT", "--output", "OUTPUT", *options])
+        check_probe_command(command, ["CHECKPOINT", "--output", "OUTPUT", *options])
     except ValueError as error:
         raise ValueError(f"{key} in '{file}': {error}") from None
     return options
 
 
-def check_probe_command(command: list[str]) -> None:
+def check_probe_command(command: str, args: list[str]) -> None:
     """Raises ValueError if `attnres-probe` would refuse these arguments. The one place that knows how it parses."""
-    refused = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(refused), contextlib.redirect_stdout(refused):
-            arguments = build_parser().parse_args(command)[command[0]]
-    except SystemExit as end:
-        raise ValueError(refused.getvalue().strip() if end.code else "--help is no option of a probe") from None
-    probe_settings(arguments)
+    if not {"-h", "--help"}.isdisjoint(args):
+        raise ValueError("--help is no option of a probe")
+    probe_settings(parse(command, args))
 
 
 def sweep(study: Study) -> dict[str, Any]:

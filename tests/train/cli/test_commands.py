@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from probe.command_line import nearest_option
 from train.cli import main
 from train.cli.commands import COMMANDS
-from train.cli.errors import nearest_option
 
 HEAVY = {"torch", "lightning", "transformers", "datasets", "wandb", "pandas", "numpy", "scipy", "matplotlib"}
 HEAVY |= {"jsonargparse", "attnres", "probe"}

@@ -1,16 +1,54 @@
-"""Bad input as one line for the user, with the nearest option for a misspelt one. Nothing heavy is imported here."""
+"""What both programs share: a table of commands, and bad input as one line with the nearest name for a misspelt one.
+
+Nothing heavy is imported here, and a command's own modules only when it is run: `--help` is quick.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import pkgutil
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+Command = Callable[[list[str]], int]
+"""Takes the arguments after its name, and returns the exit status."""
 
-class UsageError(Exception):
+
+class UsageError(ValueError):
     """Input that cannot be used; the message is one line for the user."""
+
+
+def lazily(place: str) -> Command:
+    """The command at `place`, as in "package.module:function", which is imported when it is run."""
+    return lambda args: pkgutil.resolve_name(place)(args)
+
+
+def run_program(
+    program: str, about: str, commands: Mapping[str, tuple[str, Command]], args: Sequence[str] | None
+) -> int:
+    """Run one of `commands` (name -> what it does, and it); `args` defaults to the command line's.
+
+    Bad input ends the process with one line on standard error and exit status 2.
+    """
+    name, *options = (sys.argv[1:] if args is None else args) or [""]
+    if name in ("-h", "--help"):
+        lines = [f"  {known:<10} {what}" for known, (what, _) in commands.items()]
+        hint = f"`{program} COMMAND --help` lists the options of a command."
+        print("\n".join([f"usage: {program} COMMAND ...", "", about, "", *lines, "", hint]))
+        return 0
+    try:
+        if name not in commands:
+            nearest = nearest_option(name, commands)
+            hint = f"did you mean {nearest}?" if nearest else f"choose from {', '.join(commands)}"
+            raise UsageError(f"command {name} does not exist; {hint}" if name else f"a command is required; {hint}")
+        return commands[name][1](options)
+    except UsageError as error:
+        whole = f"{program} {name}" if name in commands else program
+        print(f"{whole}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -28,6 +66,7 @@ def explain(message: str, known_options: Iterable[str], program: str) -> str:
     """A parser's message in words for users, with the nearest option for an unknown one."""
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("Expected a ", "expected ")
     message = message.replace("typing.Literal", "one of ").replace("Parser key", "option").replace("NoneType", "null")
+    message = message.replace("tuple[str, ...]", "a list such as [a,b]")
     in_file = r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)"
     if unknown := re.search(rf"unrecognized arguments: --([\w.-]+)|{in_file}", message):
         key = unknown[1] or unknown[2]
@@ -51,6 +90,3 @@ def nearest_option(key: str, known: Iterable[str]) -> str | None:
         if matcher.ratio() > 0.6:
             alike.append(option)
     return next(iter(difflib.get_close_matches(key, alike, n=1, cutoff=0.6)), None)
-
-
-__all__ = ["OneLineParser", "UsageError", "explain", "nearest_option"]
