@@ -1,10 +1,6 @@
-"""The table of commands: what `attnres-train` says of itself, at once, and of a command that does not exist."""
+"""The table of commands: what `attnres-train` says of itself, and of a command that does not exist."""
 
 from __future__ import annotations
-
-import importlib
-import subprocess
-import sys
 
 import pytest
 
@@ -12,23 +8,15 @@ from probe.command_line import nearest_option
 from train.cli import main
 from train.cli.commands import COMMANDS
 
-HEAVY = {"torch", "lightning", "transformers", "datasets", "wandb", "pandas", "numpy", "scipy", "matplotlib"}
-HEAVY |= {"jsonargparse", "attnres", "probe"}
-IMPORTED = "import sys; from train.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
 
-
-def test_help_names_every_command_and_imports_nothing_heavy():
-    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
-    assert {line.split()[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line[:2] == "  "} == {
-        name: what for name, (what, _) in COMMANDS.items()
-    }
-    assert HEAVY & set(done.stderr.split()) == set()
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name:<10} {what}\n" in shown for name, (what, _) in COMMANDS.items())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
-    module, _, function = COMMANDS[command][1].partition(":")
-    assert callable(getattr(importlib.import_module(module), function))
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
