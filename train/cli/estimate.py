@@ -59,6 +59,3 @@ def estimate(args: Sequence[str]) -> int:
     cli = EstimateCLI(args)
     print(as_json(cli.found) if cli.config.json else table(cli.found))
     return 0
-
-
-__all__ = ["estimate"]

@@ -101,6 +101,3 @@ def validate(args: Sequence[str]) -> int:
     verbose = cli.config.verbose
     cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=cli.ckpt_path, verbose=verbose, weights_only=True)
     return 0
-
-
-__all__ = ["fit", "validate"]

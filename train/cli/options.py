@@ -157,6 +157,3 @@ def check_files(files: Iterable[str]) -> None:
         for key in GROUPS if isinstance(content, dict) else ():
             if not isinstance(content.get(key), dict | str | None):
                 raise ValueError(f"{key} in '{file}' must be a mapping of options, got {content[key]}")
-
-
-__all__ = ["TrainCLI", "read_config"]

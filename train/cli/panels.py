@@ -37,6 +37,3 @@ def panels(args: Sequence[str]) -> int:
     except (wandb.Error, OSError, ValueError) as error:
         raise UsageError(f"W&B has not made the workspace: {error}") from None
     return 0
-
-
-__all__ = ["panels"]

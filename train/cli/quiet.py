@@ -35,6 +35,3 @@ def silence_known_messages() -> None:
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_is_worth_saying)
     disable_progress_bar()  # one shard is written; its bar is noise in a log
-
-
-__all__ = ["silence_known_messages"]

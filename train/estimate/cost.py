@@ -243,6 +243,3 @@ def notes_of(run: ConfiguredRun, target: Target) -> list[str]:
         "probes at accuracy jumps, and statistics and memory of each probe, come on top": run.probe.settings.enabled,
     }
     return [note for note, applies in found.items() if applies]
-
-
-__all__ = ["ConfiguredRun", "CostEstimate", "Hours", "check_devices", "estimate_cost"]

@@ -76,6 +76,3 @@ class Target:
         if self.peak_tflops is not None:
             return [Hardware("as stated", self.peak_tflops, self.peak_tflops, self.memory_gb)]
         return [hardware for hardware in KNOWN if self.hardware in (None, hardware.name)]
-
-
-__all__ = ["DEFAULT_MFU", "KNOWN", "Hardware", "Target"]

@@ -142,6 +142,3 @@ def _fake_tensors(module: nn.Module, dtype: torch.dtype) -> dict[int, Any]:
         empty = torch.empty(value.shape, dtype=dtype if value.is_floating_point() else value.dtype)
         fakes[id(value)] = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
     return fakes
-
-
-__all__ = ["PARTS", "LiveMemory", "Workload", "simulate_step"]

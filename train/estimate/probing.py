@@ -54,6 +54,3 @@ def plan_probes(
         flops=flops[0],
         last_flops=flops[1],
     )
-
-
-__all__ = ["ProbePlan", "plan_probes"]

@@ -84,6 +84,3 @@ def _hours(found: CostEstimate) -> list[str]:
         times = (each.training, each.validation, each.probing, each.total)
         rows.append([each.hardware, fits, *map(duration, times)])
     return [f"{name:<11}" + "".join(f"{cell:>12}" for cell in cells) for name, *cells in rows]
-
-
-__all__ = ["as_json", "table"]

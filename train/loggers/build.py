@@ -107,6 +107,3 @@ def _named(entry: Any) -> tuple[str | None, dict[str, Any]]:
     parser.add_class_arguments(getattr(lightning_loggers, name))
     defaults, given = vars(parser.get_defaults()), vars(entry.init_args)
     return name, {key: value for key, value in given.items() if value is not None and value != defaults.get(key)}
-
-
-__all__ = ["WANDB_PROJECT", "build_loggers", "check_loggers"]

@@ -103,6 +103,3 @@ class ProbesLogger(MetricsLogger):
         super().__init__(run_dir, first_step + 1 if first_step else 0)
         for step, metrics in rows_before(Path(run_dir) / PROBES, self._first_step):
             self._told.add(step, metrics)
-
-
-__all__ = ["MetricsLogger", "ProbesLogger", "read_metrics", "rows_before"]

@@ -80,6 +80,3 @@ class RunTensorBoardLogger(TensorBoardViews, TensorBoardLogger):
                 for event in events_of(name):
                     if event.step < self._first_step:
                         self._told.add(event.step, {name: True})
-
-
-__all__ = ["RunTensorBoardLogger", "check_tensorboard"]

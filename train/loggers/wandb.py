@@ -177,6 +177,3 @@ def _say(line: str) -> None:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-__all__ = ["RunWandbLogger", "finish_wandb", "in_sweep", "wandb_settings"]

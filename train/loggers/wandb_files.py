@@ -108,6 +108,3 @@ def _records(path: Path) -> Iterator[tuple[Record, int]]:
             except DecodeError:
                 return
             parts = b""
-
-
-__all__ = ["STEP", "history", "mend_files", "records", "run_id"]

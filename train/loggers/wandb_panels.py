@@ -93,6 +93,3 @@ def _panel(title: str, metrics: list[Any]) -> Any:
     if metrics[0] in (EFFECTS_TABLE, MOTIFS_TABLE):
         return reports.WeavePanelSummaryTable(table_name=metrics[0])
     return reports.LinePlot(title=title, x=STEP, y=metrics)
-
-
-__all__ = ["LAYOUT", "NUM_OPEN", "PACKAGE", "build_workspace", "layout_table"]

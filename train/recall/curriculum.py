@@ -70,6 +70,3 @@ class Curriculum:
     def load_state_dict(self, state: dict[str, int | float]) -> None:
         self.pairs = min(int(state["pairs"]), self.num_pairs)
         self.running_accuracy = float(state["running_accuracy"])
-
-
-__all__ = ["Curriculum", "CurriculumConfig"]

@@ -133,6 +133,3 @@ class MQARDataModule(LightningDataModule):
 def _collate(row: Any) -> RecallBatch:
     """The batch that a row of a stream holds."""
     return RecallBatch(**{name: torch.from_numpy(row[name]) for name in FIELDS if name in row})
-
-
-__all__ = ["MQARDataModule"]

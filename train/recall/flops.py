@@ -56,6 +56,3 @@ def training_flops(model: PreTrainedModel, seq: int, queries: int) -> dict[str, 
         part: flops * (1 + backward.get(part, 2) + (recomputed and part != "head"))
         for part, flops in forward_flops(model.config, seq, queries).items()
     }
-
-
-__all__ = ["forward_flops", "training_flops"]

@@ -61,6 +61,3 @@ class RoutingEntropy(Metric):
     def compute(self) -> dict[str, Tensor]:
         shares = zip(self.names, self.summed / self.total, self.total, strict=True)
         return {name: share for name, share, total in shares if total}  # leaves out sublayers without a choice
-
-
-__all__ = ["PositionAccuracy", "RoutingEntropy"]

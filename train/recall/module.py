@@ -291,6 +291,3 @@ def _check(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} must be {wanted}, got {options[key]}")
     if heads % key_value_heads:
         raise ValueError(f"num_key_value_heads ({key_value_heads}) must divide num_attention_heads ({heads})")
-
-
-__all__ = ["RetrievalModule"]

@@ -68,6 +68,3 @@ def routing_gradient_norms(model: nn.Module) -> dict[str, Tensor]:
         if kind and parameter.grad is not None:
             gradients.setdefault(kind, []).append(whole(parameter.grad).flatten())
     return {kind: torch.linalg.vector_norm(torch.cat(parts)) for kind, parts in gradients.items()}
-
-
-__all__ = ["RoutingLearningRates", "parameter_groups", "routing_gradient_norms"]

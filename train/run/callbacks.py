@@ -143,6 +143,3 @@ def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:
     if checkpoints:
         callbacks.append(SaveCheckpoint())
     return callbacks
-
-
-__all__ = ["CurriculumCallback", "ProgressLines", "RunExport", "SaveConfig", "run_callbacks"]

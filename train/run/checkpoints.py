@@ -93,6 +93,3 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path | None, dict[str, Any], list[
             except ValueError:
                 torn.append(path)
     return None, {}, torn
-
-
-__all__ = ["AtomicCheckpointIO", "SaveCheckpoint", "newest_checkpoint", "read_checkpoint", "save_checkpoint"]

@@ -128,14 +128,3 @@ def _processor() -> str:
     except (OSError, subprocess.CalledProcessError):
         names = []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-__all__ = [
-    "FILE",
-    "config_hash",
-    "describe_command",
-    "describe_hardware",
-    "describe_start",
-    "read_segments",
-    "record_provenance",
-]

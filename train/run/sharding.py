@@ -123,6 +123,3 @@ def clip_gradient_norm(parameters: Iterable[nn.Parameter], largest: float) -> No
     total = torch.linalg.vector_norm(torch.stack(norms))
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, largest, total)
-
-
-__all__ = ["FSDP2", "FSDP2Strategy", "clip_gradient_norm", "divides", "shard"]

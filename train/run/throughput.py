@@ -49,6 +49,3 @@ class StepThroughput(ThroughputMonitor):
                 trainer.lightning_module.log("throughput/tokens_per_second", tokens_per_second, rank_zero_only=True)
             if "device/mfu" in rates:
                 trainer.lightning_module.log("throughput/mfu", rates["device/mfu"], rank_zero_only=True)
-
-
-__all__ = ["StepThroughput"]

@@ -109,6 +109,3 @@ def _report(study: Study, directory: Path, failed: dict[str, str]) -> None:
     written = study_table.write_tables(directory, rows, seeds)
     print(f"\n{study_table.format_runs(rows)}\n\n{study_table.format_seeds(rows, seeds)}\n\nwritten:")
     print("\n".join(f"  {path}" for path in written))
-
-
-__all__ = ["study"]

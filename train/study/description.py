@@ -199,6 +199,3 @@ def sweep(study: Study) -> dict[str, Any]:
         "parameters": {"condition": {"values": list(study.options)}, "seed": {"values": list(study.seeds)}},
         "command": ["${env}", "${program}", "study", *place, "${args}"],
     }
-
-
-__all__ = ["Study", "StudyRun", "load_study", "sweep"]

@@ -143,6 +143,3 @@ def _discard_torn_probe(run: StudyRun) -> None:
     if run.probe_output.exists() and not _can_go_on(_results(run)):
         print(f"{run.probe_output} is not whole and is made again", flush=True)
         shutil.rmtree(run.probe_output)
-
-
-__all__ = ["BUSY", "FINISHED", "all_commands", "is_probed", "is_trained", "program", "run_all", "status"]

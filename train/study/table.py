@@ -200,6 +200,3 @@ def _spread(row: Mapping[Any, Any], form: str) -> str:
 
 def _number(value: Any, form: str, unit: str = "") -> str:
     return "—" if pd.isna(value) else f"{value:{form}}{unit}"
-
-
-__all__ = ["format_runs", "format_seeds", "over_seeds", "runs_table", "write_tables"]
