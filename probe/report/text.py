@@ -19,13 +19,8 @@ from probe.vocabulary import Route, primary_rows, whole_depth
 
 Row = Mapping[Any, Any]
 
-NO_FIGURES = "no figures: no run holds effects of mask_renormalise"
 EFFECT_ROW = "  {:>6} {:>7} {:>8} {:>30} {:>7} {:>8}".format
 MOTIF_ROW = "{:<30} {:<10} {:>20} {:>7} {:>5} {:>23}  {:>20} {:>20} {:>17}".format
-MOTIF_COLUMNS = (
-    *("motif (* of the study)", "status", "holds from [95 % CI]", "held", "pairs", "after accuracy"),
-    *("half-rise of effect", "of mass", "mass after effect"),
-)
 FLIP = (
     "  flip test: follows the queried key {follows_queried:.4f} (n = {n_queried}), another key {follows_other:.4f} "
     "(n = {n_other})"
@@ -42,9 +37,7 @@ IDLE = (
     "    mass without role: {family}, mass {mass:.3f} ({aliased:.0%} of it aliased), effect equivalent to zero "
     "(p = {p_equivalent_adjusted:.4f})"
 )
-FIRST_ORDER = (
-    "  first order against exact ({grid}, {positions} positions): Spearman {spearman:.2f} over {n_cells} cells"
-)
+LINEAR = "  first order against exact ({grid}, {positions} positions): Spearman {spearman:.2f} over {n_cells} cells"
 
 
 def mass_effect_table(runs: Sequence[ProbedRun]) -> str:
@@ -118,7 +111,7 @@ def describe(run: ProbedRun) -> str:
         lines.append(MOTIF.format(motif=motif, route=Route.of(motif), only=only) + unlearned)
     lines += [line + unlearned for line in _describe_coalitions(run)]
     primary = words.MASK, words.PRIMARY_METRIC
-    lines += [FIRST_ORDER.format_map(r) for r in summary["first_order"] if (r["kind"], r["metric"]) == primary]
+    lines += [LINEAR.format_map(r) for r in summary["first_order"] if (r["kind"], r["metric"]) == primary]
     return "\n".join(lines)
 
 
@@ -158,14 +151,15 @@ def describe_emergence(emergence: Emergence) -> str:
     lines = [
         f"When motifs emerge: {first['condition']} (seed {first['seed']}), {len(steps)} exact probes at steps "
         f"{steps.iloc[0]} to {steps.iloc[-1]}; accuracy rose by half at step {_time(first, 'accuracy_half')}",
-        MOTIF_ROW(*MOTIF_COLUMNS),
+        MOTIF_ROW(
+            *("motif (* of the study)", "status", "holds from [95 % CI]", "held", "pairs", "after accuracy"),
+            *("half-rise of effect", "of mass", "mass after effect"),
+        ),
     ]
     lines += [MOTIF_ROW(*_motif_cells(row)) for row in emergence.shown.to_dict("records")]
     if emergence.left_out:
-        left_out = ", ".join(map(str, emergence.left_out))
-        lines.append(
-            f"left out, as they were probed on other sequences than the last or not in all regions: steps {left_out}"
-        )
+        why = "as they were probed on other sequences than the last or not in all regions"
+        lines.append(f"left out, {why}: steps {', '.join(map(str, emergence.left_out))}")
     return "\n".join(lines)
 
 
@@ -228,12 +222,8 @@ def across_seeds(runs: Sequence[ProbedRun]) -> str:
             continue
         names = ", ".join(map(str, sorted(run.seed for run in seeds)))
         lines.append(f"{seeds[0].condition}, over {len(seeds)} seeds ({names}): ΔNLL, t interval")
-        lines += [
-            f"  {sublayer:<10} {family:<15} {m:+.4f} [{lo:+.4f}, {hi:+.4f}]  p = {p:.4f}"
-            for (sublayer, family), m, lo, hi, p in zip(
-                table.columns, *stats.across_seeds(table.to_numpy()), strict=True
-            )
-        ]
+        for place, numbers in zip(table.columns, np.transpose(stats.across_seeds(table.to_numpy())), strict=True):
+            lines.append("  {:<10} {:<15} {:+.4f} [{:+.4f}, {:+.4f}]  p = {:.4f}".format(*place, *numbers))
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ MOST_COLUMNS = 3
 MOST_NAMED_LINES = 2
 """With more lines of models than this, panels are too low for names beside points."""
 MOSTLY_ALIASED = 0.5
+OUTLINE = [withStroke(linewidth=1.5, foreground="w")]
 
 
 @style.paper_style()
@@ -103,13 +104,6 @@ def _name_extremes(axes: Axes, model: DepthCells, sublayer: str, is_narrow: bool
         # Under its point where the most harmful one, which is higher, has its name above.
         below = len(names) == 2 and name == "most mass" and effect > -words.equivalent_within(model.run.num_pairs)
         side, shift = ("left", 5) if mass < left else ("right", -5) if mass > right else ("center", 0)
-        axes.annotate(
-            name,
-            (mass, effect),
-            xytext=(shift, -5 if below else 5),
-            textcoords="offset points",
-            ha=side,
-            va="top" if below else "bottom",
-            color=words.FAMILY_COLORS[family],
-            path_effects=[withStroke(linewidth=1.5, foreground="w")],
-        )
+        va, up = ("top", -5) if below else ("bottom", 5)
+        text = axes.annotate(name, (mass, effect), (shift, up), textcoords="offset points", ha=side, va=va)
+        text.set(color=words.FAMILY_COLORS[family], path_effects=OUTLINE)

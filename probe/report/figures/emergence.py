@@ -26,7 +26,6 @@ BRACKET = Path([(-1, -1), (-1, 0), (1, 0), (1, -1)])
 HEADROOM = 0.11
 """What a mark above the curves takes of the height of their span."""
 PROBED: dict[str, Any] = {"marker": "o", "color": "k", "markerfacecolor": "w", "linestyle": ""}
-PROBED["label"] = "probe accuracy (95 %)"
 THRESHOLD: dict[str, Any] = {"color": GREY, "linestyle": ":", "linewidth": 0.9}
 HALF_RISE: dict[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 0.7}
 FIRST_ORDER: dict[str, Any] = {"markerfacecolor": "w", "linestyle": "--"}
@@ -56,11 +55,18 @@ def plot_emergence(
         rows, approximate = (table[table["sublayer"] == sublayer] for table in (curves, linear))
         _plot_curves(effect, mass, rows, approximate, emergence, num_pairs)
         effect.set_title(style.reads_title(sublayer))
-    panels[1, 0].set_ylim(_effect_limits(curves, linear, num_pairs))
-    _label_curves(panels[1, 0], panels[2, 0], curves)
+    _scale_rows(*panels[1:, 0], curves, linear, num_pairs)
     for empty in panels[0, 1:]:
         empty.set_axis_off()
-    handles = _legend(training, num_pairs, emergence, linear)
+    probed, thresholds = "probe accuracy (95 %)", f"plateau 1/{num_pairs}; 5 % of ln K"
+    others: list[Artist] = [style.entry(probed, **PROBED), style.entry(thresholds, **THRESHOLD)]
+    if training is not None:
+        others.insert(0, style.entry("validation accuracy", color="k"))
+        others.insert(2, Patch(color=PAIRS_COLOR, linewidth=0, label="pairs in training"))
+    others += _half_rise_entries(emergence)
+    families = [*style.family_entries(), *_first_order_entries(linear)]
+    # In the first of two columns the families, filled up with blanks.
+    handles = [*families, *[style.entry(" ", linestyle="")] * (len(others) - len(families)), *others]
     if len(sublayers) > 1:
         close: dict[str, Any] = {"columnspacing": 0.8, "handletextpad": 0.5, "borderpad": 0}
         panels[0, 1].legend(handles=handles, loc="center left", ncols=2, **close)
@@ -91,18 +97,15 @@ def plot_motifs(emergence: Emergence, effects: pd.DataFrame, num_pairs: int, tit
     panels = figure.subplots(*shape, sharex=True, sharey="row", squeeze=False, gridspec_kw=heights)
     for (effects_row, masses_row), sublayer in zip(np.split(panels, len(sublayers)), sublayers, strict=True):
         rows, approximate, marks = (table[table["sublayer"] == sublayer] for table in tables)
-        low, high = _effect_limits(rows, approximate, num_pairs)
-        most = int(marks["scope"].value_counts().max()) if len(marks) else 0
-        high += (high - low) * HEADROOM * most / (1 - HEADROOM * most)  # for the marks of the region with the most
+        most_marks = max(marks["scope"].value_counts(), default=0)
+        _scale_rows(effects_row[0], masses_row[0], rows, approximate, num_pairs, most_marks)
         for effect, mass, region in zip(effects_row, masses_row, regions, strict=True):
             exact, points, above = (table[table["scope"] == region] for table in (rows, approximate, marks))
             _plot_curves(effect, mass, exact, points, emergence, num_pairs)
-            effect.set_ylim(low, high)
             _mark_motifs(effect, above)
             effect.set_title(f"{style.reads_title(sublayer)}, {region}")
-        _label_curves(effects_row[0], masses_row[0], rows)
     handles = [*style.family_entries(families), *_half_rise_entries(emergence)]
-    handles += [*_mark_entries(set(emergence.table["status"])), *_first_order_entries(linear)]
+    handles += [*_mark_entries(emergence.table["status"]), *_first_order_entries(linear)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.2)
     return _finish(figure, panels, title)
 
@@ -119,7 +122,7 @@ def _plot_accuracy(axes: Axes, emergence: Emergence, training: pd.DataFrame | No
     """Accuracy on the probe split with its interval, validation accuracy and, behind them, pairs(t)."""
     probed = emergence.accuracy
     style.draw_intervals(axes, probed["step"], probed["low"], probed["high"], color="k", linewidth=0.8)
-    axes.plot(probed["step"], probed["accuracy"], **PROBED)
+    axes.plot(probed["step"], probed["accuracy"], label="probe accuracy (95 %)", **PROBED)
     axes.axhline(1 / num_pairs, **THRESHOLD)
     axes.set(ylim=(-0.03, 1.05), ylabel="accuracy", title=f"accuracy at K = {num_pairs} pairs")
     axes.tick_params(labelbottom=True)
@@ -170,9 +173,16 @@ def _half_rise(emergence: Emergence) -> list[float]:
     return emergence.table[["accuracy_half", "accuracy_half_low", "accuracy_half_high"]].iloc[0].tolist()
 
 
-def _effect_limits(rows: pd.DataFrame, linear: pd.DataFrame, num_pairs: int) -> tuple[float, float]:
+def _scale_rows(
+    effect: Axes, mass: Axes, rows: pd.DataFrame, linear: pd.DataFrame, num_pairs: int, most_marks: int = 0
+) -> None:
+    """Labels and limits of a row of effects, with place for marks above the curves, and of the masses under it."""
     exact = rows[["effect", *ENDS["effect"]]].to_numpy()
-    return _limits([*exact.flat, *linear["effect"], 0, words.matters_from(num_pairs)])
+    low, high = _limits([*exact.flat, *linear["effect"], 0, words.matters_from(num_pairs)])
+    high += (high - low) * HEADROOM * most_marks / (1 - HEADROOM * most_marks)
+    effect.set(ylabel=f"effect, {style.EFFECT_LABEL}", ylim=(low, high))
+    masses = rows.loc[rows["applicable"], ["mass", "mass_high"]].to_numpy()
+    mass.set(ylabel="routing mass", ylim=(0.0, _limits([*masses.flat, 0])[1]))
 
 
 def _limits(values: Iterable[float]) -> tuple[float, float]:
@@ -180,14 +190,6 @@ def _limits(values: Iterable[float]) -> tuple[float, float]:
     low, high = style.finite_range(values)
     margin = 0.06 * ((high - low) or 1.0)
     return low - margin, high + margin
-
-
-def _label_curves(effect: Axes, mass: Axes, rows: pd.DataFrame) -> None:
-    """Labels of the vertical axes, and the limits of that of masses."""
-    masses = rows.loc[rows["applicable"], ["mass", "mass_high"]].to_numpy()
-    effect.set_ylabel(f"effect, {style.EFFECT_LABEL}")
-    mass.set_ylabel("routing mass")
-    mass.set_ylim(0.0, _limits([*masses.flat, 0])[1])
 
 
 def _mark_motifs(axes: Axes, marks: pd.DataFrame) -> None:
@@ -207,31 +209,19 @@ def _mark_motifs(axes: Axes, marks: pd.DataFrame) -> None:
                 axes.plot([step], [height], marker=marker, color=color, markersize=6, markerfacecolor="none")
 
 
-def _legend(training: pd.DataFrame | None, num_pairs: int, emergence: Emergence, linear: pd.DataFrame) -> list[Artist]:
-    """Curves of the families in the first of two columns, all else in the second."""
-    lines: list[Artist] = [Line2D([], [], **PROBED)]
-    if training is not None:
-        lines.insert(0, style.entry("validation accuracy", color="k"))
-        lines.append(Patch(color=PAIRS_COLOR, linewidth=0, label="pairs in training"))
-    lines.append(style.entry(f"plateau 1/{num_pairs}; 5 % of ln K", **THRESHOLD))
-    lines += _half_rise_entries(emergence)
-    families = [*style.family_entries(), *_first_order_entries(linear)]
-    blank = style.entry(" ", linestyle="")
-    return [*families, *[blank] * (len(lines) - len(families)), *lines]
-
-
 def _half_rise_entries(emergence: Emergence) -> list[Line2D]:
     return [] if math.isnan(_half_rise(emergence)[0]) else [style.entry("half-rise of accuracy", **HALF_RISE)]
 
 
 def _first_order_entries(linear: pd.DataFrame) -> list[Line2D]:
-    return [] if linear.empty else [style.entry("first order (linearised)", color=GREY, marker="o", **FIRST_ORDER)]
+    label = "first order (linearised)"
+    return [] if linear.empty else [style.entry(label, color=GREY, marker="o", **FIRST_ORDER)]
 
 
-def _mark_entries(statuses: set[str]) -> list[Line2D]:
+def _mark_entries(statuses: Iterable[str]) -> list[Line2D]:
     bracket: dict[str, Any] = {"marker": BRACKET, "markersize": 9, "markerfacecolor": "none", "linestyle": ""}
     marks = {
         "emerged": style.entry("motif: onset (95 %)", color="k", marker="v", markersize=4),
         "transient": style.entry("motif: held, did not last", color="k", **bracket),
     }
-    return [style.entry("5 % of ln K: matters", **THRESHOLD), *(marks[s] for s in marks if s in statuses)]
+    return [style.entry("5 % of ln K: matters", **THRESHOLD), *(marks[s] for s in words.present(statuses, marks))]

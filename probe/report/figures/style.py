@@ -81,10 +81,8 @@ def draw_intervals(
 
     Nothing where an end is NaN; an infinite end runs out of the picture and leaves the axes' limits alone.
     """
-    ends = np.array([list(at), list(low), list(high)], dtype=float).T
+    ends = np.array([at, low, high], dtype=float).T
     ends = ends[~np.isnan(ends).any(1)]
-    if not len(ends):
-        return
     order = [1, 0] if along == "x" else [0, 1]
     segments = ends[:, [[0, 1], [0, 2]]][:, :, order]  # (lines, ends, [x, y])
     points = segments.reshape(-1, 2)

@@ -20,6 +20,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from scipy import stats as scipy_stats
 
+from attnres import FAMILIES, REGIONS, SUBLAYERS
 from probe.analysis.emergence import Emergence
 from probe.files.runs import ProbedRun
 from probe.report.figures import style
@@ -28,17 +29,7 @@ from probe.report.figures.comparison import plot_comparison, seed_groups
 from probe.report.figures.dissociation import plot_dissociation
 from probe.report.figures.emergence import plot_emergence, plot_motifs
 from probe.report.figures.heat_maps import plot_heat_maps
-from probe.vocabulary import (
-    FAMILIES,
-    FAMILY_COLORS,
-    MASK,
-    READ_SUBLAYERS,
-    REGIONS,
-    SUBLAYERS,
-    equivalent_within,
-    layer_scope,
-    matters_from,
-)
+from probe.vocabulary import FAMILY_COLORS, MASK, READ_SUBLAYERS, equivalent_within, layer_scope, matters_from
 from probe.vocabulary import MASK_FIRST_ORDER as LINEAR
 
 K = 16
@@ -247,10 +238,9 @@ def test_motifs_are_marked_where_they_set_in_or_held():
     held = next(line for line in late.get_lines() if line.get_label() == "transient")
     assert (list(held.get_xdata()), held.get_color()) == ([10, 20], FAMILY_COLORS["current"])
     curves = only(effects_table(["all", *REGIONS], steps=STEPS), sublayer="self_attn", applicable=True)
-    assert curves.loc[curves["scope"] != "all", "ci_high"].max() < min(
-        *onset.get_ydata(), *held.get_ydata()
-    )  # above the curves
-    assert max(*onset.get_ydata(), *held.get_ydata()) < late.get_ylim()[1]
+    heights = [*onset.get_ydata(), *held.get_ydata()]
+    assert curves.loc[curves["scope"] != "all", "ci_high"].max() < min(heights)  # above the curves
+    assert max(heights) < late.get_ylim()[1]
     marked = {name for name, axes in panels.items() if {"onset", "transient"} & curves_of(axes).keys()}
     assert marked == {"attention reads, late", "MLP reads, early"}
     for axes in panels.values():
