@@ -58,8 +58,8 @@ def _figures_of(run: ProbedRun) -> Iterator[tuple[str, Figure]]:
     if words.ALL in scopes:
         peak = largest_effect_step(effects)
         rows, title = effects[effects["step"] == peak], f"{title}, step {peak} (largest effect)"
-        grid, linear = find_grid(rows), words.primary_rows(rows, kind=words.MASK_FIRST_ORDER)
-        if grid is not None:
+        linear = words.primary_rows(rows, kind=words.MASK_FIRST_ORDER)
+        if grid := find_grid(rows):
             yield "heat_maps_peak", plot_heat_maps(rows, num_pairs, title)
             if grid.unit == "region" and len(words.by_layer(linear)):
                 yield "heat_maps_peak_layers", plot_heat_maps(linear, num_pairs, title)

@@ -52,7 +52,7 @@ def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
         assert {path.with_suffix(".png"), path.with_suffix(".pdf")} <= set(paths)
         assert path.parent.name == "figures"
         names.setdefault(path.parent.parent.name, set()).add(path.stem)
-    through_training = {"emergence", "motifs", "heat_maps_peak"}
+    through_training = {"emergence", "motifs", "heat_maps_peak", "heat_maps_peak_layers"}
     assert names.pop("trained") == {"heat_maps", "dissociation", "comparison", *through_training}
     assert names == {"block_sum": {"heat_maps"}}
     monkeypatch.setattr(write, "save", lambda figure, path: [path])
