@@ -20,14 +20,11 @@ from probe.report.grid import find_grid
 
 
 def write_figures(runs: Sequence[ProbedRun]) -> list[Path]:
-    """Figures of each run into its `figures/`; those that show several runs into the first one's. Returns the files.
+    """Figures of each of one or more runs into its `figures/`, those of several into the first's. Returns the files.
 
     Of each run, `heat_maps`; and where it was probed while it trained, `emergence`, `motifs` and `heat_maps_peak`, of
     the step of the largest effect (`heat_maps_peak_layers` where single layers were probed to first order alone). Of
     all of them, `dissociation` and, of two or more, `comparison`. What was not probed has no figure.
-
-    Args:
-        runs: one or more.
 
     Raises:
         ValueError: tables that cannot be read.
