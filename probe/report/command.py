@@ -31,7 +31,7 @@ def write_report(directories: Sequence[Path], page: Path) -> Iterator[str]:
         if block:
             yield "\n" + block
     yield "\nwritten:"
-    yield from (f"  {line}" for line in write_figures(runs) or [text.NO_FIGURES])
+    yield from (f"  {line}" for line in write_figures(runs) or ["no figures: no run holds effects of mask_renormalise"])
     if any(run.has_cells for run in shown):
         yield f"  {write_page(shown, page)}"
     else:

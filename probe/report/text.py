@@ -3,81 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from attnres.sites import FAMILIES
+from probe import vocabulary as words
 from probe.ablation.interventions import MatchedMass
 from probe.ablation.observer import GEOMETRY
 from probe.analysis import stats
 from probe.analysis.emergence import OVER_SEEDS, SPREAD, Emergence, after_accuracy, over_seeds
 from probe.files.runs import ProbedRun, groups_of_seeds
-from probe.vocabulary import (
-    ENOUGH_SEQUENCES,
-    MASK,
-    PRIMARY_METRIC,
-    READ_SUBLAYERS,
-    Route,
-    present,
-    primary_rows,
-    whole_depth,
-)
+from probe.vocabulary import Route, primary_rows, whole_depth
 
 Row = Mapping[Any, Any]
 
-NO_FIGURES = "no figures: no run holds effects of mask_renormalise"
+EFFECT_ROW = "  {:>6} {:>7} {:>8} {:>30} {:>7} {:>8}".format
+MOTIF_ROW = "{:<30} {:<10} {:>20} {:>7} {:>5} {:>23}  {:>20} {:>20} {:>17}".format
+FLIP = (
+    "  flip test: follows the queried key {follows_queried:.4f} (n = {n_queried}), another key {follows_other:.4f} "
+    "(n = {n_other})"
+)
+READS = (
+    "  {sublayer} reads: {n_sources:.1f} sources, effectively {effective_sources:.1f}, of different direction "
+    "{effective_distinct_sources:.1f}; routing entropy {entropy:.2f} nats"
+)
+MOTIF = (
+    "  motif: {route}, {motif[per_read]:+.3f} nats per read ({motif[n_reads]} reads, {motif[n_unaliased_reads]} "
+    "unaliased; p adj. = {motif[p_adjusted]:.4f}{only})"
+)
+IDLE = (
+    "    mass without role: {family}, mass {mass:.3f} ({aliased:.0%} of it aliased), effect equivalent to zero "
+    "(p = {p_equivalent_adjusted:.4f})"
+)
+LINEAR = "  first order against exact ({grid}, {positions} positions): Spearman {spearman:.2f} over {n_cells} cells"
 
 
 def mass_effect_table(runs: Sequence[ProbedRun]) -> str:
     """Family x sublayer: mass (and what it would be with equal weights), effect on NLL with its 95 % interval and
     adjusted p-value, and that of taking the same mass from other sources; a group of columns for each run."""
-    group = f"  {'mass':>6} {'(even)':>7} {'aliased':>8} {'ΔNLL (nats) [95 % CI]':>30} {'p adj.':>7} {'control':>8}"
+    group = EFFECT_ROW("mass", "(even)", "aliased", "ΔNLL (nats) [95 % CI]", "p adj.", "control")
     columns = f"{'sublayer':<10} {'family':<15}" + group * len(runs)
     header = f"{'':<10} {'':<15}" + "".join(f"  {run.label:^{len(group) - 2}}" for run in runs)
-    numbers = [_depth_numbers(run) for run in runs]
+    numbers, absent = [_depth_numbers(run) for run in runs], EFFECT_ROW("—", "—", "—", "not probed", "—", "—")
     lines = [header, columns, "-" * len(columns)]
-    for sublayer in present(pd.concat([run.effects["sublayer"] for run in runs]), READ_SUBLAYERS):
-        for family in FAMILIES:
-            found = "".join(of_run.get((sublayer, family), NOT_PROBED) for of_run in numbers)
-            lines.append(f"{sublayer:<10} {family:<15}{found}")
+    sublayers = words.present(pd.concat([run.effects["sublayer"] for run in runs]), words.READ_SUBLAYERS)
+    lines += [
+        f"{sublayer:<10} {family:<15}" + "".join(of_run.get((sublayer, family), absent) for of_run in numbers)
+        for sublayer, family in product(sublayers, words.FAMILIES)
+    ]
     return "\n".join(lines)
-
-
-NOT_PROBED = f"  {'—':>6} {'—':>7} {'—':>8} {'not probed':>30} {'—':>7} {'—':>8}"
 
 
 def _depth_numbers(run: ProbedRun) -> dict[tuple[str, str], str]:
     """(sublayer, family) -> a run's columns in the table."""
     control = whole_depth(primary_rows(run.effects, kind=MatchedMass.kind))
-    control = control[control["applicable"]].set_index(["sublayer", "family"])["effect"]
+    control = control[control["applicable"]].set_index(["sublayer", "family"])["effect"].map("{:+.4f}".format)
     numbers = {}
     for row in whole_depth(primary_rows(run.effects)).to_dict("records"):
         place = row["sublayer"], row["family"]
+        masses = [f"{row[name]:.3f}" for name in ("mass", "mass_uniform", "aliased_mass")]
         effect, p_adjusted = "not applicable", "—"
         if row["applicable"]:
             effect = f"{row['effect']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"
             p_adjusted = f"{row['p_adjusted']:.4f}"
-        other = f"{control[place]:+.4f}" if place in control.index else "—"
-        masses = f"{row['mass']:>6.3f} {row['mass_uniform']:>7.3f} {row['aliased_mass']:>8.3f}"
-        numbers[place] = f"  {masses} {effect:>30} {p_adjusted:>7} {other:>8}"
+        numbers[place] = EFFECT_ROW(*masses, effect, p_adjusted, control.get(place, "—"))
     return numbers
 
 
 def warnings(run: ProbedRun) -> list[str]:
     """What must be known before the numbers are read."""
-    clean, probe = run.summary["clean"], run.summary["probe"]
+    clean, few = run.summary["clean"], run.summary["probe"]["n_sequences"]
     lines = []
     if not clean["task_learned"]:
         lines.append(
             f"NOT LEARNED: {run.label} has accuracy {clean['accuracy']:.4f} (plateau {clean['plateau_accuracy']:.4f}) "
             "and clean NLL not below half of ln K: none of its effects, dissociations or motifs speaks of the task"
         )
-    if probe["n_sequences"] < ENOUGH_SEQUENCES:
+    if few < words.ENOUGH_SEQUENCES:
         lines.append(
-            f"FEW SEQUENCES: {run.label} rests on {probe['n_sequences']}; under {ENOUGH_SEQUENCES}, intervals and "
-            "p-values of skewed effects cannot be relied on"
+            f"FEW SEQUENCES: {run.label} rests on {few}; under {words.ENOUGH_SEQUENCES}, intervals and p-values of "
+            "skewed effects cannot be relied on"
         )
     return lines
 
@@ -91,24 +98,20 @@ def describe(run: ProbedRun) -> str:
         f"NLL {clean['nll']:.4f} nats; {probe['n_sequences']} sequences, {probe['n_queries']} queries"
     ]
     if flip is not None:
-        lines.append(
-            f"  flip test: follows the queried key {flip['follows_queried']:.4f} (n = {flip['n_queried']}), "
-            f"another key {flip['follows_other']:.4f} (n = {flip['n_other']})"
-        )
+        lines.append(FLIP.format_map(flip))
     if "wraps" in summary:
         lines.append(f"  the vanilla model it wraps: accuracy {summary['wraps']['accuracy']:.4f} on the same queries")
     unlearned = "" if clean["task_learned"] else " (NOT LEARNED)"
     for sublayer, found in summary["dissociation"].items():
         lines += [line + unlearned for line in _describe_dissociation(sublayer, found)]
-    lines += _describe_geometry(run)
-    lines += [f"  {_describe_motif(motif)}{unlearned}" for motif in summary["motifs"]]
-    lines += [f"  {line}{unlearned}" for line in _describe_coalitions(run)]
-    lines += [
-        f"  first order against exact ({found['grid']}, {found['positions']} positions): "
-        f"Spearman {found['spearman']:.2f} over {found['n_cells']} cells"
-        for found in summary["first_order"]
-        if (found["kind"], found["metric"]) == (MASK, PRIMARY_METRIC)
-    ]
+    means = run.geometry.groupby("sublayer", sort=False)[["n_sources", *GEOMETRY[:3]]].mean()  # over reads
+    lines += [READS.format_map(row) for row in means.reset_index().to_dict("records")]
+    for motif in summary["motifs"]:
+        only = "; the only region it exists in" if motif["only_region"] else ""
+        lines.append(MOTIF.format(motif=motif, route=Route.of(motif), only=only) + unlearned)
+    lines += [line + unlearned for line in _describe_coalitions(run)]
+    primary = words.MASK, words.PRIMARY_METRIC
+    lines += [LINEAR.format_map(r) for r in summary["first_order"] if (r["kind"], r["metric"]) == primary]
     return "\n".join(lines)
 
 
@@ -119,38 +122,15 @@ def _describe_dissociation(sublayer: str, found: Row) -> list[str]:
         f"most harm {found['most_harmful']} ({found['effect'][found['most_harmful']]:+.3f} nats): "
         f"{verdicts[found['dissociated']]}; P(one family has both) = {found['p_heaviest_is_most_harmful']:.2f}"
     ]
-    for idle in found["mass_without_role"]:
-        aliased = idle["aliased_mass"] / idle["mass"]
-        lines.append(
-            f"    mass without role: {idle['family']}, mass {idle['mass']:.3f} ({aliased:.0%} of it aliased), effect "
-            f"equivalent to zero (p = {idle['p_equivalent_adjusted']:.4f})"
-        )
-    return lines
-
-
-def _describe_geometry(run: ProbedRun) -> list[str]:
-    """How many sources reads have, use, and use that differ; mean over reads."""
-    means = run.geometry.groupby("sublayer", sort=False)[["n_sources", *GEOMETRY[:3]]].mean()
-    return [
-        f"  {sublayer} reads: {row['n_sources']:.1f} sources, effectively {row['effective_sources']:.1f}, of different "
-        f"direction {row['effective_distinct_sources']:.1f}; routing entropy {row['entropy']:.2f} nats"
-        for sublayer, row in means.iterrows()
-    ]
-
-
-def _describe_motif(motif: Row) -> str:
-    only = "; the only region it exists in" if motif["only_region"] else ""
-    return (
-        f"motif: {Route.of(motif)}, {motif['per_read']:+.3f} nats per read "
-        f"({motif['n_reads']} reads, {motif['n_unaliased_reads']} unaliased; p adj. = {motif['p_adjusted']:.4f}{only})"
-    )
+    idle = found["mass_without_role"]
+    return lines + [IDLE.format_map({**row, "aliased": row["aliased_mass"] / row["mass"]}) for row in idle]
 
 
 def _describe_coalitions(run: ProbedRun) -> list[str]:
     """Shapley values and the largest interaction of each game, in NLL at all positions."""
     if run.coalitions is None:
         return []
-    rows = run.coalitions[(run.coalitions["metric"] == PRIMARY_METRIC) & (run.coalitions["positions"] == "all")]
+    rows = run.coalitions[(run.coalitions["metric"] == words.PRIMARY_METRIC) & (run.coalitions["positions"] == "all")]
     rows = rows.join(rows["term"].str.extract(r"(?P<what>.*):(?P<families>.*)"))
     lines = []
     for (sublayer, scope), terms in rows.groupby(["sublayer", "scope"], sort=False):
@@ -159,7 +139,7 @@ def _describe_coalitions(run: ProbedRun) -> list[str]:
         pairs = terms[terms["what"] == "interaction"]
         largest = pairs.iloc[pairs["effect"].abs().to_numpy().argmax()]
         lines.append(
-            f"Shapley values, {sublayer} at {scope}: {shares}; largest interaction {largest['families']} "
+            f"  Shapley values, {sublayer} at {scope}: {shares}; largest interaction {largest['families']} "
             f"{largest['effect']:+.3f} (p adj. = {largest['p_adjusted']:.4f})"
         )
     return lines
@@ -171,31 +151,32 @@ def describe_emergence(emergence: Emergence) -> str:
     lines = [
         f"When motifs emerge: {first['condition']} (seed {first['seed']}), {len(steps)} exact probes at steps "
         f"{steps.iloc[0]} to {steps.iloc[-1]}; accuracy rose by half at step {_time(first, 'accuracy_half')}",
-        f"{'motif (* of the study)':<30} {'status':<10} {'holds from [95 % CI]':>20} {'held':>7} {'pairs':>5} "
-        f"{'after accuracy':>23}  {'half-rise of effect':>20} {'of mass':>20} {'mass after effect':>17}",
+        MOTIF_ROW(
+            *("motif (* of the study)", "status", "holds from [95 % CI]", "held", "pairs", "after accuracy"),
+            *("half-rise of effect", "of mass", "mass after effect"),
+        ),
     ]
-    lines += [_emergence_line(row) for row in emergence.shown.to_dict("records")]
+    lines += [MOTIF_ROW(*_motif_cells(row)) for row in emergence.shown.to_dict("records")]
     if emergence.left_out:
-        steps = ", ".join(map(str, emergence.left_out))
-        lines.append(
-            f"left out, as they were probed on other sequences than the last or not in all regions: steps {steps}"
-        )
+        why = "as they were probed on other sequences than the last or not in all regions"
+        lines.append(f"left out, {why}: steps {', '.join(map(str, emergence.left_out))}")
     return "\n".join(lines)
 
 
-def _emergence_line(row: Row) -> str:
-    name = f"{Route.of(row)}{' *' if row['motif'] else ''}"
-    begin = "onset" if row["status"] == "emerged" else "first_held"
+def _motif_cells(row: Row) -> list[str]:
     pairs = row["effect_half_pairs" if row["status"] == "never" else "pairs"]
-    pairs = "—" if np.isnan(pairs) else f"{pairs:.0f}"
-    held = f"{row['n_held']}/{row['n_probes']}"
     what, *ends = after_accuracy(row)
-    after = "—" if np.isnan(ends[0]) else f"{what} {_lag(*ends)}"
-    return (
-        f"{name:<30} {row['status']:<10} {_time(row, begin):>20} {held:>7} {pairs:>5} {after:>23}  "
-        f"{_time(row, 'effect_half'):>20} {_time(row, 'mass_half'):>20} "
-        f"{_lag(row['lag_mass_effect_low'], row['lag_mass_effect_high']):>17}"
-    )
+    return [
+        f"{Route.of(row)}{' *' if row['motif'] else ''}",
+        row["status"],
+        _time(row, "onset" if row["status"] == "emerged" else "first_held"),
+        f"{row['n_held']}/{row['n_probes']}",
+        "—" if np.isnan(pairs) else f"{pairs:.0f}",
+        "—" if np.isnan(ends[0]) else f"{what} {_lag(*ends)}",
+        _time(row, "effect_half"),
+        _time(row, "mass_half"),
+        _lag(row["lag_mass_effect_low"], row["lag_mass_effect_high"]),
+    ]
 
 
 def _time(row: Row, name: str) -> str:
@@ -241,12 +222,8 @@ def across_seeds(runs: Sequence[ProbedRun]) -> str:
             continue
         names = ", ".join(map(str, sorted(run.seed for run in seeds)))
         lines.append(f"{seeds[0].condition}, over {len(seeds)} seeds ({names}): ΔNLL, t interval")
-        lines += [
-            f"  {sublayer:<10} {family:<15} {m:+.4f} [{lo:+.4f}, {hi:+.4f}]  p = {p:.4f}"
-            for (sublayer, family), m, lo, hi, p in zip(
-                table.columns, *stats.across_seeds(table.to_numpy()), strict=True
-            )
-        ]
+        for place, numbers in zip(table.columns, np.transpose(stats.across_seeds(table.to_numpy())), strict=True):
+            lines.append("  {:<10} {:<15} {:+.4f} [{:+.4f}, {:+.4f}]  p = {:.4f}".format(*place, *numbers))
     return "\n".join(lines)
 
 

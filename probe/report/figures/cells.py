@@ -14,15 +14,12 @@ from probe.vocabulary import primary_rows, whole_depth
 
 @dataclass(frozen=True)
 class DepthCells:
-    """The families of one probed model, over its whole depth.
-
-    Attributes:
-        cells: a row per (sublayer, family): the rows of `effects.parquet` of the primary intervention in all layers
-            (`final` for the final read), with `mass_low`, `mass_high`: 95 % bootstrap-t over sequences.
-    """
+    """The families of one probed model, over its whole depth."""
 
     run: ProbedRun
     cells: pd.DataFrame
+    """A row per (sublayer, family): the rows of `effects.parquet` of the primary intervention in all layers (`final`
+    for the final read), with `mass_low`, `mass_high`: 95 % bootstrap-t over sequences."""
 
     @property
     def is_learned(self) -> bool:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib.style
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from probe.vocabulary import (
-    FAMILIES,
-    FAMILY_COLORS,
-    FAMILY_MARKERS,
-    FAMILY_TITLES,
-    FINAL,
-    SUBLAYER_TITLES,
-    equivalent_within,
-    matters_from,
-)
-
-Parameters = ParamSpec("Parameters")
+from probe import vocabulary as words
 
 STYLE_FILE = Path(__file__).with_name("paper.mplstyle")
 COLUMN, PAGE = 3.25, 6.75
@@ -40,20 +26,9 @@ FAR = 1e9
 """Where a line to infinity ends, in any unit."""
 
 
-def paper_style() -> AbstractContextManager[None]:
-    """The style file, whatever the user's own settings are."""
+def paper_style():
+    """The style file, whatever the user's own settings are: for `with`, or above a function that draws."""
     return matplotlib.style.context(["default", STYLE_FILE])
-
-
-def in_paper_style(plot: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
-    """A function that draws a figure, so that it draws in the paper's style."""
-
-    @functools.wraps(plot)
-    def styled(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
-        with paper_style():
-            return plot(*args, **kwargs)
-
-    return styled
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -66,32 +41,36 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
+def entry(label: str, **style: Any) -> Line2D:
+    """An entry of a legend: a line, or the marker of one."""
+    return Line2D([], [], label=label, **style)
+
+
 def family_style(family: str) -> dict[str, Any]:
-    return {"color": FAMILY_COLORS[family], "marker": FAMILY_MARKERS[family]}
+    return {"color": words.FAMILY_COLORS[family], "marker": words.FAMILY_MARKERS[family]}
 
 
-def family_handles(families: Iterable[str] = FAMILIES, **style: Any) -> list[Line2D]:
-    """Entries of a legend."""
-    return [Line2D([], [], label=FAMILY_TITLES[f], **(family_style(f) | style)) for f in families]
+def family_entries(families: Iterable[str] = words.FAMILIES, **style: Any) -> list[Line2D]:
+    return [entry(words.FAMILY_TITLES[family], **family_style(family), **style) for family in families]
 
 
 def reads_title(sublayer: str) -> str:
     """What panels call the reads of a sublayer."""
-    return SUBLAYER_TITLES[sublayer] if sublayer == FINAL else f"{SUBLAYER_TITLES[sublayer]} reads"
+    return f"{words.SUBLAYER_TITLES[sublayer]}{'' if sublayer == words.FINAL else ' reads'}"
 
 
 def draw_thresholds(axes: Axes, along: str, num_pairs: Iterable[int]) -> None:
     """On an axis of effects: zero, what is equivalent to it, and from where an effect matters, for each K."""
     span, line = (axes.axvspan, axes.axvline) if along == "x" else (axes.axhspan, axes.axhline)
     for k in set(num_pairs):
-        span(-equivalent_within(k), equivalent_within(k), color=LIGHT, linewidth=0, zorder=0)
-        line(matters_from(k), color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
+        span(-words.equivalent_within(k), words.equivalent_within(k), color=LIGHT, linewidth=0, zorder=0)
+        line(words.matters_from(k), color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
     line(0, color=GREY, linewidth=0.5, zorder=0.5)
 
 
-def threshold_handles() -> list[Line2D | Patch]:
+def threshold_entries() -> list[Line2D | Patch]:
     """Entries of a legend for `draw_thresholds`."""
-    matters = Line2D([], [], label="5 % of ln K: matters", color=GREY, linestyle=":", linewidth=0.8)
+    matters = entry("5 % of ln K: matters", color=GREY, linestyle=":", linewidth=0.8)
     return [matters, Patch(label="± 1 % of ln K: equivalent to 0", color=LIGHT, linewidth=0)]
 
 
@@ -102,13 +81,10 @@ def draw_intervals(
 
     Nothing where an end is NaN; an infinite end runs out of the picture and leaves the axes' limits alone.
     """
-    ends = np.array([list(at), list(low), list(high)], dtype=float).T
+    ends = np.array([at, low, high], dtype=float).T
     ends = ends[~np.isnan(ends).any(1)]
-    if not len(ends):
-        return
-    segments = np.stack([ends[:, [0, 1]], ends[:, [0, 2]]], axis=1)  # (lines, ends, [at, end])
-    if along == "x":
-        segments = segments[:, :, ::-1]
+    order = [1, 0] if along == "x" else [0, 1]
+    segments = ends[:, [[0, 1], [0, 2]]][:, :, order]  # (lines, ends, [x, y])
     points = segments.reshape(-1, 2)
     axes.add_collection(LineCollection(list(np.clip(segments, -FAR, FAR)), **style), autolim=False)
     axes.update_datalim(points[np.isfinite(points).all(1)])
@@ -116,21 +92,16 @@ def draw_intervals(
 
 
 def effect_axis(
-    axes: Axes,
-    along: str,
-    values: Iterable[np.ndarray],
-    num_pairs: Iterable[int],
-    headroom: float = 1.8,
-    most_labels: int = 7,
+    axes: Axes, along: str, values: np.ndarray, num_pairs: Iterable[int], headroom: float = 1.8, most_labels: int = 7
 ) -> None:
     """An axis of effects: linear within what is equivalent to zero (at the smallest K), logarithmic outside.
 
     It holds `values` (`headroom` times the largest) and both ends of what is equivalent to zero, and has ticks at zero
     and at powers of ten; of more than `most_labels`, only zero and the outermost are labelled.
     """
-    bands = [equivalent_within(k) for k in num_pairs]
+    bands = [words.equivalent_within(k) for k in num_pairs]
     band = min(bands)
-    low, high = finite_limits(values, [-max(bands), 10 * max(bands)], pad=0.0)
+    low, high = finite_range([*values.flat, -max(bands), 10 * max(bands)])
     low, high = 1.8 * low, headroom * high
     axis, set_scale, set_limits = (
         (axes.xaxis, axes.set_xscale, axes.set_xlim) if along == "x" else (axes.yaxis, axes.set_yscale, axes.set_ylim)
@@ -145,10 +116,7 @@ def effect_axis(
     axis.set_ticks([tick for tick in between if abs(tick) > band and low < tick < high], minor=True)
 
 
-def finite_limits(values: Iterable[pd.Series | np.ndarray], include: Iterable[float] = (), pad: float = 0.06):
-    """(low, high) that holds all finite values and `include`, and a margin of `pad` of the span."""
-    numbers = np.concatenate([*(np.asarray(v, dtype=float) for v in values), np.fromiter(include, dtype=float)])
-    numbers = numbers[np.isfinite(numbers)]
-    low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 1.0)
-    margin = pad * ((high - low) or 1.0)
-    return low - margin, high + margin
+def finite_range(values: Iterable[float]) -> tuple[float, float]:
+    """The smallest and the largest of those that are finite."""
+    finite = [value for value in values if np.isfinite(value)]
+    return min(finite), max(finite)

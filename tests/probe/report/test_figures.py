@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-import tomllib
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,28 +20,17 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from scipy import stats as scipy_stats
 
-from attnres.tasks import MQAR
+from attnres import FAMILIES, REGIONS, SUBLAYERS
 from probe.analysis.emergence import Emergence
-from probe.files.runs import ProbedRun, load_run
-from probe.report import figures as plots
-from probe.report.figures import comparison, style, write
-from probe.runner import probe_model
-from probe.settings import ProbeSettings
-from probe.vocabulary import (
-    FAMILIES,
-    FAMILY_COLORS,
-    FAMILY_MARKERS,
-    MASK,
-    READ_SUBLAYERS,
-    REGIONS,
-    SUBLAYERS,
-    by_region,
-    equivalent_within,
-    layer_scope,
-    matters_from,
-)
+from probe.files.runs import ProbedRun
+from probe.report.figures import style
+from probe.report.figures.cells import DepthCells
+from probe.report.figures.comparison import plot_comparison, seed_groups
+from probe.report.figures.dissociation import plot_dissociation
+from probe.report.figures.emergence import plot_emergence, plot_motifs
+from probe.report.figures.heat_maps import plot_heat_maps
+from probe.vocabulary import FAMILY_COLORS, MASK, READ_SUBLAYERS, equivalent_within, layer_scope, matters_from
 from probe.vocabulary import MASK_FIRST_ORDER as LINEAR
-from tests.support.paths import ROOT
 
 K = 16
 MATTERS, EQUIVALENT = matters_from(K), equivalent_within(K)
@@ -93,7 +81,7 @@ MOTIFS = [
 TRAINING = pd.DataFrame({"accuracy": [0.1, math.nan, 0.9], "pairs": [1.0, 4.0, 16.0]}, index=[5, 15, 35])
 
 
-def depth(seed=0, condition="cumulative", sublayers=SUBLAYERS, num_pairs=K, size=0.2, **numbers) -> plots.DepthCells:
+def depth(seed=0, condition="cumulative", sublayers=SUBLAYERS, num_pairs=K, size=0.2, **numbers) -> DepthCells:
     """A model's families over its depth, with random numbers and the dissociation that follows from them."""
     cells = effects_table(["all"], sublayers=sublayers, seed=seed, size=size)
     cells = cells.assign(mass_low=cells["mass"] - 0.01, mass_high=cells["mass"] + 0.02).assign(**numbers)
@@ -106,7 +94,7 @@ def depth(seed=0, condition="cumulative", sublayers=SUBLAYERS, num_pairs=K, size
     run = ProbedRun(Path("run"))
     run.summary = {"condition": condition, "seed": seed, "step": 40, "num_pairs": num_pairs, "model": {}}
     run.summary |= {"dissociation": dissociation, "clean": {"task_learned": True}}
-    return plots.DepthCells(run, cells)
+    return DepthCells(run, cells)
 
 
 def only(rows: pd.DataFrame, **values) -> pd.DataFrame:
@@ -118,25 +106,25 @@ def only(rows: pd.DataFrame, **values) -> pd.DataFrame:
 
 def emergence_figure() -> Figure:
     effects = effects_table(["all", *REGIONS], (MASK, LINEAR), steps=STEPS)
-    return plots.plot_emergence(emergence_of(effects), effects, TRAINING, K, "a run")
+    return plot_emergence(emergence_of(effects), effects, TRAINING, K, "a run")
 
 
 def motif_figure() -> Figure:
     effects = effects_table(["all", *REGIONS], steps=STEPS)
-    return plots.plot_motifs(emergence_of(effects, MOTIFS), effects, K, "a run")
+    return plot_motifs(emergence_of(effects, MOTIFS), effects, K, "a run")
 
 
 DRAWN = {
     "emergence": emergence_figure,
     "motifs": motif_figure,
-    "heat maps of layers": lambda: plots.plot_heat_maps(effects_table(LAYERS), K, "a run"),
-    "heat maps of regions": lambda: plots.plot_heat_maps(effects_table(REGIONS, size=20), K, "a run"),
-    "heat maps to first order": lambda: plots.plot_heat_maps(effects_table(LAYERS, [LINEAR]), K, "a run"),
-    "dissociation": lambda: plots.plot_dissociation([depth(0), depth(1, "wrapped")]),
-    "dissociation of one": lambda: plots.plot_dissociation([depth(0, sublayers=READ_SUBLAYERS)]),
-    "dissociation of twelve": lambda: plots.plot_dissociation([depth(seed) for seed in range(12)]),
-    "comparison": lambda: plots.plot_comparison([depth(0), depth(1), depth(0, "wrapped")]),
-    "comparison of three sublayers": lambda: plots.plot_comparison(
+    "heat maps of layers": lambda: plot_heat_maps(effects_table(LAYERS), K, "a run"),
+    "heat maps of regions": lambda: plot_heat_maps(effects_table(REGIONS, size=20), K, "a run"),
+    "heat maps to first order": lambda: plot_heat_maps(effects_table(LAYERS, [LINEAR]), K, "a run"),
+    "dissociation": lambda: plot_dissociation([depth(0), depth(1, "wrapped")]),
+    "dissociation of one": lambda: plot_dissociation([depth(0, sublayers=READ_SUBLAYERS)]),
+    "dissociation of twelve": lambda: plot_dissociation([depth(seed) for seed in range(12)]),
+    "comparison": lambda: plot_comparison([depth(0), depth(1), depth(0, "wrapped")]),
+    "comparison of three sublayers": lambda: plot_comparison(
         [depth(0, size=5), depth(2, "block_sum", READ_SUBLAYERS, num_pairs=64)]
     ),
 }
@@ -181,43 +169,13 @@ def test_figures_fit_a_paper_and_can_be_read(name):
         assert shared is None or min(shared.size) <= 1, f"{a!r} is on {b!r}"
 
 
-# Machado, Oliveira and Fernandes (IEEE TVCG 15, 2009), severity 1.
-BLINDNESS = {
-    "none": np.eye(3),
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-}
-TO_XYZ = np.array(
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-)
-
-
-def lab(color: str, blindness: str) -> np.ndarray:
-    """CIELAB of a colour as it is seen."""
-    rgb = np.array(to_rgb(color))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    xyz = TO_XYZ @ np.clip(np.array(BLINDNESS[blindness]) @ linear, 0, 1) / [0.95047, 1, 1.08883]
-    x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
-    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
-
-
-@pytest.mark.parametrize("blindness", BLINDNESS)
-def test_families_can_be_told_apart_by_colour_alone(blindness):
-    seen = [lab(color, blindness) for color in FAMILY_COLORS.values()]
-    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 30
-    assert min(lab("white", blindness)[0] - color[0] for color in seen) > 35  # and from paper
-    assert len(set(FAMILY_MARKERS.values())) == len(FAMILIES)
-
-
-def test_the_style_file_is_part_of_the_package():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert any(style.STYLE_FILE.match(pattern) for pattern in project["package-data"]["probe.report.figures"])
-    assert style.STYLE_FILE.is_file()
-
-
 def curves_of(axes) -> dict[str, np.ndarray]:
     """label -> (points, 2) of the lines that have one."""
     return {line.get_label(): line.get_xydata() for line in axes.get_lines() if not line.get_label().startswith("_")}
+
+
+def lines_between(axes) -> list[list[list[float]]]:
+    return [s.tolist() for c in axes.collections if isinstance(c, LineCollection) for s in c.get_segments()]
 
 
 @pytest.mark.parametrize("name", ["emergence", "motifs"])
@@ -227,10 +185,10 @@ def test_curves_are_the_rows_with_their_bands(name):
     effects = effects[(effects["kind"] == MASK) | (effects["step"] != 10)]
     emergence = emergence_of(effects, MOTIFS)
     if name == "emergence":
-        figure, scopes = plots.plot_emergence(emergence, effects, None, K), ["all"]
+        figure, scopes = plot_emergence(emergence, effects, None, K), ["all"]
         panels = np.array(figure.axes[2:6]).reshape(2, 2).T[:, None]
     else:
-        figure, scopes = plots.plot_motifs(emergence, effects, K), REGIONS
+        figure, scopes = plot_motifs(emergence, effects, K), REGIONS
         panels = np.array(figure.axes[:12]).reshape(2, 2, 3).swapaxes(1, 2)
     for (s, sublayer), (r, scope) in itertools.product(enumerate(SUBLAYERS), enumerate(scopes)):
         rows = only(emergence.curves, sublayer=sublayer, scope=scope, applicable=True)
@@ -258,13 +216,12 @@ def test_curves_are_the_rows_with_their_bands(name):
 def test_emergence_draws_accuracy_of_both_splits_and_the_pairs():
     effects = effects_table(["all"], steps=STEPS)
     emergence = emergence_of(effects)
-    figure = plots.plot_emergence(emergence, effects, TRAINING, K)
+    figure = plot_emergence(emergence, effects, TRAINING, K)
     top, behind = figure.axes[0], figure.axes[-1]
     assert curves_of(top)["validation"].tolist() == [[5, 0.1], [35, 0.9]]
     probed = emergence.accuracy
     assert curves_of(top)["probe accuracy (95 %)"].tolist() == probed[["step", "accuracy"]].to_numpy().tolist()
-    segments = next(c for c in top.collections if isinstance(c, LineCollection)).get_segments()
-    assert np.allclose([s[:, 1] for s in segments], probed[["low", "high"]])
+    assert np.allclose(np.array(lines_between(top))[:, :, 1], probed[["low", "high"]])
     assert any(set(line.get_ydata()) == {1 / K} for line in top.get_lines())
     area = behind.collections[0].get_paths()[0].vertices
     assert {(15.0, 1.0), (15.0, 4.0), (35.0, 4.0), (35.0, 16.0)} <= {tuple(vertex) for vertex in area}  # steps
@@ -277,14 +234,13 @@ def test_motifs_are_marked_where_they_set_in_or_held():
     onset = next(line for line in late.get_lines() if line.get_label() == "onset")
     assert list(onset.get_xdata()) == [20]
     assert onset.get_color() == FAMILY_COLORS["older"]
-    segments = [s for c in late.collections if isinstance(c, LineCollection) for s in c.get_segments()]
-    assert [s[:, 0].tolist() for s in segments] == [[10, 40]]
+    assert [[start[0], end[0]] for start, end in lines_between(late)] == [[10, 40]]
     held = next(line for line in late.get_lines() if line.get_label() == "transient")
     assert (list(held.get_xdata()), held.get_color()) == ([10, 20], FAMILY_COLORS["current"])
     curves = only(effects_table(["all", *REGIONS], steps=STEPS), sublayer="self_attn", applicable=True)
-    highest = by_region(curves)["ci_high"].max()
-    assert highest < min(*onset.get_ydata(), *held.get_ydata())  # above the curves
-    assert max(*onset.get_ydata(), *held.get_ydata()) < late.get_ylim()[1]
+    heights = [*onset.get_ydata(), *held.get_ydata()]
+    assert curves.loc[curves["scope"] != "all", "ci_high"].max() < min(heights)  # above the curves
+    assert max(heights) < late.get_ylim()[1]
     marked = {name for name, axes in panels.items() if {"onset", "transient"} & curves_of(axes).keys()}
     assert marked == {"attention reads, late", "MLP reads, early"}
     for axes in panels.values():
@@ -294,7 +250,7 @@ def test_motifs_are_marked_where_they_set_in_or_held():
 @pytest.mark.parametrize(("scopes", "unit"), [(LAYERS, "layer"), (REGIONS, "region")])
 def test_heat_maps_hold_the_table(scopes, unit):
     effects = effects_table(scopes)
-    figure = plots.plot_heat_maps(effects, K, "a run")
+    figure = plot_heat_maps(effects, K, "a run")
     assert f"by {unit}; exact" in figure.get_suptitle()
     panels = figure.axes[:4]
     for axes, (sublayer, value) in zip(panels, itertools.product(SUBLAYERS, ("mass", "effect")), strict=True):
@@ -318,29 +274,25 @@ def test_heat_maps_hold_the_table(scopes, unit):
 def test_heat_maps_prefer_exact_effects_to_finer_ones():
     """Probes in training: regions exactly, layers to first order."""
     both = pd.concat([effects_table(REGIONS), effects_table(LAYERS, [LINEAR])])
-    assert "by region; exact" in plots.plot_heat_maps(both, K).get_suptitle()
-    linear = plots.plot_heat_maps(both[both["kind"] == LINEAR], K)
+    assert "by region; exact" in plot_heat_maps(both, K).get_suptitle()
+    linear = plot_heat_maps(both[both["kind"] == LINEAR], K)
     assert "by layer; first order (linearised)" in linear.get_suptitle()
     with pytest.raises(ValueError, match="no effects of mask_renormalise in layers or regions"):
-        plots.plot_heat_maps(effects_table(["all"]), K)
+        plot_heat_maps(effects_table(["all"]), K)
 
 
 @pytest.mark.parametrize("size", [1e-6, 3.0])
 def test_colours_of_effects_are_symmetric_and_do_not_magnify_noise(size):
     effects = effects_table(LAYERS, size=size)
-    figure = plots.plot_heat_maps(effects, K)
+    figure = plot_heat_maps(effects, K)
     low, high = figure.axes[1].get_images()[0].get_clim()
     assert (low, high) == figure.axes[3].get_images()[0].get_clim()
     assert high == -low == pytest.approx(max(MATTERS, effects["effect"].abs().max()))
 
 
-def lines_between(axes) -> list[list[list[float]]]:
-    return [s.tolist() for c in axes.collections if isinstance(c, LineCollection) for s in c.get_segments()]
-
-
 def test_dissociation_draws_each_family_with_both_intervals():
     runs = [depth(0), depth(1, "wrapped", aliased_mass=1.0)]
-    figure = plots.plot_dissociation(runs)
+    figure = plot_dissociation(runs)
     panels = np.array(figure.axes).reshape(2, 2)
     for (row, column), axes in np.ndenumerate(panels):
         cells = runs[column].of(SUBLAYERS[row])
@@ -362,20 +314,20 @@ def test_dissociation_draws_each_family_with_both_intervals():
 
 def test_dissociation_names_the_heaviest_and_the_most_harmful():
     run = next(run for run in map(depth, range(9)) if run.run.summary["dissociation"]["self_attn"]["dissociated"])
-    names = {text.get_text(): text for text in plots.plot_dissociation([run]).axes[0].texts}
+    names = {text.get_text(): text for text in plot_dissociation([run]).axes[0].texts}
     found = run.run.summary["dissociation"]["self_attn"]
     assert names["most mass"].get_color() == FAMILY_COLORS[found["heaviest"]]
     assert names["most harm"].get_color() == FAMILY_COLORS[found["most_harmful"]]
     assert names["most harm"].xy == tuple(run.of("self_attn").loc[found["most_harmful"], ["mass", "effect"]])
     harmless = depth(0, effect=0.001, ci_low=0.0, ci_high=0.002)
-    names = [text.get_text() for text in plots.plot_dissociation([harmless]).axes[0].texts]
+    names = [text.get_text() for text in plot_dissociation([harmless]).axes[0].texts]
     assert "attention reads: no harm that matters" in names
     assert "most harm" not in names
 
 
 def test_comparison_of_seeds_draws_points_and_the_interval_over_seeds():
     runs = [depth(seed) for seed in range(3)] + [depth(0, "wrapped")]
-    figure = plots.plot_comparison(runs)
+    figure = plot_comparison(runs)
     for axes, (sublayer, value) in zip(figure.axes, itertools.product(SUBLAYERS, ("mass", "effect")), strict=True):
         heights = {tick.get_text(): [] for tick in figure.axes[0].get_yticklabels()}
         for at, tick in zip(figure.axes[0].get_yticks(), figure.axes[0].get_yticklabels(), strict=True):
@@ -394,28 +346,28 @@ def test_comparison_of_seeds_draws_points_and_the_interval_over_seeds():
 
 
 def test_comparison_keeps_a_seed_that_is_there_twice_apart():
-    labels = [group.label for group in comparison.seed_groups([depth(0), depth(0), depth(1, "frozen")])]
+    labels = list(seed_groups([depth(0), depth(0), depth(1, "frozen")]))
     assert labels == ["cumulative (seed 0, step 40) #1", "cumulative (seed 0, step 40) #2", "frozen"]
 
 
 def test_comparison_says_where_a_family_is_not_applicable():
     runs = [depth(0), depth(0, "block_sum", READ_SUBLAYERS)]
-    marks = [text.get_text() for text in plots.plot_comparison(runs).axes[4].texts]  # mass of the final read
+    marks = [text.get_text() for text in plot_comparison(runs).axes[4].texts]  # mass of the final read
     assert marks == ["n/a"] * len(FAMILIES)  # of the model that has none
 
 
 @pytest.mark.parametrize("end", [math.nan, math.inf])
 def test_intervals_without_ends_are_no_error_and_do_not_stretch_the_axes(end):
-    plain = plots.plot_dissociation([depth(0)]).axes[0].get_ylim()
-    bent = plots.plot_dissociation([depth(0, ci_high=end)]).axes[0]
+    plain = plot_dissociation([depth(0)]).axes[0].get_ylim()
+    bent = plot_dissociation([depth(0, ci_high=end)]).axes[0]
     assert np.isfinite(bent.get_ylim()).all()
     assert bent.get_ylim()[1] <= plain[1]
     assert any(max(s[0][1], s[1][1]) > plain[1] for s in lines_between(bent)) == (end == math.inf)
     effects = effects_table(["all", *REGIONS], steps=STEPS).assign(ci_low=end)
     for figure in (
-        plots.plot_comparison([depth(0, ci_low=end, mass_low=math.nan), depth(0, "wrapped")]),
-        plots.plot_emergence(emergence_of(effects, half=math.nan), effects, TRAINING, K),
-        plots.plot_motifs(emergence_of(effects, MOTIFS), effects, K),
+        plot_comparison([depth(0, ci_low=end, mass_low=math.nan), depth(0, "wrapped")]),
+        plot_emergence(emergence_of(effects, half=math.nan), effects, TRAINING, K),
+        plot_motifs(emergence_of(effects, MOTIFS), effects, K),
     ):
         draw(figure)
         assert all(np.isfinite(axes.get_ylim()).all() for axes in figure.axes)
@@ -424,9 +376,9 @@ def test_intervals_without_ends_are_no_error_and_do_not_stretch_the_axes(end):
 
 @pytest.mark.parametrize("name", ["emergence", "heat maps of layers"])
 def test_the_same_input_gives_the_same_bytes_whatever_the_users_style(tmp_path, name):
-    first = plots.save(DRAWN[name](), tmp_path / "a")
+    first = style.save(DRAWN[name](), tmp_path / "a")
     with mpl.rc_context({"font.size": 20, "savefig.dpi": 40, "pdf.fonttype": 3, "axes.facecolor": "red"}):
-        second = plots.save(DRAWN[name](), tmp_path / "b")
+        second = style.save(DRAWN[name](), tmp_path / "b")
     assert [path.name for path in first] == ["a.png", "a.pdf"]
     for path, again in zip(first, second, strict=True):
         assert path.read_bytes() == again.read_bytes()
@@ -435,70 +387,3 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_users_style(tmp_path, 
     assert b"/FontFile2" in pdf  # TrueType, embedded
     assert b"CreationDate" not in pdf
     assert b"/MediaBox [ 0 0 486 " in pdf  # 6.75 inches, in points
-
-
-def probed(model, directory: Path, condition: str, seed: int, steps=(40,), **settings) -> Path:
-    """A folder with the results of real probes at `steps`."""
-    settings = ProbeSettings(num_sequences=8, num_resamples=40, positions=["all"], batch_size=8, **settings)
-    for step in steps:
-        task = MQAR(num_pairs=4, vocab_size=40, seed=3)
-        about = {"run": directory.name, "condition": condition, "seed": seed}
-        probe_model(model, task, settings, directory / "probe", step=step, **about)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def directories(make_model, tmp_path_factory) -> dict[str, Path]:
-    """Real probes: through training, of block_sum with its final read, of the whole depth alone, and others."""
-    root = tmp_path_factory.mktemp("probed")
-    model, block_sum = make_model(), make_model(attnres_source="block_sum")
-    trained = probed(model, root / "trained", "cumulative", 0, (0, 40), scopes=["all", *REGIONS], mode="both")
-    return {
-        "trained": trained,
-        "block_sum": probed(block_sum, root / "block_sum", "block_sum", 0),
-        "depth": probed(make_model(seed=1), root / "depth", "cumulative", 1, scopes=["all"]),
-        "linear": probed(model, root / "linear", "cumulative", 2, mode="first_order"),
-        "other": probed(model, root / "other", "cumulative", 3, kinds=["zero"], scopes=["all"]),
-    }
-
-
-def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
-    loaded = {name: load_run(directory) for name, directory in directories.items()}
-    paths = write.write_figures([loaded[name] for name in ("trained", "block_sum", "depth")])
-    names: dict[str, set[str]] = {}
-    for path in paths:
-        assert path.stat().st_size > 5_000
-        assert {path.with_suffix(".png"), path.with_suffix(".pdf")} <= set(paths)
-        assert path.parent.name == "figures"
-        names.setdefault(path.parent.parent.name, set()).add(path.stem)
-    through_training = {"emergence", "motifs", "heat_maps_peak", "heat_maps_peak_layers"}
-    assert names.pop("trained") == {"heat_maps", "dissociation", "comparison", *through_training}
-    assert names == {"block_sum": {"heat_maps"}}
-    monkeypatch.setattr(write, "save", lambda figure, path: [path])
-    for name, figures in (("depth", ["dissociation"]), ("linear", ["heat_maps"]), ("other", [])):
-        assert write.write_figures([loaded[name]]) == [directories[name] / "figures" / figure for figure in figures]
-
-
-def test_layers_to_first_order_in_training_are_a_figure_of_their_own(directories, monkeypatch):
-    titles: dict[str, str] = {}
-    monkeypatch.setattr(write, "save", lambda figure, path: titles.update({path.name: figure.get_suptitle()}) or [])
-    write.write_figures([load_run(directories["trained"])])
-    assert "by region; exact" in titles["heat_maps_peak"]
-    assert "by layer; first order" in titles["heat_maps_peak_layers"]
-
-
-def test_mass_intervals_are_those_of_the_sequences(directories):
-    run = load_run(directories["block_sum"])
-    found = plots.depth_cells(run)
-    assert found is not None
-    assert set(found.cells["sublayer"]) == set(READ_SUBLAYERS)
-    keys = ["sublayer", "scope", "family", "kind", "metric"]
-    masses = run.clusters.set_index(keys)["mass"].sort_index()
-    for row in found.cells.to_dict("records"):
-        of_cell = masses.loc[tuple(row[key] for key in keys)].to_numpy()
-        assert len(of_cell) == 8
-        assert row["mass"] == pytest.approx(of_cell.mean(), abs=1e-6)
-        assert row["mass_low"] <= row["mass"] <= row["mass_high"]
-        error = scipy_stats.sem(of_cell)
-        assert error < 1e-7 or 2 * error < row["mass_high"] - row["mass_low"]
-    assert "not learned" in found.label
