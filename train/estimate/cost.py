@@ -183,7 +183,9 @@ def estimate_cost(run: ConfiguredRun, target: Target) -> CostEstimate:
 
 def count_parameters(module: RetrievalModule) -> dict[str, int]:
     """Parameters by part; `trainable` of the `total`."""
-    counts = dict.fromkeys(("total", "trainable", "embedding", "layers", "routing", "head", "final_norm"), 0)
+    counts: dict[str, int] = dict.fromkeys(
+        ("total", "trainable", "embedding", "layers", "routing", "head", "final_norm"), 0
+    )
     for name, parameter in module.model.named_parameters():  # a tied head is the embedding, and comes once
         part = "embedding" if "embed_tokens" in name else "head" if "lm_head" in name else None
         part = part or ("routing" if kind_of(name) else "layers" if ".layers." in name else "final_norm")

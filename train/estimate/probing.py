@@ -39,18 +39,20 @@ def plan_probes(
     if not callback.settings.enabled or not isinstance(model, AttnResForCausalLM):
         return ProbePlan()
     usual, last = (callback.settings_for(task, model, num_devices, full) for full in (False, True))
+    sequences = usual.num_sequences  # the last probe has as many
+    assert sequences is not None
     plans = [plan_probe(model, task, settings) for settings in (usual, last)]
     layers = sum(forward.values()) - forward["head"]
-    flops = [plan.forward_passes * layers + plan.readouts * forward["head"] for plan in plans]
+    flops = [sequences * (plan.forward_passes * layers + plan.readouts * forward["head"]) for plan in plans]
     return ProbePlan(
         probes=len(callback.schedule.steps(max_steps)) - 1,
         always=len(callback.schedule.always(max_steps)),
         max_fraction=callback.budget.max_fraction,
-        sequences=usual.num_sequences,
+        sequences=sequences,
         forward_passes=plans[0].forward_passes,
         last_forward_passes=plans[1].forward_passes,
-        flops=usual.num_sequences * flops[0],
-        last_flops=last.num_sequences * flops[1],
+        flops=flops[0],
+        last_flops=flops[1],
     )
 
 
