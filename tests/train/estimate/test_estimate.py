@@ -227,9 +227,7 @@ def test_the_head_is_part_of_a_probes_cost():
     module = module_of("meta", num_hidden_layers=2, attnres_num_blocks=2)
     settings = ProbeCallback().settings_for(MQAR(), module.model, full=True)
     cost = plan_probe(module.model, MQAR(), settings)
-    assert (
-        4 < cost.readouts <= len(grid(module.model, settings)) + 1 + 4
-    )
+    assert 4 < cost.readouts <= len(grid(module.model, settings)) + 1 + 4
     assert cost.readouts > cost.forward_passes
 
 
