@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib.colors import to_rgb
 
+from attnres import FAMILIES
 from attnres.tasks import MQAR
 from probe.cli import main
 from probe.report.page.build import build_page, write_page
@@ -24,11 +28,11 @@ from probe.report.page.data import IN_TRAINING, PageRun, load_page_runs
 from probe.report.page.style import DARK_COLORS
 from probe.runner import probe_model
 from probe.settings import ProbeSettings
-from probe.vocabulary import FAMILY_COLORS, MASK, MASK_FIRST_ORDER, READ_SUBLAYERS, by_layer, primary_rows, wide
+from probe.vocabulary import FAMILY_COLORS, MASK, MASK_FIRST_ORDER, READ_SUBLAYERS, ROUTE, by_layer, primary_rows, wide
 from tests.probe.test_cli import QUICK, export
 
 STEPS = (0, 2, 5)
-READY = "main[aria-busy=false]"
+LOCAL = re.compile("file:|data:|blob:")
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +45,7 @@ def runs(trained_model, make_model, tmp_path_factory) -> list[Path]:
     end = {name: tensor.clone() for name, tensor in last.state_dict().items()}
     about: dict[str, Any] = {"condition": "cumulative", "seed": 0}
     for step in STEPS:
-        share = step / STEPS[-1]
-        last.load_state_dict({name: mixed(start[name], end[name], share) for name in end})
+        last.load_state_dict({name: torch.lerp(start[name], end[name], step / STEPS[-1]) for name in end})
         probe_model(last, trained_model.task, settings, trained / "probe", run="trained", step=step, **about)
     more = ProbeSettings(num_sequences=20, num_resamples=40)
     probe_model(last, trained_model.task, more, trained / "probe" / "final", run="trained", step=5, **about)
@@ -50,10 +53,6 @@ def runs(trained_model, make_model, tmp_path_factory) -> list[Path]:
     probe_model(last, trained_model.task, more, other / "probe", run="other", step=5, **about)
     (trained / "metrics.csv").write_text("step,val/accuracy,train/pairs\n0,,1\n1,0.1,\n3,,3\n4,0.6,\n")
     return [trained, other]
-
-
-def mixed(start, end, share: float):
-    return start + share * (end - start) if start.is_floating_point() else end
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +72,12 @@ class Visit:
         self.page, self.problems = page, []
         page.on("console", lambda line: self.problems.append(line.text) if line.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("request", lambda request: self._request(request.url))
+        page.on("request", lambda sent: LOCAL.match(sent.url) or self.problems.append(f"request of {sent.url}"))
         page.goto(file.as_uri())
         self.ready()
 
-    def _request(self, url: str) -> None:
-        if not url.startswith(("file:", "data:", "blob:")):
-            self.problems.append(f"request of {url}")
-
     def ready(self) -> None:
-        self.page.wait_for_selector(READY)
+        self.page.wait_for_selector("main[aria-busy=false]")
 
     def press(self, key: str) -> None:
         self.page.locator("#step").press(key)
@@ -119,7 +114,7 @@ def visit(browser, page_file) -> Iterator[Visit]:
 def cells(folder: Path, step: int) -> pd.DataFrame:
     """The primary rows of a step, read from the table, indexed by sublayer, scope and family."""
     rows = primary_rows(pd.read_parquet(folder / "effects.parquet"))
-    return rows[rows["step"] == step].set_index(["sublayer", "scope", "family"]).sort_index()
+    return rows[rows["step"] == step].set_index(ROUTE).sort_index()
 
 
 def wide_cells(expected: pd.DataFrame) -> pd.DataFrame:
@@ -127,51 +122,43 @@ def wide_cells(expected: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["applicable"] & rows["sublayer"].isin(READ_SUBLAYERS)]
 
 
-def test_the_slider_moves_every_panel_by_keyboard(visit, runs):
+def test_the_slider_moves_every_panel_and_text_by_keyboard(visit, runs, loaded):
     seen = []
-    for key, step in (("Home", 0), ("ArrowRight", 2), ("End", 5)):
+    for key, step, shown in zip(("Home", "ArrowRight", "End"), STEPS, loaded[0].shown, strict=True):
         visit.press(key)
         assert visit.page.inner_text("#step-label") == str(step)
         assert visit.page.get_attribute("#step", "aria-valuetext") == f"step {step}"
         of_one_probe = {f"{name}-1" for name in ("maps", "scatter")}  # the run that was probed once
         for panel in visit.panels():
             assert f"step {5 if panel in of_one_probe else step}" in visit.title(panel)
+        line, is_learned = visit.page.inner_text("table tbody tr >> nth=0"), bool(shown.rows["task_learned"].iloc[0])
+        assert ("NOT LEARNED" in line) == ("NOT LEARNED" in visit.title("maps-0")) == (not is_learned) == (step < 5)
+        assert f"{loaded[0].accuracy(shown)['accuracy']:.4f}" in line
         seen.append({panel: json.dumps(visit.traces(panel)) for panel in visit.panels()})
         folder = runs[0] / "probe" if step < 5 else runs[0] / "probe" / "final"
         check_heat_maps(visit.traces("maps-0"), cells(folder, step))
         check_scatter(visit.traces("scatter-0"), cells(folder, step))
         check_cursor(visit.traces("effect-0"), cells(runs[0] / "probe", step), step)
-    assert set(seen[0]) == {
-        *("accuracy", "comparison", "effect-0", "mass-0", "maps-0", "scatter-0", "maps-1", "scatter-1")
-    }
+    assert set(seen[0]) == {"accuracy", "comparison", "effect-0", "mass-0", "maps-0", "scatter-0", *of_one_probe}
     for before, after in pairwise(seen):
         assert {panel for panel in before if before[panel] == after[panel]} == of_one_probe
 
 
 def check_heat_maps(traces: list[dict[str, Any]], expected: pd.DataFrame) -> None:
     """Maps in the order regions and layers, of attention and MLP reads, of mass and effect."""
-    maps = [trace for trace in traces if trace["type"] == "heatmap"]
-    scopes = [["early", "middle", "late", "all"], [f"layer:{i}" for i in range(4)]]
-    families = ("embedding", "current", "prev_completed", "older")
-    places = [(block, s, v) for block in scopes for s in ("self_attn", "mlp") for v in ("mass", "effect")]
-    assert len(maps) == len(places)
-    for trace, (block, sublayer, value) in zip(maps, places, strict=True):
-        for line, scope in zip(trace["z"], block, strict=True):
-            for number, family in zip(line, families, strict=True):
-                row = expected.loc[sublayer, scope, family]
-                assert (number is None) == (not row["applicable"])
-                if number is not None:
-                    assert number == pytest.approx(row[value], rel=1e-5, abs=1e-12)
+    maps = [trace["z"] for trace in traces if trace["type"] == "heatmap"]
+    blocks = ["early", "middle", "late", "all"], [f"layer:{i}" for i in range(4)]
+    places = [(block, s, v) for block in blocks for s in ("self_attn", "mlp") for v in ("mass", "effect")]
+    for z, (block, sublayer, value) in zip(maps, places, strict=True):
+        rows = expected.reindex([(sublayer, scope, family) for scope in block for family in FAMILIES])
+        wanted = rows[value].where(rows["applicable"]).to_numpy().reshape(4, 4)
+        np.testing.assert_allclose(np.array(z, dtype=float), wanted, rtol=1e-5, atol=1e-12)
 
 
 def check_scatter(traces: list[dict[str, Any]], expected: pd.DataFrame) -> None:
-    found = [
-        [x, y, y - down, y + up]
-        for trace in traces
-        for x, y, down, up in zip(
-            trace["x"], trace["y"], trace["error_y"]["arrayminus"], trace["error_y"]["array"], strict=True
-        )
-    ]
+    columns = [np.concatenate([trace[name] for trace in traces]) for name in ("x", "y")]
+    below, above = (np.concatenate([t["error_y"][end] for t in traces]) for end in ("arrayminus", "array"))
+    found = np.stack([*columns, columns[1] - below, columns[1] + above], axis=1)
     wanted = wide_cells(expected)[["mass", "effect", "ci_low", "ci_high"]].to_numpy()
     np.testing.assert_allclose(np.sort(found, axis=0), np.sort(wanted, axis=0), rtol=1e-4, atol=1e-7)
 
@@ -189,9 +176,9 @@ def test_hover_shows_the_number_of_the_table(visit, runs):
     visit.page.locator("#maps-0-plot").scroll_into_view_if_needed()
     # The map of effects in attention reads by layer is the sixth: layer 2, current, is its second column, third row.
     box = visit.page.evaluate(
-        """() => { const plot = document.getElementById('maps-0-plot');
-        const f = plot._fullLayout, b = plot.getBoundingClientRect();
-        return [b.x + f.xaxis6._offset + f.xaxis6.d2p('current'), b.y + f.yaxis6._offset + f.yaxis6.d2p('layer 2')]; }"""
+        """() => { const plot = document.getElementById('maps-0-plot'), b = plot.getBoundingClientRect();
+        const { xaxis6: x, yaxis6: y } = plot._fullLayout;
+        return [b.x + x._offset + x.d2p('current'), b.y + y._offset + y.d2p('layer 2')]; }"""
     )
     visit.page.mouse.move(*box)
     visit.page.wait_for_selector("#maps-0-plot .hoverlayer text")
@@ -208,23 +195,19 @@ def test_downloads_hold_the_numbers_of_the_tables(visit, runs, tmp_path):
         with visit.page.expect_download() as download:
             button.click()
         download.value.save_as(tmp_path / download.value.suggested_filename)
-    names = {path.stem for path in tmp_path.iterdir()}
-    assert names == {*visit.panels(), "motifs"}
+    assert {path.stem for path in tmp_path.iterdir()} == {*visit.panels(), "motifs"}
     keys = ["step", "sublayer", "scope", "family", "kind"]
     table = pd.read_parquet(runs[0] / "probe" / "effects.parquet")
     effects = pd.concat([primary_rows(table, kind=kind) for kind in (MASK, MASK_FIRST_ORDER)]).set_index(keys)
-    curves = pd.read_csv(tmp_path / "effect-0.csv")
-    assert set(curves["kind"]) == {MASK}
-    assert set(curves["step"]) == set(STEPS)
-    assert set(curves["scope"]) == {"early", "middle", "late", "all"}
-    for name in ("mass", "effect", "ci_low", "ci_high", "p_adjusted"):
-        wanted = effects.loc[pd.MultiIndex.from_frame(curves[keys]), name]
-        np.testing.assert_allclose(curves[name], wanted, rtol=1e-5, atol=1e-12)
-    accuracy = pd.read_csv(tmp_path / "accuracy.csv")
+    curves, accuracy, motifs = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("effect-0", "accuracy", "motifs"))
+    shown = [set(curves[name]) for name in ("kind", "step", "scope")]
+    assert shown == [{MASK}, set(STEPS), {"early", "middle", "late", "all"}]
+    numbers = ["mass", "effect", "ci_low", "ci_high", "p_adjusted"]
+    wanted = effects.loc[pd.MultiIndex.from_frame(curves[keys]), numbers]
+    np.testing.assert_allclose(curves[numbers], wanted, rtol=1e-5, atol=1e-12)
     clean = table[table["metric"] == "accuracy"].groupby("step")["clean"].first()
     probed = accuracy[accuracy["stage"] == IN_TRAINING].set_index("step")["accuracy"]
     assert probed.to_dict() == pytest.approx(clean.to_dict(), rel=1e-5)
-    motifs = pd.read_csv(tmp_path / "motifs.csv")
     assert set(motifs["run"]) == {"trained (cumulative, seed 0)"}
     assert set(motifs["n_probes"]) == {len(STEPS)}
 
@@ -234,23 +217,10 @@ def test_numbers_at_the_shown_step_are_a_table(visit, runs):
     visit.press("Home")
     rows = visit.all("#scatter-0 tbody tr", "row => [...row.cells].map(cell => cell.textContent)")
     head = visit.all("#scatter-0 thead th", "th => th.textContent")
-    shown = pd.DataFrame(rows, columns=head)
+    shown = pd.DataFrame(rows, columns=head).query("applicable == 'true'")
     assert set(shown["step"]) == {"0"}
-    expected = cells(runs[0] / "probe", 0)
-    for row in shown[shown["applicable"] == "true"].to_dict("records"):
-        number = expected.loc[row["sublayer"], row["scope"], row["family"]]["effect"]
-        assert float(row["effect"]) == pytest.approx(number, rel=1e-5)
-
-
-def test_text_follows_the_slider_and_says_what_is_not_learned(visit, loaded):
-    run = loaded[0]
-    learned = [bool(shown.rows["task_learned"].iloc[0]) for shown in run.shown]
-    assert not learned[0]
-    for key, shown, is_learned in zip(("Home", "ArrowRight", "ArrowRight"), run.shown, learned, strict=True):
-        visit.press(key)
-        line = visit.page.inner_text("table tbody tr >> nth=0")
-        assert ("NOT LEARNED" in line) == ("NOT LEARNED" in visit.title("maps-0")) == (not is_learned)
-        assert f"{run.accuracy(shown)['accuracy']:.4f}" in line
+    wanted = cells(runs[0] / "probe", 0).loc[pd.MultiIndex.from_frame(shown[ROUTE]), "effect"]
+    np.testing.assert_allclose(shown["effect"].astype(float), wanted, rtol=1e-5, atol=1e-12)
 
 
 def test_play_goes_through_the_steps_and_stops_at_the_last(visit):
@@ -262,20 +232,21 @@ def test_play_goes_through_the_steps_and_stops_at_the_last(visit):
 
 
 def test_the_page_can_be_read_by_keyboard_and_screen_reader(visit):
-    evaluate = visit.page.evaluate
     visit.page.locator("#maps-0 summary").press("Enter")
-    assert evaluate("[...document.querySelectorAll('input')].every(i => i.labels.length === 1)")
-    assert evaluate("[...document.querySelectorAll('table')].every(t => t.caption && t.caption.textContent)")
-    assert evaluate("[...document.querySelectorAll('button')].every(b => b.ariaLabel || b.textContent)")
-    assert evaluate("[...document.querySelectorAll('.plot')].every(p => p.role === 'img' && p.ariaLabel)")
-    assert evaluate("document.querySelectorAll('main').length === 1 && document.documentElement.lang === 'en'")
-    ids = evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    for selector, is_said in (
+        ("input", "e => e.labels.length === 1"),
+        ("table", "e => !!e.caption?.textContent"),
+        ("button", "e => !!(e.ariaLabel || e.textContent)"),
+        (".plot", "e => e.role === 'img' && !!e.ariaLabel"),
+        ("html", "e => e.lang === 'en' && e.querySelectorAll('main').length === 1"),
+    ):
+        assert set(visit.all(selector, is_said)) == {True}
+    ids, levels = visit.all("[id]", "e => e.id"), visit.all("h1, h2, h3", "e => Number(e.tagName[1])")
     assert len(ids) == len(set(ids))
-    levels = evaluate("[...document.querySelectorAll('h1, h2, h3')].map(h => Number(h.tagName[1]))")
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
     visit.page.locator("#step").focus()
-    assert evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    assert visit.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 
 def test_a_phone_has_no_horizontal_scroll(browser, page_file):
@@ -286,31 +257,23 @@ def test_a_phone_has_no_horizontal_scroll(browser, page_file):
 
 
 def test_dark_light_and_print_have_colours_of_their_own(visit):
-    def colours() -> tuple[str, str]:
+    def drawn() -> tuple[str, str, str]:
         visit.page.wait_for_timeout(100)  # until the page is told of the change
         visit.ready()
-        return tuple(
-            visit.page.evaluate(
-                "[getComputedStyle(document.body).backgroundColor, "
-                "document.getElementById('accuracy-plot')._fullLayout.font.color]"
-            )
-        )
-
-    def drawn() -> str:
-        plots = "[...document.querySelectorAll('.js-plotly-plot')]"
-        return visit.page.evaluate(f"{plots}.map(plot => JSON.stringify(plot.data)).join()")
+        paper = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        ink = visit.page.evaluate("document.getElementById('accuracy-plot')._fullLayout.font.color")
+        return paper, ink, "".join(visit.all(".js-plotly-plot", "plot => JSON.stringify(plot.data)"))
 
     visit.page.emulate_media(color_scheme="light")
-    light, of_light = colours(), drawn()
+    light = drawn()
     visit.page.emulate_media(color_scheme="dark")
-    dark, of_dark = colours(), drawn()
-    plum, pink = FAMILY_COLORS["older"], DARK_COLORS["older"]
-    assert (plum in of_light, pink in of_light) == (True, False)
-    assert (plum in of_dark, pink in of_dark) == (False, True)
+    dark = drawn()
     assert light[0] == "rgb(255, 255, 255)"
-    assert all(of_dark != of_light for of_dark, of_light in zip(dark, light, strict=True))
+    assert all(one != other for one, other in zip(dark, light, strict=True))
+    for (*_, traces), used, unused in ((light, FAMILY_COLORS, DARK_COLORS), (dark, DARK_COLORS, FAMILY_COLORS)):
+        assert (used["older"] in traces, unused["older"] in traces) == (True, False)
     visit.page.emulate_media(color_scheme="dark", media="print")
-    assert colours() == light
+    assert drawn() == light
     assert not visit.page.is_visible("#step")
     assert "step 5" in visit.title("accuracy")  # which step it is, is still said
 
@@ -331,12 +294,6 @@ def test_exact_and_first_order_are_never_in_one_curve(loaded):
         assert of_estimates["step"].nunique() == len(STEPS)
 
 
-def test_names_of_directories_cannot_break_the_page(runs, tmp_path):
-    page = build_page(load_page_runs([Path(shutil.copytree(runs[1], tmp_path / "a&b <i>"))]))
-    assert "a&b <i>" not in page
-    assert "a&amp;b &lt;i&gt;" in page
-
-
 def test_the_page_is_of_a_bounded_size_and_fetches_nothing(page_file):
     text = page_file.read_text(encoding="utf-8")
     assert len(text.encode()) < 8e6
@@ -346,13 +303,18 @@ def test_the_page_is_of_a_bounded_size_and_fetches_nothing(page_file):
 
 
 def test_report_writes_the_page(runs, tmp_path, capsys):
-    mine = tmp_path / "mine"
-    shutil.copytree(runs[1], mine)
-    main(["report", str(mine)])
-    assert f"  {mine / 'report.html'}\n" in capsys.readouterr().out
-    first = (mine / "report.html").read_text(encoding="utf-8")
-    main(["report", str(mine), "--page", str(tmp_path / "new" / "page.html")])
-    assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8") == first
+    """Where it is told to; names cannot break it, and one seed twice is said."""
+    twice = [Path(shutil.copytree(runs[1], tmp_path / name)) for name in ("a&b <i>", "c")]
+    main(["report", *map(str, twice)])
+    printed, page = capsys.readouterr().out, (twice[0] / "report.html").read_text(encoding="utf-8")
+    assert f"  {twice[0] / 'report.html'}\n" in printed
+    assert "a&amp;b &lt;i&gt;" in page
+    assert "a&b <i>" not in page
+    line = "wrapped: seed 0 is given 2 times, so that its runs are not put together as seeds"
+    assert line in printed
+    assert line in page
+    main(["report", *map(str, twice), "--page", str(tmp_path / "new" / "page.html")])
+    assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8") == page
 
 
 def test_report_on_the_folder_of_results(runs, tmp_path, capsys):
@@ -362,19 +324,12 @@ def test_report_on_the_folder_of_results(runs, tmp_path, capsys):
     main(["report", str(run / "probe")])
     assert "When motifs emerge: cumulative (seed 0), 3 exact probes at steps 0 to 5" in capsys.readouterr().out
     assert {path.stem for path in (run / "probe/figures").iterdir()} >= {"emergence", "motifs", "heat_maps_peak"}
-    assert (run / "probe/report.html").stat().st_size > 1e6
+    assert (run / "probe/report.html").exists()
     of_run, of_folder, of_copy = (accuracy_table(load_page_runs([folder])) for folder in (run, run / "probe", copy))
     columns = ["step", "accuracy", "low", "high", "pairs"]
     pd.testing.assert_frame_equal(of_run[columns], of_folder[columns])
     assert of_run.query("split == 'probe'").set_index("step")["pairs"].to_dict() == {0: 1, 2: 1, 5: 3}
     assert of_copy["pairs"].isna().all()
-
-
-def test_one_seed_twice_is_said(runs, tmp_path, capsys):
-    main(["report", *(str(shutil.copytree(runs[1], tmp_path / name)) for name in ("a", "b"))])
-    line = "wrapped: seed 0 is given 2 times, so that its runs are not put together as seeds"
-    assert line in capsys.readouterr().out
-    assert line in (tmp_path / "a/report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_killed_in_training_that_was_probed_without_regions_has_a_report(make_model, tmp_path):
@@ -404,33 +359,26 @@ def test_a_run_without_the_primary_intervention_is_named_and_left_out(make_model
     assert "zeroed (cumulative, seed 3) is not shown" in build_page(load_page_runs([run, runs[1]]))
 
 
-def broken_directories(runs: list[Path], vanilla: Path, tmp_path: Path) -> dict[str, tuple[Path, str]]:
-    """Name -> directory, and what its error says."""
-    cases = {
-        "missing": (tmp_path / "nowhere", "is not a directory: expected a run directory"),
-        "empty": (tmp_path / "empty", "holds no probe results: it is empty"),
-        "unfinished": (tmp_path / "unfinished", "the attnres-probe command that began it, given again, goes on"),
-        "unprobed": (tmp_path / "unprobed", f"was never probed; attnres-probe run {tmp_path / 'unprobed'} --output"),
-        "vanilla": (vanilla, f"a vanilla model, which has no routing; attnres-probe baseline {vanilla} --output"),
-    }
+def broken_directories(runs: list[Path], vanilla: Path, tmp_path: Path) -> list[tuple[Path, str]]:
+    """Directories, and what their errors say."""
+    cases = [
+        (tmp_path / "nowhere", "is not a directory: expected a run directory"),
+        (tmp_path / "empty", "holds no probe results: it is empty"),
+        (tmp_path / "unfinished", "the attnres-probe command that began it, given again, goes on"),
+        (tmp_path / "unprobed", f"was never probed; attnres-probe run {tmp_path / 'unprobed'} --output"),
+        (vanilla, f"a vanilla model, which has no routing; attnres-probe baseline {vanilla} --output"),
+    ]
     (tmp_path / "empty").mkdir()
-    for file, text in (
-        ("unfinished/parts/sweep.json", "{}"),
-        ("unprobed/hf/config.json", '{"model_type": "qwen3_attnres"}'),
-    ):
+    of_attnres = '{"model_type": "qwen3_attnres"}'
+    for file, text in (("unfinished/parts/sweep.json", "{}"), ("unprobed/hf/config.json", of_attnres)):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_text(text)
-    foreign = tmp_path / "foreign.parquet"
-    pd.DataFrame({"a": [1]}).to_parquet(foreign)
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "foreign.parquet")
+    foreign = (tmp_path / "foreign.parquet").read_bytes()
     for name, file, content, message in (
         ("torn effects", "effects.parquet", lambda old: old[:1000], "is torn or not a parquet file"),
         ("torn clusters", "clusters.parquet", lambda old: old[:-50], "is torn or not a parquet file"),
-        (
-            "foreign table",
-            "effects.parquet",
-            lambda _: foreign.read_bytes(),
-            "is not a table of this version: it lacks run",
-        ),
+        ("foreign table", "effects.parquet", lambda _: foreign, "is not a table of this version: it lacks run"),
         ("torn summary", "summary.json", lambda _: b'{"run": "x", ', "is not a readable JSON file"),
         ("foreign summary", "summary.json", lambda _: b'{"run": "x"}', "is not a summary of this version: it lacks"),
         ("no clusters", "clusters.parquet", None, "is incomplete: it has effects.parquet but no clusters.parquet"),
@@ -439,7 +387,7 @@ def broken_directories(runs: list[Path], vanilla: Path, tmp_path: Path) -> dict[
     ):
         path = Path(shutil.copytree(runs[1], tmp_path / name)) / "probe" / file
         path.unlink() if content is None else path.write_bytes(content(path.read_bytes()))
-        cases[name] = path.parent.parent, message
+        cases.append((path.parent.parent, message))
     return cases
 
 
@@ -447,7 +395,7 @@ def test_report_on_a_broken_directory_is_one_line_and_writes_nothing(runs, make_
     vanilla = export(make_vanilla(), tmp_path / "vanilla", "vanilla")
     cases = broken_directories(runs, vanilla, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    commands = [([str(folder)], message) for folder, message in cases.values()]
+    commands = [([str(folder)], message) for folder, message in cases]
     for arguments, message in [*commands, ([str(runs[1]), "--page", str(tmp_path)], "is a folder: name a file")]:
         with pytest.raises(SystemExit) as stop:
             main(["report", *arguments])
@@ -459,9 +407,8 @@ def test_report_on_a_broken_directory_is_one_line_and_writes_nothing(runs, make_
 
 def luminance(color: str) -> float:
     """WCAG 2.2, relative luminance."""
-    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
 
 @pytest.mark.parametrize(("colors", "paper"), [(FAMILY_COLORS, "#ffffff"), (DARK_COLORS, "#1b1c1f")])
