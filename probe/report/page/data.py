@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from probe.analysis.emergence import Emergence
 from probe.files.runs import ProbedRun, load_run
 from probe.vocabulary import MASK, MASK_FIRST_ORDER, READ_SUBLAYERS, by_layer, matters_from, primary_rows, wide
 
@@ -68,10 +67,6 @@ class PageRun:
     accuracies: pd.DataFrame
 
     @property
-    def emergence(self) -> Emergence | None:
-        return self.probed.emergence
-
-    @property
     def has_cells(self) -> bool:
         """Whether there is anything to show of it."""
         return not self.cells.empty
@@ -88,11 +83,11 @@ class PageRun:
     @cached_property
     def shown(self) -> list[Shown]:
         """Probes by step. Where a step was probed at both stages, the final probe, which rests on more sequences."""
-        probes = {}
-        for stage in (IN_TRAINING, AT_THE_END):
-            for step, rows in by_step(where(self.cells, stage=stage)):
-                one_kind_each = pd.concat([_exact_if_any(wide(rows)), _exact_if_any(by_layer(rows))])
-                probes[step] = Shown(step, stage, one_kind_each)
+        probes = {
+            step: Shown(step, stage, pd.concat([_exact_if_any(wide(rows)), _exact_if_any(by_layer(rows))]))
+            for stage in (IN_TRAINING, AT_THE_END)
+            for step, rows in by_step(where(self.cells, stage=stage))
+        }
         return [probes[step] for step in sorted(probes)]
 
     def at(self, step: int) -> Shown:
