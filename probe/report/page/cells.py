@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from matplotlib.colors import to_hex
 
 from attnres import FAMILIES, SUBLAYERS
 from probe import vocabulary as words
@@ -30,10 +32,6 @@ def largest_effect(runs: Sequence[PageRun]) -> float:
 def heat_maps_panel(run: PageRun, number: int, limit: float) -> Panel:
     """Mass beside effect of every family, at each region and each layer."""
     scopes = words.sort_scopes(run.cells["scope"])
-    colors = {
-        "coloraxis": _color_axis("mass", 0.23, "cividis", 0, 1),
-        "coloraxis2": _color_axis("ΔNLL (nats)", 0.77, "RdBu_r", -limit, limit),
-    }
     panel = Panel(
         name=f"maps-{number}",
         heading="Mass beside effect, layer by family",
@@ -47,7 +45,11 @@ def heat_maps_panel(run: PageRun, number: int, limit: float) -> Panel:
         states={shown.step: State(_title(shown), list(shown.rows.index)) for shown in run.shown},
         columns=(4, 2),
         margin=MARGIN | {"l": 66, "b": 92},
-        properties={"plot_bgcolor": "rgba(128,128,128,0.16)"} | colors,
+        properties={
+            "plot_bgcolor": "rgba(128,128,128,0.16)",
+            "coloraxis": _color_axis("mass", 0.23, "cividis", 0, 1),
+            "coloraxis2": _color_axis("ΔNLL (nats)", 0.77, "RdBu_r", -limit, limit),
+        },
     )
     layers = [scope for scope in scopes if words.is_layer(scope)]
     regions = [scope for scope in scopes if scope not in (*layers, words.FINAL)]
@@ -64,7 +66,8 @@ def _color_axis(title: str, x: float, colors: str, low: float, high: float) -> d
     bar = {"title": {"text": title, "side": "bottom"}, "x": x, "orientation": "h", "thickness": 9, "len": 0.46}
     bar |= {"y": 0, "yref": "container", "yanchor": "bottom", "outlinewidth": 0}
     bar |= {"ticklen": 3, "nticks": 4, "tickangle": 0}
-    return {"colorscale": style.color_scale(colors), "cmin": low, "cmax": high, "colorbar": bar}
+    scale = [[i / 10, to_hex(mpl.colormaps[colors](i / 10))] for i in range(11)]  # as in the figures
+    return {"colorscale": scale, "cmin": low, "cmax": high, "colorbar": bar}
 
 
 def _title(shown: Shown) -> str:
@@ -84,18 +87,12 @@ def _add_map(panel: Panel, run: PageRun, scopes: list[str], sublayer: str, value
     index = pd.MultiIndex.from_product([scopes, FAMILIES], names=["scope", "family"])
     cells = {shown.step: where(shown.rows, sublayer=sublayer) for shown in run.shown}
     grids = {step: rows.set_index(index.names).reindex(index).reset_index() for step, rows in cells.items()}
-    numbers = go.Heatmap(
-        name=value,
-        x=list(words.FAMILY_SHORT.values()),
-        y=list(map(words.scope_title, scopes)),
-        xgap=1,
-        ygap=1,
-        coloraxis="coloraxis" if value == "mass" else "coloraxis2",
-        texttemplate="%{text}",
-        textfont={"size": 10},
-        hoverongaps=False,
-        hovertemplate=f"{style.CELL_TITLE}<br>{style.HOVER[value]}",
+    titles = [words.scope_title(scope) for scope in scopes]
+    numbers = go.Heatmap(name=value, x=list(words.FAMILY_SHORT.values()), y=titles, xgap=1, ygap=1, hoverongaps=False)
+    numbers.update(
+        texttemplate="%{text}", textfont_size=10, hovertemplate=f"{style.CELL_TITLE}<br>{style.HOVER[value]}"
     )
+    numbers.coloraxis = "coloraxis" if value == "mass" else "coloraxis2"
     panel.add(numbers, {step: _numbers(grid, value) for step, grid in grids.items()})
     absent = go.Scatter(mode="text", textfont={"color": style.GREY, "size": 10}, name="not applicable")
     absent.hovertemplate = "%{y}, %{x}: not applicable<extra></extra>"
@@ -136,7 +133,7 @@ def scatter_panel(run: PageRun, number: int) -> Panel:
     applicable = {shown.step: where(shown.wide, applicable=True) for shown in run.shown}
     for plot, sublayer in enumerate(sublayers):
         title, lines = f"{words.SUBLAYER_TITLES[sublayer]}: ΔNLL (nats)", (0, run.matters_from)
-        panel.plots.append(Plot(title, 300, x=x, y_lines=lines))
+        panel.plots.append(Plot(title, 300, x=x, y={}, y_lines=lines))
         for step, rows in applicable.items():
             panel.states[step].ranges[axis("yaxis", plot)] = style.effect_range(rows, run.matters_from)
         for family in FAMILIES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,9 +117,10 @@ def load_page_runs(directories: list[Path]) -> list[PageRun]:
     """The runs. Raises ValueError for a directory without results, or with an incomplete or torn set."""
     runs = [load_run(directory) for directory in directories]
     names = [f"{run.directory.resolve().name} ({run.condition}, seed {run.seed})" for run in runs]
-    times = Counter(names)
-    names = [name if times[name] == 1 else f"{name}, {run.directory}" for name, run in zip(names, runs, strict=True)]
-    return [PageRun(name, run, cells_of(run), accuracies_of(run)) for name, run in zip(names, runs, strict=True)]
+    return [
+        PageRun(name if names.count(name) == 1 else f"{name}, {run.directory}", run, cells_of(run), accuracies_of(run))
+        for name, run in zip(names, runs, strict=True)
+    ]
 
 
 def cells_of(run: ProbedRun) -> pd.DataFrame:

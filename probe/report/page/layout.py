@@ -20,63 +20,40 @@ GAPS, HEIGHTS = (0.025, 0.06), (1, 0.9)
 
 @dataclass
 class State:
-    """What a panel shows from a step on.
+    """What a panel shows from a step on."""
 
-    Attributes:
-        title: after the panel's heading.
-        rows: the rows of the panel's table that are shown.
-        ranges: by name, the ranges of those axes that change.
-        traces: by number, the properties of those traces that change.
-    """
-
-    title: str
-    rows: list[int]
-    ranges: dict[str, list[float]] = field(default_factory=dict)
-    traces: dict[int, dict[str, Any]] = field(default_factory=dict)
+    title: str  # after the panel's heading
+    rows: list[int]  # those of the panel's table that are shown
+    ranges: dict[str, list[float]] = field(default_factory=dict)  # by axis, of those that change
+    traces: dict[int, dict[str, Any]] = field(default_factory=dict)  # by number, the properties that change
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot of a panel.
-
-    Attributes:
-        height: in pixels.
-        x, y: properties of its axes.
-        x_lines, y_lines: values at which a line crosses the plot: solid at zero, else dotted.
-        corner: text in the upper right corner.
-    """
+    """A plot of a panel. A line crosses it at each of its `x_lines` and `y_lines`: solid at zero, else dotted."""
 
     title: str
-    height: float
-    x: dict[str, Any] = field(default_factory=dict)
-    y: dict[str, Any] = field(default_factory=dict)
+    height: float  # in pixels
+    x: dict[str, Any]  # properties of its axes
+    y: dict[str, Any]
     x_lines: Iterable[float] = ()
     y_lines: Iterable[float] = ()
-    corner: str = ""
+    corner: str = ""  # text in the upper right corner
 
 
 @dataclass
 class Panel:
-    """Plots with one heading, table and download. Wide and narrow screens have layouts of their own, and share traces.
+    """Plots with one heading, table and download. Each width of screen has its own layout."""
 
-    Attributes:
-        name: unique on the page, an HTML id.
-        label: what a screen reader is told of the figure.
-        table: name of the table whose rows it shows.
-        states: by step.
-        columns: of plots, on a wide screen and on a narrow one.
-        properties: of both layouts.
-    """
-
-    name: str
+    name: str  # unique on the page, an HTML id
     heading: str
-    label: str
+    label: str  # what a screen reader is told of the figure
     note: str
-    table: str
-    states: dict[int, State]
-    columns: tuple[int, int] = (1, 1)
+    table: str  # name of the table whose rows it shows
+    states: dict[int, State]  # by step
+    columns: tuple[int, int] = (1, 1)  # of plots, on a wide screen and on a narrow one
     margin: dict[str, int] = field(default_factory=MARGIN.copy)
-    properties: dict[str, Any] = field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)  # of both layouts
     plots: list[Plot] = field(default_factory=list)
     traces: list[dict[str, Any]] = field(default_factory=list)
 
@@ -129,5 +106,5 @@ def axis(letter: str, plot: int) -> str:
 
 
 def _line(at: float) -> dict[str, Any]:
-    line = {"color": GREY, "width": 1 if at == 0 else 1.2, "dash": "solid" if at == 0 else "dot"}
+    line = {"color": GREY, "width": 1} if at == 0 else {"color": GREY, "width": 1.2, "dash": "dot"}
     return {"line": line, "layer": "below", "exclude_empty_subplots": False}

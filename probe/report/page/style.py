@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from matplotlib.colors import to_hex
 
 from attnres import FAMILIES
 from probe.vocabulary import FAMILY_COLORS, FAMILY_TITLES, scope_title
@@ -79,11 +77,6 @@ def effect_range(rows: pd.DataFrame, matters_from: float) -> list[float]:
     low, high = min([*finite, -0.96 * matters_from]), max([*finite, 1.6 * matters_from])
     room = 0.06 * (high - low)
     return [low - room, high + room]
-
-
-def color_scale(name: str) -> list[list[Any]]:
-    """A colour map of matplotlib, as the figures use it."""
-    return [[i / 10, to_hex(mpl.colormaps[name](i / 10))] for i in range(11)]
 
 
 def darkened() -> list[tuple[str, str]]:
