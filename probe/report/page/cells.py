@@ -146,14 +146,14 @@ def scatter_panel(run: PageRun, number: int) -> Panel:
 
 def _points(rows: pd.DataFrame, family: str, matters: float) -> dict[str, Any]:
     is_named = (rows["effect"].abs() >= matters) & (rows["scope"] != words.ALL)
-    sizes = rows["scope"].eq(words.ALL).map({True: 13, False: 8})
-    symbol, color = style.SYMBOLS[family], words.FAMILY_COLORS[family]
+    marker = {"color": words.FAMILY_COLORS[family], "symbol": style.SYMBOLS[family], "opacity": 0.9}
+    marker["size"] = rows["scope"].eq(words.ALL).map({True: 13, False: 8})
     return {
         "x": rows["mass"],
         # A blank, not nothing: plotly takes the element of an empty text away, and does not bring it back.
         "text": rows["scope"].map(words.scope_title).where(is_named, " "),
         "customdata": style.hover_data(rows),
-    } | style.marks("y", *_interval(rows), color, symbol=symbol, size=sizes, opacity=0.9)
+    } | style.marks("y", *_interval(rows), marker)
 
 
 def _interval(rows: pd.DataFrame) -> list[pd.Series]:
@@ -215,5 +215,5 @@ def _short_title(shown: Shown) -> str:
 
 def _side_by_side(rows: pd.DataFrame, value: str, offset: float, color: str) -> dict[str, Any]:
     interval = _interval(rows) if value == "effect" else [rows["mass"]] * 3
-    marks = style.marks("x", *interval, color, symbol=rows["family"].map(style.SYMBOLS))
+    marks = style.marks("x", *interval, {"color": color, "symbol": rows["family"].map(style.SYMBOLS)})
     return marks | {"y": rows["family"].map(FAMILIES.index) + offset, "customdata": style.hover_data(rows)}

@@ -93,7 +93,7 @@ def _add_accuracy(panel: Panel, name: str, rows: pd.DataFrame, look: dict[str, s
         low, high = (found[end].fillna(found["accuracy"]) for end in ("low", "high"))
         text = [interval_text(row) + " on the probe split" for row in found.to_dict("records")]
         trace = go.Scatter(name=name, mode="markers", x=found["step"], text=text, hovertemplate=hover)
-        panel.add(trace.update(style.marks("y", found["accuracy"], low, high, look["color"], **marker)))
+        panel.add(trace.update(style.marks("y", found["accuracy"], low, high, {"color": look["color"]} | marker)))
 
 
 def _add_cursor(panel: Panel, ends: Sequence[float]) -> None:
@@ -121,8 +121,8 @@ def curves_panel(run: PageRun, number: int, value: str) -> Panel:
         columns=(max(1, cells.loc[cells["scope"] != words.FINAL, "scope"].nunique()), 2),
     )
     lines = (0, run.matters_from) if is_effect else ()
-    found = cells.groupby(["sublayer", "scope"]).groups
-    for sublayer, scope in filter(found.__contains__, product(words.READ_SUBLAYERS, words.WIDE_SCOPES)):
+    places = cells.groupby(["sublayer", "scope"]).groups
+    for sublayer, scope in filter(places.__contains__, product(words.READ_SUBLAYERS, words.WIDE_SCOPES)):
         rows = where(cells, sublayer=sublayer, scope=scope, applicable=True)
         families = words.present(rows["family"], FAMILIES)
         absent = ", ".join(words.FAMILY_TITLES[family] for family in FAMILIES if family not in families)
@@ -161,8 +161,8 @@ def _add_onsets(panel: Panel, motifs: pd.DataFrame, height: float) -> None:
         hover = f"<b>{words.FAMILY_TITLES[row.family]}</b>: motif from step %{{x}} {ends}<extra></extra>"
         trace = go.Scatter(name=f"{row.family} onset", mode="markers", y=[height], hovertemplate=hover)
         interval = (np.array([time]) for time in (row.onset, row.onset_low, row.onset_high))
-        cross = {"symbol": "x", "size": 9, "line": {"width": 1, "color": "white"}}
-        panel.add(trace.update(style.marks("x", *interval, words.FAMILY_COLORS[row.family], **cross)))
+        cross = {"color": words.FAMILY_COLORS[row.family], "symbol": "x", "size": 9}
+        panel.add(trace.update(style.marks("x", *interval, cross | {"line": {"width": 1, "color": "white"}})))
 
 
 def _shown_marks(rows: pd.DataFrame, value: str) -> dict[str, Any]:

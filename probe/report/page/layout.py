@@ -80,8 +80,14 @@ class Panel:
         heights = [share * max(plot.height for plot in row) for row in rows]
         total = sum(heights) + ROW_SPACE * (len(rows) - 1)
         specs = [[{}] * len(row) + [None] * (columns - len(row)) for row in rows]
-        space = {"horizontal_spacing": gap, "vertical_spacing": ROW_SPACE / total}
-        figure = make_subplots(len(rows), columns, row_heights=heights, specs=specs, **space)
+        figure = make_subplots(
+            rows=len(rows),
+            cols=columns,
+            row_heights=heights,
+            horizontal_spacing=gap,
+            vertical_spacing=ROW_SPACE / total if len(rows) > 1 else 0,
+            specs=specs,
+        )
         figure.update_layout(self.properties, height=total + self.margin["t"] + self.margin["b"], margin=self.margin)
         for number, plot in enumerate(self.plots):
             at = {"row": number // columns + 1, "col": number % columns + 1}

@@ -41,11 +41,11 @@ def hover_data(cells: pd.DataFrame) -> np.ndarray:
     return cells[CELL].assign(**names).to_numpy(object)
 
 
-def marks(bar: str, value: Any, low: Any, high: Any, color: str, **marker: Any) -> dict[str, Any]:
-    """The properties of markers with intervals along the axis `bar`. `marker`: theirs."""
+def marks(bar: str, value: Any, low: Any, high: Any, marker: dict[str, Any]) -> dict[str, Any]:
+    """The properties of markers with intervals along the axis `bar`."""
     error = {"type": "data", "symmetric": False, "array": high - value, "arrayminus": value - low}
-    error |= {"color": color, "thickness": 1.4, "width": 3}
-    return {bar: value, f"error_{bar}": error, "marker": {"color": color, "size": 8} | marker, "cliponaxis": False}
+    error |= {"color": marker["color"], "thickness": 1.4, "width": 3}
+    return {bar: value, f"error_{bar}": error, "marker": {"size": 8} | marker, "cliponaxis": False}
 
 
 def templates() -> dict[str, Any]:

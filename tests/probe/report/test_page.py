@@ -97,6 +97,7 @@ class Visit:
 @pytest.fixture
 def visit(browser, page_file) -> Iterator[Visit]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(120_000)  # on a busy machine
     visited = Visit(context.new_page(), page_file)
     yield visited
     context.close()
