@@ -37,8 +37,10 @@ def accuracy_table(runs: Sequence[PageRun]) -> pd.DataFrame:
         in_training = probed["stage"] == IN_TRAINING
         probed["pairs"] = probed["step"].map(lambda step, pairs=pairs: pairs_at(pairs, step)).where(in_training)
         validation = run.logged("accuracy").rename_axis("step").rename("accuracy").reset_index()
-        parts += [probed.assign(run=run.name, split="probe"), validation.assign(run=run.name, split="validation")]
-    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+        parts.append(probed.assign(run=run.name, split="probe"))
+        if len(validation):
+            parts.append(validation.assign(run=run.name, split="validation"))
+    table = pd.concat(parts, ignore_index=True)
     return table.reindex(columns=["run", "step", "split", "stage", "accuracy", "low", "high", "pairs"])
 
 
