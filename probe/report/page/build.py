@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from attnres.files import replacing
 from probe.files.runs import repeated_seeds
-from probe.report.page import tables
+from probe.report.page import style, tables
 from probe.report.page.cells import comparison_panel, comparison_table, heat_maps_panel, largest_effect, scatter_panel
 from probe.report.page.curves import accuracy_panel, accuracy_table, all_steps, curves_panel
 from probe.report.page.data import KEPT, NEEDED, PageRun
 from probe.report.page.layout import Panel
-from probe.report.page.style import darkened, templates
-from probe.vocabulary import wide
+from probe.vocabulary import ENOUGH_SEQUENCES, FAMILY_COLORS, FAMILY_TITLES, wide
 
+ASSETS = Environment(
+    loader=PackageLoader("probe.report.page", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
 DIGITS = 7
 """Significant digits of embedded numbers."""
-ASSETS = files("probe.report.page") / "assets"
-MOTIFS_DOWNLOAD = (
-    '<p><button type="button" data-table="motifs" data-file="motifs.csv" '
-    'aria-label="Download the data of motifs as CSV">CSV</button></p>'
-)
 
 
 def write_page(runs: Sequence[PageRun], path: Path) -> Path:
@@ -52,81 +47,50 @@ def build_page(runs: Sequence[PageRun]) -> str:
     notes = [f"{run.name} is not shown: it holds no {NEEDED}." for run in runs if not run.has_cells]
     runs = [run for run in runs if run.has_cells]
     notes += [f"{line}." for line in repeated_seeds([run.probed for run in runs])]
-    steps, limit = all_steps(runs), largest_effect(runs)
-    data = {f"cells-{number}": _cells(run) for number, run in enumerate(runs)}
-    data["accuracy"], compared = accuracy_table(runs), comparison_table(runs)
-    data["comparison"] = compared[["run", "stage", *KEPT]]
-    if (motifs := tables.motif_rows(runs)) is not None:
-        data["motifs"] = motifs
-    shared = [accuracy_panel(runs, data["accuracy"])] + ([] if compared.empty else [comparison_panel(runs, compared)])
+    accuracies, compared = accuracy_table(runs), comparison_table(runs)
+    shared = [accuracy_panel(runs, accuracies)] + ([] if compared.empty else [comparison_panel(runs, compared)])
+    limit = largest_effect(runs)
     of_runs = [_panels(run, number, limit) for number, run in enumerate(runs)]
-    body = [
-        _section("Runs", tables.runs_table(runs), *map(_warning, notes)),
-        _section("Accuracy and comparison", *map(_panel_html, shared)),
-        _section("Motifs", tables.motif_table(runs), "" if motifs is None else MOTIFS_DOWNLOAD),
-        *(_section("Motifs over seeds", seeds) for seeds in [tables.seeds_table(runs)] if seeds),
-        *(_run_section(run, panels) for run, panels in zip(runs, of_runs, strict=True)),
-        _section("How these numbers were made", tables.methods(runs)),
-    ]
+    data = {f"cells-{number}": _cells(run) for number, run in enumerate(runs)}
+    data |= {"accuracy": accuracies, "comparison": compared[["run", "stage", *KEPT]]}
+    if motifs := [run.probed.emergence.table.assign(run=run.name) for run in runs if run.probed.emergence is not None]:
+        data["motifs"] = pd.concat(motifs, ignore_index=True)
     embedded = {
-        "steps": steps,
+        "steps": all_steps(runs),
         "panels": {panel.name: panel.to_dict() for panel in sum(of_runs, shared)},
         "tables": {name: _columns(table) for name, table in data.items()},
-        "templates": templates(),
-        "darkened": darkened(),
+        "templates": style.templates(),
+        "darkened": style.darkened(),
     }
-    return Template(_asset("page.html")).substitute(
-        title=escape(f"Routing probe of {runs[0].name}" if len(runs) == 1 else f"Routing probes of {len(runs)} runs"),
-        names="this run" if len(runs) == 1 else f"these {len(runs)} runs",
-        style=_asset("page.css"),
-        last=len(steps) - 1,
-        step=steps[-1] if steps[-1] >= 0 else "not known",
-        disabled="" if len(steps) > 1 else " disabled",
-        legend=tables.legend(),
-        body="\n".join(body),
+    return ASSETS.get_template("page.html").render(
+        runs=runs,
+        notes=notes,
+        steps=embedded["steps"],
+        tables=tables,
+        style=style,
+        enough=ENOUGH_SEQUENCES,
+        motifs=tables.motif_rows(runs),
+        seeds=tables.seed_rows(runs),
+        shared=shared,
+        sections=zip(runs, of_runs, strict=True),
+        families=zip(
+            "●■◆▲", *(names.values() for names in (FAMILY_COLORS, style.DARK_COLORS, FAMILY_TITLES)), strict=True
+        ),
+        resamples=_listed(f"{run.probed.summary['probe']['num_resamples']:,}" for run in runs),
+        thresholds=_listed(f"{run.matters_from:.3f} nats at K = {run.probed.num_pairs}" for run in runs),
         data=_json(embedded),
         plotly=get_plotlyjs(),
-        script=_asset("page.js"),
     )
 
 
-def _asset(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8")
+def _listed(texts: Iterable[str]) -> str:
+    return ", ".join(sorted(set(texts)))
 
 
 def _panels(run: PageRun, number: int, limit: float) -> list[Panel]:
     curves = [curves_panel(run, number, value) for value in ("effect", "mass")] if run.has_course else []
     scatter = [] if wide(run.cells).empty else [scatter_panel(run, number)]
     return [*curves, heat_maps_panel(run, number, limit), *scatter]
-
-
-def _section(heading: str, *content: str) -> str:
-    return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(filter(None, content)) + "\n</section>"
-
-
-def _warning(line: str) -> str:
-    return f'<p class="warning">{escape(line)}</p>'
-
-
-def _run_section(run: PageRun, panels: Sequence[Panel]) -> str:
-    no_course = (
-        '<p class="status">This run was not probed at several steps while it trained. It has no curves over training, '
-        "and shows the same probe at every step of the slider.</p>"
-    )
-    lines = [*map(_warning, tables.warnings_of(run)), "" if run.has_course else no_course]
-    return _section(run.name, *lines, *map(_panel_html, panels))
-
-
-def _panel_html(panel: Panel) -> str:
-    file = f'data-table="{panel.table}" data-panel="{panel.name}" data-file="{panel.name}.csv"'
-    return f"""<section class="panel" id="{panel.name}" aria-labelledby="{panel.name}-title">
-<header><h3 id="{panel.name}-title">{escape(panel.heading)}: <span class="state"></span></h3>
-<button type="button" {file} aria-label="Download the data of {escape(panel.heading)} as CSV">CSV</button></header>
-<div class="plot" id="{panel.name}-plot" role="img" aria-label="{escape(panel.label)}"></div>
-<p class="note">{panel.note}</p>
-<details data-panel="{panel.name}"><summary>Numbers at this step</summary>
-<div class="scroll" tabindex="0"></div></details>
-</section>"""
 
 
 def _cells(run: PageRun) -> pd.DataFrame:
@@ -136,11 +100,11 @@ def _cells(run: PageRun) -> pd.DataFrame:
 
 def _columns(table: pd.DataFrame) -> dict[str, Any]:
     """A table as its length and columns: each a list, or one value where all rows have the same."""
-    columns = {}
-    for name in table.columns:
-        values = table[name].tolist()
-        is_constant = name not in ("effect", "step") and len(values) > 1 and table[name].nunique(dropna=False) == 1
-        columns[name] = values[0] if is_constant else values
+    varies = table.nunique(dropna=False) != 1
+    columns = {
+        name: values if varies[name] or name in ("effect", "step") or len(values) == 1 else values[0]
+        for name, values in table.to_dict("list").items()
+    }
     return {"length": len(table), "columns": columns}
 
 
@@ -150,5 +114,4 @@ def _json(data: Any) -> str:
     short = json.loads(
         exact, parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"), parse_constant=lambda _: None
     )
-    text = json.dumps(short, separators=(",", ":"), ensure_ascii=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return json.dumps(short, separators=(",", ":")).replace("<", "\\u003c")

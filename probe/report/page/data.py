@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from probe.analysis.emergence import Emergence
 from probe.files.runs import ProbedRun, load_run
 from probe.vocabulary import MASK, MASK_FIRST_ORDER, READ_SUBLAYERS, by_layer, matters_from, primary_rows, wide
 
@@ -68,10 +66,6 @@ class PageRun:
     accuracies: pd.DataFrame
 
     @property
-    def emergence(self) -> Emergence | None:
-        return self.probed.emergence
-
-    @property
     def has_cells(self) -> bool:
         """Whether there is anything to show of it."""
         return not self.cells.empty
@@ -88,11 +82,11 @@ class PageRun:
     @cached_property
     def shown(self) -> list[Shown]:
         """Probes by step. Where a step was probed at both stages, the final probe, which rests on more sequences."""
-        probes = {}
-        for stage in (IN_TRAINING, AT_THE_END):
-            for step, rows in by_step(where(self.cells, stage=stage)):
-                one_kind_each = pd.concat([_exact_if_any(wide(rows)), _exact_if_any(by_layer(rows))])
-                probes[step] = Shown(step, stage, one_kind_each)
+        probes = {
+            step: Shown(step, stage, pd.concat([_exact_if_any(wide(rows)), _exact_if_any(by_layer(rows))]))
+            for stage in (IN_TRAINING, AT_THE_END)
+            for step, rows in by_step(where(self.cells, stage=stage))
+        }
         return [probes[step] for step in sorted(probes)]
 
     def at(self, step: int) -> Shown:
@@ -123,9 +117,10 @@ def load_page_runs(directories: list[Path]) -> list[PageRun]:
     """The runs. Raises ValueError for a directory without results, or with an incomplete or torn set."""
     runs = [load_run(directory) for directory in directories]
     names = [f"{run.directory.resolve().name} ({run.condition}, seed {run.seed})" for run in runs]
-    times = Counter(names)
-    names = [name if times[name] == 1 else f"{name}, {run.directory}" for name, run in zip(names, runs, strict=True)]
-    return [PageRun(name, run, cells_of(run), accuracies_of(run)) for name, run in zip(names, runs, strict=True)]
+    return [
+        PageRun(name if names.count(name) == 1 else f"{name}, {run.directory}", run, cells_of(run), accuracies_of(run))
+        for name, run in zip(names, runs, strict=True)
+    ]
 
 
 def cells_of(run: ProbedRun) -> pd.DataFrame:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from matplotlib.colors import to_hex, to_rgb
 
 from attnres import FAMILIES
 from probe.vocabulary import FAMILY_COLORS, FAMILY_TITLES, scope_title
@@ -19,6 +17,7 @@ SYMBOLS: dict[str, str] = dict(zip(FAMILIES, ("circle", "square", "diamond", "tr
 """Plotly's names of `probe.vocabulary.FAMILY_MARKERS`."""
 RUN_COLORS = ("#7B5EA7", "#B07D00", "#2F8FA8", "#808080", "#A8556A", "#5D8A3A")
 RUN_DASHES = ("solid", "6px,3px", "2px,2px", "6px,2px,2px,2px", "9px,3px", "9px,2px,2px,2px")
+RUN_LINES = [{"color": color, "dash": dash} for color, dash in zip(RUN_COLORS, RUN_DASHES, strict=True)]
 GREY = "#808080"
 """Can be read on white and on black."""
 CLEAR = "rgba(0,0,0,0)"
@@ -42,16 +41,11 @@ def hover_data(cells: pd.DataFrame) -> np.ndarray:
     return cells[CELL].assign(**names).to_numpy(object)
 
 
-def marks(name: str, color: str, bar: str = "y", size: float = 8, **properties: Any) -> go.Scatter:
-    """Markers with error bars along the axis `bar`."""
-    trace = go.Scatter(name=name, mode="markers", marker_color=color, marker_size=size, cliponaxis=False)
-    trace[f"error_{bar}"] = {"type": "data", "symmetric": False, "color": color, "thickness": 1.4, "width": 3}
-    return trace.update(properties)
-
-
-def error_bars(bar: str, value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, pd.Series]:
-    """The properties of `marks` that hold the intervals."""
-    return {f"error_{bar}.array": high - value, f"error_{bar}.arrayminus": value - low}
+def marks(bar: str, value: Any, low: Any, high: Any, marker: dict[str, Any]) -> dict[str, Any]:
+    """The properties of markers with intervals along the axis `bar`."""
+    error = {"type": "data", "symmetric": False, "array": high - value, "arrayminus": value - low}
+    error |= {"color": marker["color"], "thickness": 1.4, "width": 3}
+    return {bar: value, f"error_{bar}": error, "marker": {"size": 8} | marker, "cliponaxis": False}
 
 
 def templates() -> dict[str, Any]:
@@ -68,6 +62,7 @@ def templates() -> dict[str, Any]:
             hovermode="closest",
             font={"family": FONT, "size": 11.5, "color": ink},
             hoverlabel={"bgcolor": box, "bordercolor": line, "font": {"color": ink, "size": 12}, "align": "left"},
+            annotationdefaults={"font": {"size": 12}},
             xaxis=axes,
             yaxis=axes,
         )
@@ -84,21 +79,6 @@ def effect_range(rows: pd.DataFrame, matters_from: float) -> list[float]:
     return [low - room, high + room]
 
 
-def color_scale(name: str) -> list[list[Any]]:
-    """A colour map of matplotlib, as the figures use it."""
-    return [[i / 10, to_hex(mpl.colormaps[name](i / 10))] for i in range(11)]
-
-
-def rgba(color: str, alpha: float) -> str:
-    return f"{_rgb(color)},{alpha})"
-
-
-def _rgb(color: str) -> str:
-    red, green, blue = (round(255 * part) for part in to_rgb(color))
-    return f"rgba({red},{green},{blue}"
-
-
 def darkened() -> list[tuple[str, str]]:
-    """What stands for what in the traces of a dark page: colours, and beginnings of those that are transparent."""
-    pairs = [(FAMILY_COLORS[f], DARK_COLORS[f]) for f in FAMILIES if FAMILY_COLORS[f] != DARK_COLORS[f]]
-    return [*pairs, *((_rgb(light), _rgb(dark)) for light, dark in pairs)]
+    """What colour stands for what in the traces of a dark page."""
+    return [(FAMILY_COLORS[f], DARK_COLORS[f]) for f in FAMILIES if FAMILY_COLORS[f] != DARK_COLORS[f]]

@@ -97,6 +97,7 @@ class Visit:
 @pytest.fixture
 def visit(browser, page_file) -> Iterator[Visit]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(120_000)  # on a busy machine
     visited = Visit(context.new_page(), page_file)
     yield visited
     context.close()
@@ -327,7 +328,6 @@ def test_a_run_killed_in_training_that_was_probed_without_regions_has_a_report(m
     assert not (tmp_path / "figures/motifs.png").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"scopes": ("all",)}, {"mode": "first_order"}, {"scopes": ("layer:1",)}])
 def test_a_probe_of_few_cells_has_a_page(make_model, tmp_path, settings):
     model, task = make_model(attnres_source="block_sum"), MQAR(num_pairs=4, vocab_size=32)
@@ -345,8 +345,8 @@ def test_a_run_without_the_primary_intervention_is_named_and_left_out(make_model
     assert "zeroed (cumulative, seed 3) is not shown" in build_page(load_page_runs([run, runs[1]]))
 
 
-def broken_directories(runs: list[Path], vanilla: Path, tmp_path: Path) -> list[tuple[Path, str]]:
-    """Directories, and what their errors say."""
+def test_report_on_a_broken_directory_is_one_line_and_writes_nothing(runs, make_vanilla, tmp_path, capsys):
+    vanilla = export(make_vanilla(), tmp_path / "vanilla", "vanilla")
     cases = [
         (tmp_path / "nowhere", "is not a directory: expected a run directory"),
         (tmp_path / "empty", "holds no probe results: it is empty"),
@@ -374,12 +374,6 @@ def broken_directories(runs: list[Path], vanilla: Path, tmp_path: Path) -> list[
         path = Path(shutil.copytree(runs[1], tmp_path / name)) / "probe" / file
         path.unlink() if content is None else path.write_bytes(content(path.read_bytes()))
         cases.append((path.parent.parent, message))
-    return cases
-
-
-def test_report_on_a_broken_directory_is_one_line_and_writes_nothing(runs, make_vanilla, tmp_path, capsys):
-    vanilla = export(make_vanilla(), tmp_path / "vanilla", "vanilla")
-    cases = broken_directories(runs, vanilla, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     commands = [([str(folder)], message) for folder, message in cases]
     for arguments, message in [*commands, ([str(runs[1]), "--page", str(tmp_path)], "is a folder: name a file")]:
