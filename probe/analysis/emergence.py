@@ -1,14 +1,10 @@
 """When motifs emerge: onset and half-rise of every route through a region, from the tables of a run's probes.
 
-1. Take the exact effects (first-order points are a curve of their own) at the steps that can be compared: all regions
-   were probed, on the sequences of the last such probe.
-2. At each step, ask which routes are motifs (`Reader.motifs`).
-3. Resample the sequences, once: all steps and curves share the resamples. Ask the same of each resample, with the
-   critical values of the sample (`resampled_criterion`).
-4. From the answers, find when each route became a motif: its onset, or else where it held for a time.
-5. Find when effect, mass and accuracy made half of their change; where the interval of the whole change includes
-   zero, there was none.
-6. Set these times against each other. Intervals of times and lags are percentiles over the resamples; those of lags
+1. Take the exact effects (first-order points are a curve of their own) at the steps that can be compared.
+2. At each step, ask which routes are motifs (`Reader.motifs`), and the same of resampled sequences
+   (`resampled_criterion`): one bootstrap for all steps and curves.
+3. Find when each route became a motif, and when effect, mass and accuracy made half of their change.
+4. Set these times against each other. Intervals of times and lags are percentiles over the resamples; those of lags
    are also as wide as the probes are apart.
 """
 
@@ -66,8 +62,8 @@ class Emergence:
     def to_dict(self) -> dict[str, Any]:
         """For `summary.json`."""
         half = [f"accuracy_half{end}" for end in ("", "_low", "_high")]
-        found: dict[str, Any] = {"steps": [int(step) for step in self.accuracy["step"]]}
-        found |= {"left_out": list(self.left_out)} | {name: float(self.table[name].iloc[0]) for name in half}
+        found = {"steps": self.accuracy["step"].tolist(), "left_out": list(self.left_out)}
+        found |= {name: float(self.table[name].iloc[0]) for name in half}
         return found | {"motifs": self.shown.drop(columns=["run", "condition", "seed", *half]).to_dict("records")}
 
 
@@ -100,10 +96,8 @@ def find_emergence(
       (each with `_low` and `_high`): how much later the first is than the second (`onsets.lag`).
 
     Args:
-        effects, clusters: the tables of the probes.
         num_pairs: K.
         pairs: pairs in training by step, where logged.
-        num_resamples, seed: of the bootstraps.
         regions: those that the model has. A motif is of one region as against all others.
     """
     primary = primary_rows(effects)
@@ -157,9 +151,7 @@ class _Finder:
         rows, correct = primary_rows(self.clusters), primary_rows(self.clusters, metric="accuracy")
         self.counts = rows.groupby("sequence")["n_queries"].first().to_numpy()
         self.sequences = rows.pivot(index="sequence", columns=["step", *ROUTE], values=["summed_effect", "mass"])
-        correct = (
-            correct.drop_duplicates(["sequence", "step"]).set_index(["sequence", "step"])["summed_clean"].unstack()
-        )
+        correct = correct.groupby(["sequence", "step"])["summed_clean"].first().unstack()
         self.answered = correct.reindex(index=self.sequences.index, columns=self.steps).to_numpy(float)
         # (R, n) how often each sequence is drawn: the one bootstrap of all intervals.
         self.weights = stats.resample_weights(len(self.counts), *self.resampling)
@@ -173,10 +165,8 @@ class _Finder:
     def holds(self) -> np.ndarray:
         """(C, S) whether the causal probe finds the motif at a step."""
         effects, clusters = (dict(list(table.groupby("step"))) for table in (self.effects, self.clusters))
-        found = []
-        for step in self.steps:
-            motifs = Reader(effects[step], clusters[step], self.num_pairs, *self.resampling).motifs()
-            found.append(set(map(Route.of, motifs)))
+        readers = [Reader(effects[step], clusters[step], self.num_pairs, *self.resampling) for step in self.steps]
+        found = [set(map(Route.of, reader.motifs())) for reader in readers]
         return np.array([[route in motifs for motifs in found] for route in self.routes])
 
     def resampled_holds(self) -> np.ndarray:
@@ -193,7 +183,8 @@ class _Finder:
 
     def _resample(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """(R, ...) resampled means of `sums` (n, ...)."""
-        return ((self.weights @ sums.reshape(len(sums), -1)).T / (self.weights @ counts)).T.reshape(-1, *sums.shape[1:])
+        means = self.weights @ sums.reshape(len(sums), -1) / (self.weights @ counts)[:, None]
+        return means.reshape(-1, *sums.shape[1:])
 
     def _half(self, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Half-rise of the means of `sums` (n, C, S), (C,), and in each resample, (R, C); NaN without a change."""
@@ -205,32 +196,31 @@ class _Finder:
 
     def table(self, holds: np.ndarray) -> pd.DataFrame:
         """`Emergence.table`, from whether each route is a motif at each step (C, S)."""
-        resampled, one_each = self.resampled_holds(), np.ones(len(self.counts))
+        resampled = self.resampled_holds()
         effects, masses = (self.by_sequence(column, self.routes) for column in ("summed_effect", "mass"))
         times = {  # in the sample, (C,), and in each resample, (R, C)
             "onset": (onsets.first_lasting(holds), onsets.first_lasting(resampled)),
             "first_held": (onsets.first(holds), onsets.first(resampled)),
             "effect_half": self._half(effects, self.counts),
-            "mass_half": self._half(masses, one_each),
+            "mass_half": self._half(masses, np.ones(len(self.counts))),
             "accuracy_half": self._half(np.broadcast_to(self.answered[:, None], effects.shape), self.counts),
         }
-        onset, first_held = times["onset"][0], times["first_held"][0]
-        start = onsets.at_steps(np.where(np.isnan(onset), first_held, onset), self.steps)
-        accuracy = self.accuracy().set_index("step")["accuracy"]
-        columns = {
+        found = self._times(times)
+        emerged = ~np.isnan(found["onset"])
+        start = np.where(emerged, found["onset"], found["first_held"])
+        columns: dict[str, Any] = {
             "motif": [str(route) if route in STUDY_MOTIFS else "" for route in self.routes],
-            "status": np.select([~np.isnan(onset), holds.any(1)], ["emerged", "transient"], "never"),
+            "status": np.select([emerged, holds.any(1)], ["emerged", "transient"], "never"),
             "p_onset": (~np.isnan(times["onset"][1])).mean(0),
             "last_held": onsets.at_steps(len(self.steps) - 1 - onsets.first(holds[:, ::-1]), self.steps),
             "n_held": holds.sum(1),
             "n_probes": len(self.steps),
             "pairs": self._pairs(start),
-            "accuracy": accuracy.reindex(start).to_numpy(),
+            "accuracy": self.accuracy().set_index("step")["accuracy"].reindex(start).to_numpy(),
         }
-        columns |= {f"{name}_pairs": self._pairs(onsets.at_steps(times[name][0], self.steps)) for name in HALVES}
-        columns |= self._times(times)
-        columns |= {"effect_change": onsets.change(effects.sum(0) / self.counts.sum())}
-        columns |= {"mass_change": onsets.change(masses.mean(0))}
+        columns |= {f"{name}_pairs": self._pairs(found[name]) for name in HALVES} | found
+        columns["effect_change"] = onsets.change(effects.sum(0) / self.counts.sum())
+        columns["mass_change"] = onsets.change(masses.mean(0))
         about = self.effects[["run", "condition", "seed"]].iloc[[0] * len(self.routes)].reset_index(drop=True)
         return pd.concat([about, pd.DataFrame(self.routes), pd.DataFrame(columns)], axis=1)
 
@@ -264,8 +254,8 @@ class _Finder:
     def accuracy(self) -> pd.DataFrame:
         mean = self.answered.sum(0) / self.counts.sum()
         low, high = onsets.percentiles(self._resample(self.answered, self.counts))
-        columns = {"step": self.steps, "accuracy": mean, "low": low, "high": high, "pairs": self._pairs(self.steps)}
-        return pd.DataFrame(columns)
+        table = pd.DataFrame({"step": self.steps, "accuracy": mean, "low": low, "high": high})
+        return table.assign(pairs=self._pairs(self.steps))
 
 
 def pairs_at(pairs: pd.Series | None, step: float) -> float:
@@ -293,8 +283,7 @@ def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The `table`s of the seeds of one experiment: median, smallest and largest of each time.
 
     A row per condition and route that held at some probe of some seed or is the study's: `n_seeds`, `n_emerged`,
-    `n_transient`, and `{onset, effect_half, mass_half, accuracy_half}_{median, smallest, largest}` over the seeds that
-    have one.
+    `n_transient`, and each of `OVER_SEEDS` with each of `SPREAD`, over the seeds that have one.
     """
     groups = pd.concat(tables).groupby(["condition", *ROUTE, "motif"], sort=False)
     spreads = {f"{name}_{what}": (name, how) for name in OVER_SEEDS for what, how in SPREAD.items()}

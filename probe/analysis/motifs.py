@@ -27,20 +27,14 @@ from probe.vocabulary import (
     whole_depth,
 )
 
-DISSOCIATION_COLUMNS = ["mass", "aliased_mass", "mass_uniform", "mass_schedule", "effect", "ci_low", "ci_high"]
-DISSOCIATION_COLUMNS += ["p_adjusted"]
-MOTIF_COLUMNS = ["effect", "ci_low", "ci_high", "p_adjusted", "mass", "aliased_mass", "dose", "per_read"]
+EFFECT = ["effect", "ci_low", "ci_high", "p_adjusted"]
+DISSOCIATION_COLUMNS = ["mass", "aliased_mass", "mass_uniform", "mass_schedule", *EFFECT]
+MOTIF_COLUMNS = [*EFFECT, "mass", "aliased_mass", "dose", "per_read"]
 
 
 @dataclass
 class Reader:
-    """Reads the primary rows of one (run, step), with each one's effect and mass by sequence.
-
-    Args:
-        effects, clusters: the tables, of one (run, step).
-        num_pairs: K.
-        num_resamples, seed: of the bootstraps.
-    """
+    """Reads the primary rows of one (run, step), given its tables and K, `num_pairs`."""
 
     effects: pd.DataFrame
     clusters: pd.DataFrame
@@ -158,7 +152,7 @@ def resampled_criterion(
         routes: those whose scope is no region are there for the multiplicity control.
         n_reads: (routes,) reads that each rests on.
         weights: (resamples, sequences) how often each sequence is drawn.
-        num_resamples, seed: of the bootstraps and sign flips that the critical values are from.
+        num_resamples, seed: of the statistics that the critical values are from.
     """
 
     def harm(sums: np.ndarray, grid: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -25,8 +25,7 @@ class Checkpoint:
 
     Attributes:
         model: an `AttnResForCausalLM` or a `Qwen3ForCausalLM`, in eval mode.
-        task: the task it was trained on, or was probed on; `None` where nothing says.
-        run, condition, seed, step: as in the results table.
+        task: that it was trained or probed on; `None` where nothing says.
     """
 
     model: PreTrainedModel
@@ -123,22 +122,17 @@ def _load_lightning(path: Path) -> Checkpoint:
     model.load_state_dict(state)
     task = content.get("datamodule_hyper_parameters", {}).get("task", {})
     about = {key: content["hyper_parameters"].get(key) for key in ("condition", "seed")}
+    about["step"] = content.get("global_step")
     run = path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
-    return _checkpoint(model, task, run, {**about, "step": content.get("global_step")})
+    return _checkpoint(model, task, run, about)
 
 
 def _checkpoint(model: PreTrainedModel, task: dict[str, Any], run: str, about: dict[str, Any]) -> Checkpoint:
     by_config = model.config.attnres_source if isinstance(model.config, AttnResConfig) else "vanilla"
     known = {"condition": by_config, "seed": UNKNOWN, "step": UNKNOWN}
     known |= {key: value for key, value in about.items() if value is not None}
-    return Checkpoint(
-        model=model.eval(),
-        task=task_from_dict(task) if task else None,
-        run=run,
-        condition=str(known["condition"]),
-        seed=int(known["seed"]),
-        step=int(known["step"]),
-    )
+    condition, seed, step = str(known["condition"]), int(known["seed"]), int(known["step"])
+    return Checkpoint(model.eval(), task_from_dict(task) if task else None, run, condition, seed, step)
 
 
 def _check_model_type(source: str, model_type: str) -> None:

@@ -83,16 +83,15 @@ class ProbedRun:
 
     @cached_property
     def clusters(self) -> pd.DataFrame:
-        return self._of_last_step(self._read(self.results, "clusters"))
+        return self._of_last_step("clusters")
 
     @cached_property
     def geometry(self) -> pd.DataFrame:
-        return self._of_last_step(self._read(self.results, "geometry"))
+        return self._of_last_step("geometry")
 
     @cached_property
     def coalitions(self) -> pd.DataFrame | None:
-        is_there = table_file(self.results, "coalitions").exists()
-        return self._of_last_step(self._read(self.results, "coalitions")) if is_there else None
+        return self._of_last_step("coalitions") if table_file(self.results, "coalitions").exists() else None
 
     @property
     def training_effects(self) -> pd.DataFrame | None:
@@ -142,7 +141,8 @@ class ProbedRun:
         """What runs that differ by their seed alone have in common: condition, shape of the model, K."""
         return self.condition, self.summary["num_pairs"], json.dumps(self.summary["model"], sort_keys=True)
 
-    def _of_last_step(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _of_last_step(self, table: str) -> pd.DataFrame:
+        rows = self._read(self.results, table)
         return rows[rows["step"] == self.effects["step"].iloc[0]]
 
 
@@ -154,8 +154,8 @@ def load_run(directory: Path) -> ProbedRun:
     """
     if not directory.is_dir():
         raise ValueError(f"{directory} is not a directory: expected a run directory or a folder with effects.parquet")
-    if nothing := what_instead(directory):
-        raise ValueError(f"{directory} holds no probe results: {nothing}")
+    if not any(map(has_results, result_folders(directory))):
+        raise ValueError(f"{directory} holds no probe results: {_what_instead(directory)}")
     run = ProbedRun(directory)
     _ = run.effects, read_table(run.results, "clusters", rows=False), run.summary, run.geometry, run.coalitions
     return run
@@ -202,11 +202,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return read_json(folder / SUMMARY)
 
 
-def what_instead(directory: Path) -> str:
-    """What a directory is that holds no results, and what to do; "" where it holds some."""
+def _what_instead(directory: Path) -> str:
+    """What a directory is that holds no results, and what to do."""
     folders = result_folders(directory)
-    if any(map(has_results, folders)):
-        return ""
     if unfinished := next((part for folder in folders for part in folder.glob(f"*/{SWEEP}")), None):
         return (
             f"the probe in {unfinished.parents[1]} is unfinished; the attnres-probe command that began it, given "

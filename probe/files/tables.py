@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,6 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def read_effects(directory: Path) -> pd.DataFrame:
-    """As `read_table`."""
-    return read_table(directory, "effects")
-
-
 def read_table(directory: Path, name: str, rows: bool = True) -> pd.DataFrame:
     """One of `TABLES` of `directory`, or of a run directory's `probe/`.
 
@@ -134,6 +130,9 @@ def read_table(directory: Path, name: str, rows: bool = True) -> pd.DataFrame:
     if not is_integer_dtype(table["step"]):
         raise ValueError(f"{path} is not a table of this version: its column step does not hold integers")
     return table
+
+
+read_effects = partial(read_table, name="effects")
 
 
 def _finite(value: Any) -> Any:
