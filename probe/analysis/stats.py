@@ -84,10 +84,7 @@ class BootstrapT:
         return _only(known, np.minimum(2 * np.maximum(tails, alone), 1.0))
 
     def critical(self, level: float, grid: bool = True) -> np.ndarray:
-        """(cells,) what mean / error must exceed to be harm at `level`, by `p_adjusted` (`grid`) or by `p_above`.
-
-        NaN for cells without an error.
-        """
+        """(cells,) what mean / error must exceed to be harm at `level`, by `p_adjusted` (`grid`) or by `p_above`."""
         known = ~np.isnan(self.error)
         observed, t = self._studentised(0.0)[known], self.t[:, known]
         critical = _critical_alone(t, level / 2 if grid else level)
@@ -136,11 +133,7 @@ def bootstrap_t(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000,
 def resampled_means(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean effect per query and its error, as `bootstrap_t` has them, in each resample: (resamples, cells) each.
 
-    Args:
-        weights: (resamples, clusters) how often each cluster is drawn.
-
-    Raises:
-        ValueError: as `bootstrap_t`.
+    `weights` (resamples, clusters) say how often each cluster is drawn. Raises ValueError as `bootstrap_t`.
     """
     mean, centred = _centred(sums, counts)
     shift, errors = _resampled(centred, counts, weights)
@@ -201,10 +194,7 @@ def _sign_flips(sums: np.ndarray, num_flips: int, seed: int) -> tuple[np.ndarray
 
 
 def sign_flip_critical(sums: np.ndarray, level: float, num_flips: int = 2000, seed: int = 0) -> np.ndarray:
-    """(cells,) what |sum of effects| / sqrt(n * sum of squares) must exceed for `sign_flip_test` to adjust to `level`.
-
-    NaN in cells without numbers.
-    """
+    """(cells,) what |sum of effects| / sqrt(n * sum of squares) must exceed for `sign_flip_test` to give `level`."""
     known, observed, flipped = _sign_flips(sums, num_flips, seed)
     return _only(known, _step_down_critical(observed, flipped, level))
 

@@ -43,11 +43,8 @@ HALF = ("clusters.parquet", "geometry.parquet", "effects.parquet.part")
 class ProbedRun:
     """A probed model: its last probe and, where it was probed while it trained, those probes. Files are read once.
 
-    Every part is read when it is first asked for, and raises a ValueError if it cannot be read or is incomplete;
-    `load_run` looks at the last probe's parts at once.
-
-    Args:
-        directory: a run directory, or a folder of results.
+    Every part is read when it is first asked for, and raises a ValueError if it cannot be read or is incomplete.
+    `directory` is a run directory, or a folder of results.
     """
 
     directory: Path
@@ -55,7 +52,7 @@ class ProbedRun:
 
     @cached_property
     def results(self) -> Path:
-        """The folder with the last probe's results: `probe/final/` is preferred to `probe/`."""
+        """The folder with the last probe's results."""
         return find_results(self.directory)
 
     @cached_property
@@ -226,12 +223,9 @@ def _what_instead(directory: Path) -> str:
 
 
 def training_curves(directory: Path) -> pd.DataFrame | None:
-    """Validation accuracy and pairs by step, from a run's `metrics.csv`; None where there is none.
+    """Validation accuracy and pairs by step, from the `metrics.csv` of a run (or of the run that a `probe/` is in).
 
-    NaN is what was never logged: a run may end before its first validation.
-
-    Args:
-        directory: a run directory, or its `probe/`.
+    None where there is none. NaN is what was never logged: a run may end before its first validation.
 
     Raises:
         ValueError: it is not a table with a column "step".
