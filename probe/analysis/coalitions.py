@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from attnres.sites import FAMILIES, ReadSite
 from probe.ablation.engine import ProbeResult
 from probe.ablation.grid import Cell, Kind, build_grid
 from probe.ablation.interventions import Coalition
-from probe.analysis.effects import STATISTICS, RunInfo, effect_statistics
+from probe.analysis.effects import RunInfo, grid_statistics
 from probe.vocabulary import COALITIONS, label
 
 Terms = dict[str, dict[tuple[str, ...], float]]
@@ -65,39 +65,20 @@ def coalition_table(result: ProbeResult, info: RunInfo, num_resamples: int = 200
     for index, cell in enumerate(result.cells):
         if cell.intervention.is_game:
             games.setdefault((cell.route.sublayer, cell.route.scope), {})[cell.families] = index
-    tables = [
-        _estimate_games(result, info, games, positions, metric, num_resamples, seed)
-        for positions in result.routing.mass
-        for metric in result.clean
-        if games
-    ]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def _estimate_games(
-    result: ProbeResult,
-    info: RunInfo,
-    games: dict[tuple[str, str], dict[tuple[str, ...], int]],
-    positions: str,
-    metric: str,
-    num_resamples: int,
-    seed: int,
-) -> pd.DataFrame:
-    nothing = {metric: np.zeros(len(result.counts))}  # none of the families is there: worth nothing
+    if not games:
+        return pd.DataFrame()
+    nothing = dict.fromkeys(result.clean, np.zeros(len(result.counts)))  # none of the families is there: worth nothing
     rows, sums = [], []
-    for (sublayer, scope), indices in games.items():
+    for positions, metric, ((sublayer, scope), indices) in product(result.routing.mass, result.clean, games.items()):
         values = {members: result.effects.get((i, positions), nothing)[metric] for members, i in indices.items()}
+        where = {"sublayer": sublayer, "scope": scope, "positions": positions, "metric": metric}
         for term, coefficients in terms().items():
-            where = {"sublayer": sublayer, "scope": scope, "positions": positions, "metric": metric}
             rows.append(info.columns() | where | {"term": term})
             sums.append(sum(coefficient * values[members] for members, coefficient in coefficients.items()))
-    table, stacked = pd.DataFrame(rows), np.stack(sums, axis=1)
-    is_value = table["term"].str.startswith("value:").to_numpy()
-    estimated = pd.DataFrame(index=table.index, columns=list(STATISTICS), dtype=float)
-    for chosen in (is_value, ~is_value):
-        found = effect_statistics(stacked[:, chosen], result.counts, metric, info.num_pairs, num_resamples, seed)
-        estimated.loc[chosen] = found.to_numpy()
-    return pd.concat([table, estimated], axis=1)
+    table = pd.DataFrame(rows)
+    grids = ["metric", "positions", table["term"].str.startswith("value:")]
+    found = grid_statistics(table, grids, np.array(sums).T, result.counts, info.num_pairs, num_resamples, seed)
+    return pd.concat([table, found], axis=1)
 
 
 def coalition_cells(sites: Sequence[ReadSite], sublayers: Sequence[str], scopes: Sequence[str]) -> tuple[Cell, ...]:

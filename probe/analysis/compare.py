@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from attnres.sites import FAMILIES
-from probe.analysis.effects import CELL_KEYS, effect_statistics
-from probe.vocabulary import BOTH, FINAL, LAYER, PRIMARY_METRIC, SUBLAYERS, WHOLE_DEPTH, primary_rows
+from probe.analysis.effects import CELL_KEYS, grid_statistics
+from probe.vocabulary import BOTH, FINAL, PRIMARY_METRIC, SUBLAYERS, WHOLE_DEPTH, is_layer, primary_rows
 
 PAIRED_ON = [key for key in CELL_KEYS if key not in ("run", "step")]
 
@@ -49,17 +49,14 @@ def compare(a: Probed, b: Probed, num_resamples: int = 2000, seed: int = 0) -> p
     if shared.empty:
         raise ValueError(f"{a.directory} and {b.directory} have no cell in common that both could ablate")
     counts = a.clusters.groupby("sequence")["n_queries"].first().to_numpy()
-    cells = shared.to_frame(index=False)
-    is_layer = cells["scope"].str.startswith(LAYER)  # layers are one grid, and wide scopes another
-    parts = []
-    for (_, _, metric, _), rows in cells.groupby(["kind", "positions", "metric", is_layer], sort=False):
-        chosen = pd.MultiIndex.from_frame(rows)
-        of_a, of_b = (table[chosen].to_numpy() for table in tables)
-        found = effect_statistics(of_b - of_a, counts, str(metric), int(a.summary["num_pairs"]), num_resamples, seed)
-        sums = {"effect_a": of_a.sum(0) / counts.sum(), "effect_b": of_b.sum(0) / counts.sum()}
-        parts.append(pd.concat([rows.reset_index(drop=True), pd.DataFrame(sums), found], axis=1))
-    table = pd.concat(parts, ignore_index=True)
-    return table.assign(n_sequences=len(counts), n_queries=int(counts.sum()))
+    rows = shared.to_frame(index=False)
+    grids = ["metric", "kind", "positions", rows["scope"].map(is_layer)]
+    rows = rows.iloc[np.argsort(rows.groupby(grids, sort=False).ngroup(), kind="stable")].reset_index(drop=True)
+    of_a, of_b = (table[pd.MultiIndex.from_frame(rows)].to_numpy() for table in tables)
+    grids[-1] = rows["scope"].map(is_layer)
+    found = grid_statistics(rows, grids, of_b - of_a, counts, int(a.summary["num_pairs"]), num_resamples, seed)
+    rows = rows.assign(effect_a=of_a.sum(0) / counts.sum(), effect_b=of_b.sum(0) / counts.sum())
+    return pd.concat([rows, found], axis=1).assign(n_sequences=len(counts), n_queries=int(counts.sum()))
 
 
 def _sums(clusters: pd.DataFrame) -> pd.DataFrame:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from scipy.stats import spearmanr
 
 from attnres import FAMILIES, ReadSite
 from probe.ablation.engine import ProbeResult
-from probe.ablation.grid import Cell
 from probe.ablation.interventions import Ablation
 from probe.ablation.observer import GEOMETRY
 from probe.analysis import stats
@@ -96,59 +95,71 @@ def effect_statistics(
     return pd.DataFrame(dict(zip(STATISTICS, columns, strict=True)))
 
 
+def grid_statistics(
+    rows: pd.DataFrame,
+    grids: list[Any],
+    sums: np.ndarray,
+    counts: np.ndarray,
+    num_pairs: int,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`effect_statistics` of each of `rows` among those of its grid; NaN where it has no sums.
+
+    Args:
+        grids: as `groupby` takes them; the first is "metric".
+        sums: (sequences, rows) summed effect.
+    """
+    table = pd.DataFrame(np.nan, index=rows.index, columns=list(STATISTICS))
+    known = np.flatnonzero(~np.isnan(sums).any(0))
+    order = "C" if sums.flags.c_contiguous else "F"  # in which numbers are added, to the last bit
+    for (metric, *_), places in rows.iloc[known].groupby(grids, sort=False).indices.items():
+        chosen = np.asarray(sums[:, known[places]], order=order)
+        found = effect_statistics(chosen, counts, metric, num_pairs, num_resamples, seed)
+        table.iloc[known[places]] = found.to_numpy()
+    return table
+
+
 def build_tables(
     result: ProbeResult, info: RunInfo, num_resamples: int = 2000, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The effects and clusters tables of one probe: a row per cell and metric, and per these and sequence."""
-    num_sequences = len(result.counts)
+    num_sequences, clean = len(result.counts), clean_means(result)
+    not_applicable = dict.fromkeys(result.clean, np.full(num_sequences, np.nan))
     cells = [(i, cell) for i, cell in enumerate(result.cells) if not cell.intervention.is_game]
-    clean = clean_means(result)
     rows, sums, masses = [], [], []
     for positions in result.routing.mass:
         routing = {i: _routing_numbers(result, i, positions, info.mean_bias) for i, _ in cells}
-        for metric in result.clean:
-            statistics = _all_statistics(result, cells, positions, metric, info.num_pairs, num_resamples, seed)
-            for index, cell in cells:
-                effects = result.effects.get((index, positions))
-                if cell.kind.first_order and metric not in (effects or {}):
-                    continue
-                numbers, mass_by_sequence = routing[index]
-                about = _describe_cell(cell) | {"positions": positions, "metric": metric, "clean": clean[metric]}
-                nothing = dict.fromkeys(STATISTICS, math.nan)
-                rows.append(about | numbers | statistics.get(index, nothing) | {"applicable": effects is not None})
-                sums.append(np.full(num_sequences, np.nan) if effects is None else effects[metric])
-                masses.append(mass_by_sequence)
-    shared = info.columns() | {"task_learned": task_learned(result, info.num_pairs), "q_value": math.nan}
-    shared |= {"n_sequences": num_sequences, "n_queries": int(result.counts.sum())}
-    table = pd.DataFrame(rows).assign(**shared, few_sequences=num_sequences < ENOUGH_SEQUENCES)[EFFECT_COLUMNS]
-    return table, _cluster_rows(table, result, sums, masses)
-
-
-def _describe_cell(cell: Cell) -> dict[str, Any]:
-    route = dict(zip(ROUTE, cell.route.key, strict=True))
-    return {**route, "kind": cell.kind.name, "with_aliases": cell.with_aliases}
-
-
-def _all_statistics(
-    result: ProbeResult,
-    cells: Sequence[tuple[int, Cell]],
-    positions: str,
-    metric: str,
-    num_pairs: int,
-    num_resamples: int,
-    seed: int,
-) -> dict[int, dict[str, float]]:
-    """Cell index -> statistics."""
-    grids: dict[tuple[str, bool], list[int]] = {}
-    for index, cell in cells:
-        if metric in result.effects.get((index, positions), {}):
-            grids.setdefault(cell.grid, []).append(index)
-    found = {}
-    for members in grids.values():
-        sums = np.stack([result.effects[index, positions][metric] for index in members], axis=1)
-        rows = effect_statistics(sums, result.counts, metric, num_pairs, num_resamples, seed)
-        found |= dict(zip(members, rows.to_dict("records"), strict=True))
-    return found
+        for metric, (index, cell) in product(result.clean, cells):
+            effects = result.effects.get((index, positions))
+            if cell.kind.first_order and metric not in (effects or {}):
+                continue
+            numbers, mass_by_sequence = routing[index]
+            about = {"kind": cell.kind.name, "with_aliases": cell.with_aliases, "positions": positions}
+            about |= {"metric": metric, "clean": clean[metric], "applicable": effects is not None}
+            rows.append(asdict(cell.route) | about | numbers)
+            sums.append((effects or not_applicable)[metric])
+            masses.append(mass_by_sequence)
+    table, by_sequence = pd.DataFrame(rows), np.stack(sums, axis=1)
+    grids = ["metric", "positions", "kind", table["scope"].map(is_layer)]
+    statistics = grid_statistics(table, grids, by_sequence, result.counts, info.num_pairs, num_resamples, seed)
+    table = pd.concat([table, statistics], axis=1).assign(
+        **info.columns(),
+        task_learned=task_learned(result, info.num_pairs),
+        q_value=math.nan,
+        n_sequences=num_sequences,
+        n_queries=int(result.counts.sum()),
+        few_sequences=num_sequences < ENOUGH_SEQUENCES,
+    )[EFFECT_COLUMNS]
+    clusters = table[CELL_KEYS].loc[table.index.repeat(num_sequences)].reset_index(drop=True)
+    clusters = clusters.assign(
+        sequence=np.tile(np.arange(num_sequences), len(table)),
+        n_queries=np.tile(result.counts, len(table)),
+        summed_clean=np.concatenate([result.clean[metric] for metric in table["metric"]]),
+        summed_effect=np.concatenate(sums),
+        mass=np.concatenate(masses),
+    )
+    return table, clusters[CLUSTER_COLUMNS]
 
 
 def _routing_numbers(
@@ -196,21 +207,6 @@ def prior_masses(site: ReadSite, family: str, bias: float) -> tuple[float, float
     return float(members.mean()), float(weights[members].sum() / weights.sum())
 
 
-def _cluster_rows(
-    effects: pd.DataFrame, result: ProbeResult, sums: list[np.ndarray], masses: list[np.ndarray]
-) -> pd.DataFrame:
-    """A row per row of `effects` and sequence, from each row's per-sequence `sums` and `masses`."""
-    num_rows, num_sequences = len(effects), len(result.counts)
-    clusters = effects[CELL_KEYS].loc[effects.index.repeat(num_sequences)].reset_index(drop=True)
-    return clusters.assign(
-        sequence=np.tile(np.arange(num_sequences), num_rows),
-        n_queries=np.tile(result.counts, num_rows),
-        summed_clean=np.concatenate([result.clean[metric] for metric in effects["metric"]]),
-        summed_effect=np.concatenate(sums),
-        mass=np.concatenate(masses),
-    )[CLUSTER_COLUMNS]
-
-
 def geometry_table(result: ProbeResult, info: RunInfo) -> pd.DataFrame:
     """Per read: entropy of the routing, effective numbers of sources, cosines between families; means over data."""
     sites, means = result.sites, result.routing.geometry.mean(0)  # (reads, columns); NaN where a family is not there
@@ -237,13 +233,10 @@ def first_order_agreement(effects: pd.DataFrame) -> list[dict[str, Any]]:
     pairs = linear.merge(effects, on=keys, suffixes=("_linear", "_exact"))
     pairs = pairs[pairs["applicable_linear"] & pairs["applicable_exact"]]
     pairs = pairs.assign(grid=np.where(pairs["scope"].map(is_layer).astype(bool), "layers", "regions"))
-    grouped = pairs.groupby(["kind", "positions", "metric", "grid"], sort=False)
-    agreements = grouped.apply(_agreement, include_groups=False).reset_index()
-    return agreements.to_dict("records") if len(pairs) else []
-
-
-def _agreement(pairs: pd.DataFrame) -> pd.Series:
-    linear, exact = pairs["effect_linear"], pairs["effect_exact"]
-    varied = linear.nunique() > 1 and exact.nunique() > 1
-    correlation = float(spearmanr(linear, exact)[0]) if varied else math.nan  # type: ignore[arg-type]
-    return pd.Series({"spearman": correlation, "n_cells": len(pairs)}, dtype=object)
+    keys, agreements = ["kind", "positions", "metric", "grid"], []
+    for key, cells in pairs.groupby(keys, sort=False):
+        linear, exact = cells["effect_linear"], cells["effect_exact"]
+        varied = linear.nunique() > 1 and exact.nunique() > 1
+        correlation = float(spearmanr(linear, exact)[0]) if varied else math.nan  # type: ignore[arg-type]
+        agreements.append(dict(zip(keys, key, strict=True)) | {"spearman": correlation, "n_cells": len(cells)})
+    return agreements

@@ -1,14 +1,10 @@
 """When motifs emerge: onset and half-rise of every route through a region, from the tables of a run's probes.
 
-1. Take the exact effects (first-order points are a curve of their own) at the steps that can be compared: all regions
-   were probed, on the sequences of the last such probe.
-2. At each step, ask which routes are motifs (`Reader.motifs`).
-3. Resample the sequences, once: all steps and curves share the resamples. Ask the same of each resample, with the
-   critical values of the sample (`resampled_criterion`).
-4. From the answers, find when each route became a motif: its onset, or else where it held for a time.
-5. Find when effect, mass and accuracy made half of their change; where the interval of the whole change includes
-   zero, there was none.
-6. Set these times against each other. Intervals of times and lags are percentiles over the resamples; those of lags
+1. Take the exact effects (first-order points are a curve of their own) at the steps that can be compared.
+2. At each step, ask which routes are motifs (`Reader.motifs`), and the same of resampled sequences
+   (`resampled_criterion`): one bootstrap for all steps and curves.
+3. Find when each route became a motif, and when effect, mass and accuracy made half of their change.
+4. Set these times against each other. Intervals of times and lags are percentiles over the resamples; those of lags
    are also as wide as the probes are apart.
 """
 
@@ -16,9 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,8 +62,8 @@ class Emergence:
     def to_dict(self) -> dict[str, Any]:
         """For `summary.json`."""
         half = [f"accuracy_half{end}" for end in ("", "_low", "_high")]
-        found: dict[str, Any] = {"steps": [int(step) for step in self.accuracy["step"]]}
-        found |= {"left_out": list(self.left_out)} | {name: float(self.table[name].iloc[0]) for name in half}
+        found = {"steps": self.accuracy["step"].tolist(), "left_out": list(self.left_out)}
+        found |= {name: float(self.table[name].iloc[0]) for name in half}
         return found | {"motifs": self.shown.drop(columns=["run", "condition", "seed", *half]).to_dict("records")}
 
 
@@ -101,25 +96,24 @@ def find_emergence(
       (each with `_low` and `_high`): how much later the first is than the second (`onsets.lag`).
 
     Args:
-        effects, clusters: the tables of the probes.
         num_pairs: K.
         pairs: pairs in training by step, where logged.
-        num_resamples, seed: of the bootstraps.
         regions: those that the model has. A motif is of one region as against all others.
     """
-    rows = wide(primary_rows(effects))
-    if rows.empty:
-        return None
-    run = primary_rows(effects)["run"].iloc[-1]
-    rows = rows[rows["run"] == run]
+    primary = primary_rows(effects)
+    rows = wide(primary)
+    rows = rows[rows["run"].isin(primary["run"].iloc[-1:])]
     steps = _comparable_steps(rows, regions)
     if len(steps) < 2:
         return None
     left_out = tuple(sorted(int(step) for step in set(rows["step"]) - steps))
     rows = rows[rows["step"].isin(steps)]
-    clusters = clusters[(clusters["run"] == run) & clusters["step"].isin(steps)]
-    finder = _Finder(rows, clusters, num_pairs, pairs, num_resamples, seed)
-    return finder.find(left_out) if finder.routes else None
+    clusters = clusters[clusters["run"].isin(rows["run"]) & clusters["step"].isin(steps)]
+    finder = _Finder(rows, clusters, num_pairs, pairs, (num_resamples, seed))
+    if not finder.routes:
+        return None
+    holds = finder.holds()
+    return Emergence(finder.table(holds), finder.curves(holds), finder.accuracy(), left_out)
 
 
 def _comparable_steps(rows: pd.DataFrame, regions: Collection[str]) -> set[int]:
@@ -132,13 +126,6 @@ def _comparable_steps(rows: pd.DataFrame, regions: Collection[str]) -> set[int]:
     return set(rows.loc[rows["data_id"] == data_id, "step"]) & whole
 
 
-class _Event(NamedTuple):
-    """A time, and what it is in each resample, (R,)."""
-
-    time: float
-    resampled: np.ndarray
-
-
 @dataclass
 class _Finder:
     """`find_emergence` on steps that can be compared. S probes, C routes, R resamples, n sequences.
@@ -146,14 +133,14 @@ class _Finder:
     Attributes:
         grid: the routes that all probes have and that could be ablated at some; they share the multiplicity control.
         routes: those of them that can be motifs.
+        answered: (n, S) right answers of each sequence; NaN where accuracy was not probed.
     """
 
     effects: pd.DataFrame
     clusters: pd.DataFrame
     num_pairs: int
     pairs: pd.Series | None
-    num_resamples: int
-    seed: int
+    resampling: tuple[int, int]  # number and seed
 
     def __post_init__(self) -> None:
         self.steps = np.sort(self.effects["step"].unique())
@@ -161,142 +148,114 @@ class _Finder:
         applicable = dict.fromkeys(routes_of(self.effects[self.effects["applicable"]]))
         self.grid = [route for route in applicable if probed[route.key] == len(self.steps)]
         self.routes = [route for route in self.grid if route.sublayer in SUBLAYERS and route.scope in REGIONS]
-        rows = primary_rows(self.clusters)
+        rows, correct = primary_rows(self.clusters), primary_rows(self.clusters, metric="accuracy")
         self.counts = rows.groupby("sequence")["n_queries"].first().to_numpy()
         self.sequences = rows.pivot(index="sequence", columns=["step", *ROUTE], values=["summed_effect", "mass"])
+        correct = correct.groupby(["sequence", "step"])["summed_clean"].first().unstack()
+        self.answered = correct.reindex(index=self.sequences.index, columns=self.steps).to_numpy(float)
         # (R, n) how often each sequence is drawn: the one bootstrap of all intervals.
-        self.weights = stats.resample_weights(len(self.counts), self.num_resamples, self.seed)
+        self.weights = stats.resample_weights(len(self.counts), *self.resampling)
 
-    def by_sequence(self, column: str, route: Route) -> np.ndarray:
-        """(n, S) `column` of a route's clusters."""
-        return np.stack([self.sequences[(column, step, *route.key)].to_numpy(float) for step in self.steps], axis=1)
+    def by_sequence(self, column: str, routes: Sequence[Route]) -> np.ndarray:
+        """(n, C, S) `column` of the clusters of `routes`."""
+        places = [(column, step, *route.key) for route in routes for step in self.steps]
+        values = np.array(self.sequences[places], dtype=float, order="C")
+        return values.reshape(len(values), len(routes), len(self.steps))
 
-    @cached_property
-    def answered(self) -> np.ndarray | None:
-        """(n, S) right answers of each sequence; None where accuracy was not probed."""
-        rows = primary_rows(self.clusters, metric="accuracy").drop_duplicates(["step", "sequence"])
-        if rows.empty:
-            return None
-        return rows.pivot(index="sequence", columns="step", values="summed_clean")[self.steps].to_numpy(float)
-
-    def find(self, left_out: tuple[int, ...]) -> Emergence:
-        holds, resampled = self._holds(), self._resampled_holds()
-        accuracy_half = _Event(math.nan, np.full(self.num_resamples, np.nan))
-        if self.answered is not None:
-            accuracy_half = self._half(self.answered, self.counts)
-        rows = [self._row(route, holds[:, i], resampled[..., i], accuracy_half) for i, route in enumerate(self.routes)]
-        return Emergence(pd.DataFrame(rows), self._curves(holds), self._accuracy(), left_out)
-
-    def _holds(self) -> np.ndarray:
-        """(S, C) whether the causal probe finds the motif at a step."""
+    def holds(self) -> np.ndarray:
+        """(C, S) whether the causal probe finds the motif at a step."""
         effects, clusters = (dict(list(table.groupby("step"))) for table in (self.effects, self.clusters))
-        found = np.zeros((len(self.steps), len(self.routes)), dtype=bool)
-        for holds, step in zip(found, self.steps, strict=True):
-            reader = Reader(effects[step], clusters[step], self.num_pairs, self.num_resamples, self.seed)
-            motifs = {Route.of(motif) for motif in reader.motifs()}
-            holds[:] = [route in motifs for route in self.routes]
-        return found
+        readers = [Reader(effects[step], clusters[step], self.num_pairs, *self.resampling) for step in self.steps]
+        found = [set(map(Route.of, reader.motifs())) for reader in readers]
+        return np.array([[route in motifs for motifs in found] for route in self.routes])
 
-    def _resampled_holds(self) -> np.ndarray:
-        """(R, S, C) the same criterion on resampled effects, with the critical values of the sample."""
-        sums = np.stack([self.by_sequence("summed_effect", route) for route in self.grid], axis=-1)  # (n, S, grid)
+    def resampled_holds(self) -> np.ndarray:
+        """(R, C, S) the same criterion on resampled effects, with the critical values of the sample."""
+        sums = self.by_sequence("summed_effect", self.grid)
         n_reads = self.effects.pivot(index="step", columns=ROUTE, values="n_reads")[[r.key for r in self.grid]]
         chosen = [self.grid.index(route) for route in self.routes]
-        found = [
-            resampled_criterion(
-                sums[:, number],
-                self.counts,
-                self.grid,
-                n_reads.loc[step].to_numpy(float),
-                self.num_pairs,
-                self.weights,
-                self.num_resamples,
-                self.seed,
-            )[:, chosen]
-            for number, step in enumerate(self.steps)
-        ]
-        return np.stack(found, axis=1)
-
-    def _half(self, sums: np.ndarray, counts: np.ndarray) -> _Event:
-        """Half-rise of the mean of `sums` (n, S); NaN if there is no change."""
-        means = self._resample(sums, counts)
-        low, high = onsets.percentiles(onsets.change(means), onsets.change(means))
-        if not (low > 0 or high < 0):
-            return _Event(math.nan, np.full(self.num_resamples, np.nan))
-        return _Event(float(onsets.half_rise(sums.sum(0) / counts.sum())), onsets.half_rise(means))
+        found = []
+        for place, step in enumerate(self.steps):
+            reads = n_reads.loc[step].to_numpy(float)
+            of_step = np.ascontiguousarray(sums[..., place]), self.counts, self.grid, reads, self.num_pairs
+            found.append(resampled_criterion(*of_step, self.weights, *self.resampling)[:, chosen])
+        return np.stack(found, axis=-1)
 
     def _resample(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """(R, S) resampled means of `sums` (n, S)."""
-        return (self.weights @ sums) / (self.weights @ counts)[:, None]
+        """(R, ...) resampled means of `sums` (n, ...)."""
+        means = self.weights @ sums.reshape(len(sums), -1) / (self.weights @ counts)[:, None]
+        return means.reshape(-1, *sums.shape[1:])
 
-    def _row(self, route: Route, holds: np.ndarray, resampled: np.ndarray, accuracy_half: _Event) -> dict[str, Any]:
-        """The row of `table`, from whether the route is a motif at each step (S,) and in each resample (R, S)."""
-        effects, masses = self.by_sequence("summed_effect", route), self.by_sequence("mass", route)
-        events = {
-            "onset": _Event(float(onsets.first_lasting(holds)), onsets.first_lasting(resampled)),
-            "first_held": _Event(float(onsets.first(holds)), onsets.first(resampled)),
+    def _half(self, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Half-rise of the means of `sums` (n, C, S), (C,), and in each resample, (R, C); NaN without a change."""
+        means = self._resample(sums, counts)
+        low, high = onsets.percentiles(onsets.change(means))
+        changes = (low > 0) | (high < 0)
+        mean, resampled = onsets.half_rise(sums.sum(0) / counts.sum()), onsets.half_rise(means)
+        return np.where(changes, mean, np.nan), np.where(changes, resampled, np.nan)
+
+    def table(self, holds: np.ndarray) -> pd.DataFrame:
+        """`Emergence.table`, from whether each route is a motif at each step (C, S)."""
+        resampled = self.resampled_holds()
+        effects, masses = (self.by_sequence(column, self.routes) for column in ("summed_effect", "mass"))
+        times = {  # in the sample, (C,), and in each resample, (R, C)
+            "onset": (onsets.first_lasting(holds), onsets.first_lasting(resampled)),
+            "first_held": (onsets.first(holds), onsets.first(resampled)),
             "effect_half": self._half(effects, self.counts),
             "mass_half": self._half(masses, np.ones(len(self.counts))),
-            "accuracy_half": accuracy_half,
+            "accuracy_half": self._half(np.broadcast_to(self.answered[:, None], effects.shape), self.counts),
         }
-        first = self.effects.iloc[0]
-        row: dict[str, Any] = {"run": first["run"], "condition": first["condition"], "seed": int(first["seed"])}
-        row |= asdict(route)
-        row |= {"motif": str(route) if route in STUDY_MOTIFS else ""}
-        row |= self._held(holds, events) | self._times(events)
-        row |= {"effect_change": float(onsets.change(effects.sum(0) / self.counts.sum()))}
-        return row | {"mass_change": float(onsets.change(masses.mean(0)))}
-
-    def _held(self, holds: np.ndarray, events: Mapping[str, _Event]) -> dict[str, Any]:
-        """Where the motif holds, and what there was then."""
-        onset, first_held = events["onset"], events["first_held"]
-        start = first_held.time if math.isnan(onset.time) else onset.time
-        accuracy = math.nan
-        if self.answered is not None and holds.any():
-            accuracy = float(self.answered[:, int(start)].sum() / self.counts.sum())
-        row = {
-            "status": "never" if not holds.any() else "transient" if math.isnan(onset.time) else "emerged",
-            "p_onset": float((~np.isnan(onset.resampled)).mean()),
-            "last_held": float(self.steps[holds][-1]) if holds.any() else math.nan,
-            "n_held": int(holds.sum()),
+        found = self._times(times)
+        emerged = ~np.isnan(found["onset"])
+        start = np.where(emerged, found["onset"], found["first_held"])
+        columns: dict[str, Any] = {
+            "motif": [str(route) if route in STUDY_MOTIFS else "" for route in self.routes],
+            "status": np.select([emerged, holds.any(1)], ["emerged", "transient"], "never"),
+            "p_onset": (~np.isnan(times["onset"][1])).mean(0),
+            "last_held": onsets.at_steps(len(self.steps) - 1 - onsets.first(holds[:, ::-1]), self.steps),
+            "n_held": holds.sum(1),
             "n_probes": len(self.steps),
             "pairs": self._pairs(start),
-            "accuracy": accuracy,
+            "accuracy": self.accuracy().set_index("step")["accuracy"].reindex(start).to_numpy(),
         }
-        return row | {f"{name}_pairs": self._pairs(events[name].time) for name in HALVES}
+        columns |= {f"{name}_pairs": self._pairs(found[name]) for name in HALVES} | found
+        columns["effect_change"] = onsets.change(effects.sum(0) / self.counts.sum())
+        columns["mass_change"] = onsets.change(masses.mean(0))
+        about = self.effects[["run", "condition", "seed"]].iloc[[0] * len(self.routes)].reset_index(drop=True)
+        return pd.concat([about, pd.DataFrame(self.routes), pd.DataFrame(columns)], axis=1)
 
-    def _times(self, events: Mapping[str, _Event]) -> dict[str, float]:
-        """Times, the lags between them, and their intervals."""
-        row: dict[str, float] = {}
-        for name, (time, resampled) in events.items():
-            low, high = onsets.UNKNOWN if math.isnan(time) else onsets.interval(resampled, self.steps)
-            row |= {name: onsets.at_step(time, self.steps), f"{name}_low": low, f"{name}_high": high}
+    def _times(self, times: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Times as steps, the lags between them, and the intervals of those that are known."""
+        found = {
+            name: (onsets.at_steps(time, self.steps), *onsets.percentiles(onsets.at_steps(resampled, self.steps)))
+            for name, (time, resampled) in times.items()
+        }
         for name, (later, earlier) in LAGS.items():
-            gap = row[later] - row[earlier]
-            resampled = events[later].resampled, events[earlier].resampled
-            low, high = onsets.UNKNOWN if math.isnan(gap) else onsets.lag(*resampled, self.steps)
-            row |= {f"lag_{name}": gap, f"lag_{name}_low": low, f"lag_{name}_high": high}
-        return row
+            interval = onsets.lag(times[later][1], times[earlier][1], self.steps)
+            found[f"lag_{name}"] = (found[later][0] - found[earlier][0], *interval)
+        return {
+            f"{name}{end}": np.where(np.isnan(values[0]), np.nan, value)
+            for name, values in found.items()
+            for end, value in zip(("", "_low", "_high"), values, strict=True)
+        }
 
-    def _pairs(self, time: float) -> float:
-        return pairs_at(self.pairs, onsets.at_step(time, self.steps))
+    def _pairs(self, steps: np.ndarray) -> list[float]:
+        return [pairs_at(self.pairs, step) for step in steps]
 
-    def _curves(self, holds: np.ndarray) -> pd.DataFrame:
+    def curves(self, holds: np.ndarray) -> pd.DataFrame:
         columns = ["step", *ROUTE, "effect", "ci_low", "ci_high", "mass", "applicable"]
         curves = self.effects[columns].reset_index(drop=True)
         places = list(curves[["step", *ROUTE]].itertuples(index=False, name=None))
         masses = self._resample(self.sequences["mass"][places].to_numpy(float), np.ones(len(self.counts)))
-        low, high = onsets.percentiles(masses, masses)
-        found = {(self.steps[s], *self.routes[c].key) for s, c in np.argwhere(holds)}
+        low, high = onsets.percentiles(masses)
+        found = {(self.steps[s], *self.routes[c].key) for c, s in np.argwhere(holds)}
         return curves.assign(mass_low=low, mass_high=high, holds=[place in found for place in places])
 
-    def _accuracy(self) -> pd.DataFrame:
-        mean = low = high = np.full(len(self.steps), np.nan)
-        if self.answered is not None:
-            mean, resampled = self.answered.sum(0) / self.counts.sum(), self._resample(self.answered, self.counts)
-            low, high = onsets.percentiles(resampled, resampled)
-        pairs = [pairs_at(self.pairs, float(step)) for step in self.steps]
-        return pd.DataFrame({"step": self.steps, "accuracy": mean, "low": low, "high": high, "pairs": pairs})
+    def accuracy(self) -> pd.DataFrame:
+        mean = self.answered.sum(0) / self.counts.sum()
+        low, high = onsets.percentiles(self._resample(self.answered, self.counts))
+        table = pd.DataFrame({"step": self.steps, "accuracy": mean, "low": low, "high": high})
+        return table.assign(pairs=self._pairs(self.steps))
 
 
 def pairs_at(pairs: pd.Series | None, step: float) -> float:
@@ -324,8 +283,7 @@ def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The `table`s of the seeds of one experiment: median, smallest and largest of each time.
 
     A row per condition and route that held at some probe of some seed or is the study's: `n_seeds`, `n_emerged`,
-    `n_transient`, and `{onset, effect_half, mass_half, accuracy_half}_{median, smallest, largest}` over the seeds that
-    have one.
+    `n_transient`, and each of `OVER_SEEDS` with each of `SPREAD`, over the seeds that have one.
     """
     groups = pd.concat(tables).groupby(["condition", *ROUTE, "motif"], sort=False)
     spreads = {f"{name}_{what}": (name, how) for name in OVER_SEEDS for what, how in SPREAD.items()}

@@ -27,20 +27,14 @@ from probe.vocabulary import (
     whole_depth,
 )
 
-DISSOCIATION_COLUMNS = ["mass", "aliased_mass", "mass_uniform", "mass_schedule", "effect", "ci_low", "ci_high"]
-DISSOCIATION_COLUMNS += ["p_adjusted"]
-MOTIF_COLUMNS = ["effect", "ci_low", "ci_high", "p_adjusted", "mass", "aliased_mass", "dose", "per_read"]
+EFFECT = ["effect", "ci_low", "ci_high", "p_adjusted"]
+DISSOCIATION_COLUMNS = ["mass", "aliased_mass", "mass_uniform", "mass_schedule", *EFFECT]
+MOTIF_COLUMNS = [*EFFECT, "mass", "aliased_mass", "dose", "per_read"]
 
 
 @dataclass
 class Reader:
-    """Reads the primary rows of one (run, step), with each one's effect and mass by sequence.
-
-    Args:
-        effects, clusters: the tables, of one (run, step).
-        num_pairs: K.
-        num_resamples, seed: of the bootstraps.
-    """
+    """Reads the primary rows of one (run, step), given its tables and K, `num_pairs`."""
 
     effects: pd.DataFrame
     clusters: pd.DataFrame
@@ -158,28 +152,28 @@ def resampled_criterion(
         routes: those whose scope is no region are there for the multiplicity control.
         n_reads: (routes,) reads that each rests on.
         weights: (resamples, sequences) how often each sequence is drawn.
-        num_resamples, seed: of the bootstraps and sign flips that the critical values are from.
+        num_resamples, seed: of the statistics that the critical values are from.
     """
-    bootstrap = stats.bootstrap_t(sums, counts, num_resamples, seed)
-    means, errors = stats.resampled_means(sums, counts, weights)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        flips = np.abs(weights @ sums) / np.sqrt(len(sums) * (weights @ np.square(sums)))
-        holds = means / errors > bootstrap.critical(LEVEL)
-    holds &= flips > stats.sign_flip_critical(sums, LEVEL, num_resamples, seed)
-    holds &= means >= matters_from(num_pairs) * n_reads
+
+    def harm(sums: np.ndarray, grid: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Means of each resample, and whether they are harm."""
+        means, errors = stats.resampled_means(sums, counts, weights)
+        critical = stats.bootstrap_t(sums, counts, num_resamples, seed).critical(LEVEL, grid)
+        return means, means / errors > critical
+
     known = ~np.isnan(sums.sum(0))
-    places = {route: i for i, route in enumerate(routes) if known[i] and route.scope in REGIONS}
+    in_region = [i for i, route in enumerate(routes) if known[i] and route.scope in REGIONS]
     pairs = [  # of a family's regions in one sublayer
         (i, j)
-        for (a, i), (b, j) in permutations(places.items(), 2)
-        if a.sublayer == b.sublayer and a.family == b.family
+        for i, j in permutations(in_region, 2)
+        if (routes[i].sublayer, routes[i].family) == (routes[j].sublayer, routes[j].family)
     ]
-    if pairs:
-        gaps = np.stack([sums[:, i] / n_reads[i] - sums[:, j] / n_reads[j] for i, j in pairs], axis=1)
-        critical = stats.bootstrap_t(gaps, counts, num_resamples, seed).critical(LEVEL, grid=False)
-        means, errors = stats.resampled_means(gaps, counts, weights)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            larger = means / errors > critical
-        for (i, _), is_larger in zip(pairs, larger.T, strict=True):
-            holds[:, i] &= is_larger
+    one, other = np.array(pairs, dtype=int).reshape(-1, 2).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means, holds = harm(sums, grid=True)
+        flips = np.abs(weights @ sums) / np.sqrt(len(sums) * (weights @ np.square(sums)))
+        larger = harm(sums[:, one] / n_reads[one] - sums[:, other] / n_reads[other], grid=False)[1]
+    holds &= flips > stats.sign_flip_critical(sums, LEVEL, num_resamples, seed)
+    holds &= means >= matters_from(num_pairs) * n_reads
+    np.logical_and.at(holds.T, one, larger.T)
     return holds

@@ -6,9 +6,8 @@ before it: a time with index `i` lies in the interval (steps[i - 1], steps[i]].
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
+import pandas as pd
 
 from probe.analysis.stats import CONFIDENCE
 
@@ -16,8 +15,6 @@ LATER = 2
 """An onset is followed by at least this many probes, at all of which the motif holds."""
 LAST = 3
 """The end of a curve is the mean of this many probes."""
-UNKNOWN = (math.nan, math.nan)
-"""An interval without ends."""
 
 
 def first(holds: np.ndarray) -> np.ndarray:
@@ -49,36 +46,30 @@ def change(curves: np.ndarray) -> np.ndarray:
     return curves[..., -LAST:].mean(-1) - curves[..., 0]
 
 
-def interval(times: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
-    """Percentile interval, in steps, of resampled `times` (resamples,); of those that are not NaN."""
-    known = times[~np.isnan(times)].astype(int)
-    if not len(known):
-        return UNKNOWN
-    low, high = percentiles(known, known)
-    return float(steps[low]), float(steps[high])
+def at_steps(times: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The steps of `times`."""
+    never = np.isnan(times)
+    return np.where(never, np.nan, steps[np.where(never, 0, times).astype(int)])
 
 
-def lag(times: np.ndarray, others: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
-    """Interval, in steps, of how much later `times` (resamples,) are than `others`: resampling and probing together.
+def lag(times: np.ndarray, others: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Interval, in steps, of how much later `times` (resamples, cells) are than `others`: of resampling and probing.
 
     Each resample's lag is known up to the probes between which both happened. The interval runs from the lower
     percentile of the lower ends to the upper one of the upper ends.
     """
-    both = ~np.isnan(times) & ~np.isnan(others)
-    if not both.any():
-        return UNKNOWN
-    at, other_at = times[both].astype(int), others[both].astype(int)
-    since, other_since = np.maximum(at - 1, 0), np.maximum(other_at - 1, 0)  # at the first probe, that probe twice
-    low, high = percentiles(steps[since] - steps[other_at], steps[at] - steps[other_since])
-    return float(low), float(high)
+    since, other_since = np.maximum(times - 1, 0), np.maximum(others - 1, 0)  # at the first probe, that probe twice
+    lower = at_steps(since, steps) - at_steps(others, steps)
+    return percentiles(lower, at_steps(times, steps) - at_steps(other_since, steps))
 
 
-def percentiles(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of resampled values (resamples, ...), each known to lie from `lower` to `upper`."""
+def percentiles(lower: np.ndarray, upper: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile interval, (cells,) each, of resampled values (resamples, cells), of those that are not NaN.
+
+    Args:
+        lower, upper: ends between which each value is known to lie; one is both where it is known exactly.
+    """
     tail = (1 - CONFIDENCE) / 2
-    return np.quantile(lower, tail, axis=0, method="lower"), np.quantile(upper, 1 - tail, axis=0, method="higher")
-
-
-def at_step(time: float, steps: np.ndarray) -> float:
-    """The step of a time."""
-    return math.nan if math.isnan(time) else float(steps[int(time)])
+    low = pd.DataFrame(lower).quantile(tail, interpolation="lower")
+    high = pd.DataFrame(lower if upper is None else upper).quantile(1 - tail, interpolation="higher")
+    return low.to_numpy(), high.to_numpy()

@@ -26,6 +26,13 @@ def resample_weights(num_clusters: int, num_resamples: int, seed: int = 0) -> np
     return weights
 
 
+def _only(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`values` where `known`, NaN elsewhere."""
+    spread = np.full(known.shape, np.nan)
+    spread[known] = values
+    return spread
+
+
 @dataclass(frozen=True)
 class BootstrapT:
     """Mean effect per query of each cell, and the bootstrap distribution of its studentised error.
@@ -71,25 +78,19 @@ class BootstrapT:
         every other effect of the grid. (With up to three such sequences a cell's own p is over 5 %.)
         """
         observed, known = self._studentised(0.0), ~np.isnan(self.error)
-        p_adjusted = np.full(len(observed), np.nan)
         t, observed = np.where(np.isinf(self.t), 0.0, self.t)[:, known], observed[known]
         tails = np.minimum(_step_down(observed, t), _step_down(-observed, -t))
         alone = np.minimum(self.p_above(0.0), self.p_below(0.0))[known]
-        p_adjusted[known] = np.minimum(2 * np.maximum(tails, alone), 1.0)
-        return p_adjusted
+        return _only(known, np.minimum(2 * np.maximum(tails, alone), 1.0))
 
     def critical(self, level: float, grid: bool = True) -> np.ndarray:
-        """(cells,) what mean / error must exceed to be harm at `level`, by `p_adjusted` (`grid`) or by `p_above`.
-
-        NaN for cells without an error.
-        """
-        critical, known = np.full(len(self.error), np.nan), ~np.isnan(self.error)
+        """(cells,) what mean / error must exceed to be harm at `level`, by `p_adjusted` (`grid`) or by `p_above`."""
+        known = ~np.isnan(self.error)
         observed, t = self._studentised(0.0)[known], self.t[:, known]
-        critical[known] = _critical_alone(t, level / 2 if grid else level)
+        critical = _critical_alone(t, level / 2 if grid else level)
         if grid:
-            stepwise = _step_down_critical(observed, np.where(np.isinf(t), 0.0, t), level / 2)
-            critical[known] = np.maximum(stepwise, critical[known])
-        return critical
+            critical = np.maximum(_step_down_critical(observed, np.where(np.isinf(t), 0.0, t), level / 2), critical)
+        return _only(known, critical)
 
     def _studentised(self, threshold: float) -> np.ndarray:
         distance = self.mean - threshold
@@ -119,12 +120,9 @@ def bootstrap_t(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000,
         ValueError: a cluster without queries, which a resample could be made of.
     """
     num_clusters, num_cells = sums.shape
-    _check_counts(counts, num_clusters)
-    mean = sums.sum(0) / counts.sum()
+    mean, centred = _centred(sums, counts)
     if num_clusters < 2:
-        nothing = np.full(num_cells, np.nan)
-        return BootstrapT(mean, nothing, np.full((num_resamples, num_cells), np.nan))
-    centred = _centred(sums, counts)
+        return BootstrapT(mean, np.full(num_cells, np.nan), np.full((num_resamples, num_cells), np.nan))
     error = np.sqrt(num_clusters / (num_clusters - 1) * np.square(centred).sum(0)) / counts.sum()
     shift, errors = _resampled(centred, counts, resample_weights(num_clusters, num_resamples, seed))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -135,28 +133,22 @@ def bootstrap_t(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000,
 def resampled_means(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean effect per query and its error, as `bootstrap_t` has them, in each resample: (resamples, cells) each.
 
-    Args:
-        weights: (resamples, clusters) how often each cluster is drawn.
-
-    Raises:
-        ValueError: as `bootstrap_t`.
+    `weights` (resamples, clusters) say how often each cluster is drawn. Raises ValueError as `bootstrap_t`.
     """
-    _check_counts(counts, len(sums))
-    shift, errors = _resampled(_centred(sums, counts), counts, weights)
-    return sums.sum(0) / counts.sum() + shift, errors
+    mean, centred = _centred(sums, counts)
+    shift, errors = _resampled(centred, counts, weights)
+    return mean + shift, errors
 
 
-def _check_counts(counts: np.ndarray, num_clusters: int) -> None:
-    if counts.shape != (num_clusters,) or not (counts > 0).all():
-        raise ValueError(f"counts must be one positive number for each of the {num_clusters} sequences: {counts}")
-
-
-def _centred(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(clusters, cells) sums less their share of the mean: they sum to zero."""
-    centred = sums - sums.sum(0) / counts.sum() * counts[:, None]
+def _centred(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean per query, (cells,), and (clusters, cells) sums less their share of it: they sum to zero."""
+    if counts.shape != (len(sums),) or not (counts > 0).all():
+        raise ValueError(f"counts must be one positive number for each of the {len(sums)} sequences: {counts}")
+    mean = sums.sum(0) / counts.sum()
+    centred = sums - mean * counts[:, None]
     # Rounding of the centring is no spread: cells whose clusters agree have no error.
     centred[np.abs(centred) < 1e-12 * np.abs(sums).max(0, initial=0.0)] = 0.0
-    return centred
+    return mean, centred
 
 
 def _resampled(centred: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,62 +173,52 @@ def sign_flip_test(sums: np.ndarray, num_flips: int = 2000, seed: int = 0) -> tu
     Args:
         sums: (clusters, cells) summed effect of each sequence. Sums, not means: a cluster weighs by its queries.
     """
-    num_clusters, num_cells = sums.shape
-    p_values = np.full((2, num_cells), np.nan)
-    known = np.flatnonzero(~np.isnan(sums).any(0))
-    if num_clusters < 2 or not len(known):
-        return p_values[0], p_values[1]
-    observed, flipped = _sign_flips(sums[:, known], num_flips, seed)
-    p_values[:, known] = (1 + (flipped >= observed).sum(0)) / (1 + num_flips), _step_down(observed, flipped)
-    return p_values[0], p_values[1]
+    known, observed, flipped = _sign_flips(sums, num_flips, seed)
+    raw = (1 + (flipped >= observed).sum(0)) / (1 + num_flips)
+    return _only(known, raw), _only(known, _step_down(observed, flipped))
 
 
-def _step_down(observed: np.ndarray, simulated: np.ndarray) -> np.ndarray:
-    """(cells,) step-down max-t p-values of `observed` (cells,) against `simulated` (simulations, cells)."""
-    order = np.argsort(-observed, kind="stable")
-    # Largest statistic of a simulation among this cell and all that are less significant.
-    largest = np.maximum.accumulate(simulated[:, order[::-1]], axis=1)[:, ::-1]
-    stepwise = (1 + (largest >= observed[order]).sum(0)) / (1 + len(simulated))
-    p_adjusted = np.empty(len(observed))
-    p_adjusted[order] = np.maximum.accumulate(stepwise)
-    return p_adjusted
-
-
-def _sign_flips(sums: np.ndarray, num_flips: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """|sum| / sqrt(n * sum of squares) of each cell, (cells,), and with flipped signs, (flips, cells).
+def _sign_flips(sums: np.ndarray, num_flips: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which cells have numbers, and of these |sum| / sqrt(n * sum of squares), (known,), and with flipped signs,
+    (flips, known).
 
     Flips leave the squares alone, and t^2 = (n - 1) r / (1 - r) with r the square of this, for every cell: it orders
     like |t|, within and across cells, and loses no digits where clusters agree.
     """
     num_clusters = len(sums)
-    norms = np.sqrt(num_clusters * np.square(sums).sum(0))
-    units = sums / np.where(norms > 0, norms, 1.0)
+    known = ~np.isnan(sums).any(0) & (num_clusters > 1)
+    norms = np.sqrt(num_clusters * np.square(sums[:, known]).sum(0))
+    units = sums[:, known] / np.where(norms > 0, norms, 1.0)
     flips = np.random.default_rng(seed).choice((-1.0, 1.0), size=(num_flips, num_clusters))
-    return np.abs(units.sum(0)) - 1e-12, np.abs(flips @ units)  # ties count
+    return known, np.abs(units.sum(0)) - 1e-12, np.abs(flips @ units)  # ties count
 
 
 def sign_flip_critical(sums: np.ndarray, level: float, num_flips: int = 2000, seed: int = 0) -> np.ndarray:
-    """(cells,) what |sum of effects| / sqrt(n * sum of squares) must exceed for `sign_flip_test` to adjust to `level`.
+    """(cells,) what |sum of effects| / sqrt(n * sum of squares) must exceed for `sign_flip_test` to give `level`."""
+    known, observed, flipped = _sign_flips(sums, num_flips, seed)
+    return _only(known, _step_down_critical(observed, flipped, level))
 
-    NaN in cells without numbers.
-    """
-    critical, known = np.full(sums.shape[1], np.nan), np.flatnonzero(~np.isnan(sums).any(0))
-    if len(sums) > 1 and len(known):
-        observed, flipped = _sign_flips(sums[:, known], num_flips, seed)
-        critical[known] = _step_down_critical(observed, flipped, level)
-    return critical
+
+def _stepwise(observed: np.ndarray, simulated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cells from the most significant, and (simulations, cells) the largest of each and all that are less so."""
+    order = np.argsort(-observed, kind="stable")
+    return order, np.maximum.accumulate(simulated[:, order[::-1]], axis=1)[:, ::-1]
+
+
+def _step_down(observed: np.ndarray, simulated: np.ndarray) -> np.ndarray:
+    """(cells,) step-down max-t p-values of `observed` (cells,) against `simulated` (simulations, cells)."""
+    order, largest = _stepwise(observed, simulated)
+    stepwise = (1 + (largest >= observed[order]).sum(0)) / (1 + len(simulated))
+    return np.maximum.accumulate(stepwise)[np.argsort(order)]
 
 
 def _step_down_critical(observed: np.ndarray, simulated: np.ndarray, level: float) -> np.ndarray:
     """(cells,) what `observed` must exceed for `_step_down` to reject it; infinite after a cell that does not."""
-    order = np.argsort(-observed, kind="stable")
-    largest = np.maximum.accumulate(simulated[:, order[::-1]], axis=1)[:, ::-1]
-    stepwise = _critical_alone(largest, level)
-    stopped = np.logical_or.accumulate(observed[order] <= stepwise)
-    stepwise[1:][stopped[:-1]] = np.inf
-    critical = np.empty(len(observed))
-    critical[order] = stepwise
-    return critical
+    order, largest = _stepwise(observed, simulated)
+    critical = _critical_alone(largest, level)
+    stopped = np.logical_or.accumulate(observed[order] <= critical)
+    critical[1:][stopped[:-1]] = np.inf
+    return critical[np.argsort(order)]
 
 
 def _critical_alone(simulated: np.ndarray, level: float) -> np.ndarray:
@@ -253,20 +235,17 @@ def false_discovery(p_values: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a p-value outside [0, 1].
     """
-    q_values, known = np.full(p_values.shape, np.nan), ~np.isnan(p_values)
-    if known.any():
-        q_values[known] = stats.false_discovery_control(p_values[known])
-    return q_values
+    known = ~np.isnan(p_values)
+    return _only(known, stats.false_discovery_control(p_values[known]) if known.any() else np.nan)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
     """p-values adjusted by Holm (1979), the shape of `p_values`; NaNs are left out and stay."""
-    adjusted, known = np.full(p_values.shape, np.nan), ~np.isnan(p_values)
+    known = ~np.isnan(p_values)
     values = p_values[known]
     order = np.argsort(values, kind="stable")
     values[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1.0)
-    adjusted[known] = values
-    return adjusted
+    return _only(known, values)
 
 
 def across_seeds(estimates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -25,8 +25,7 @@ class Checkpoint:
 
     Attributes:
         model: an `AttnResForCausalLM` or a `Qwen3ForCausalLM`, in eval mode.
-        task: the task it was trained on, or was probed on; `None` where nothing says.
-        run, condition, seed, step: as in the results table.
+        task: that it was trained or probed on; `None` where nothing says.
     """
 
     model: PreTrainedModel
@@ -76,7 +75,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
     except Exception as error:  # by what is missing or malformed: OSError, ValueError, ImportError, KeyError, …
-        raise ValueError(f"{source} holds no tokenizer that can be read ({_first_line(error)}): {hint}") from error
+        raise ValueError(f"{source} holds no tokenizer that can be read ({first_line(error)}): {hint}") from error
     # Without tokenizer files, transformers makes an empty tokenizer for some models.
     if not tokenizer("name: code", add_special_tokens=False)["input_ids"]:
         raise ValueError(f"{source} holds no tokenizer files: {hint}")
@@ -91,20 +90,20 @@ def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        hint = (
-            "no such local path, and not to be had from the hub" if folder is None else "its config.json is unreadable"
-        )
-        raise ValueError(f"{source}: {hint} ({_first_line(error)})") from error
+        where = "no such local path, and not to be had from the hub"
+        what = "its config.json is unreadable" if folder else where
+        raise ValueError(f"{source}: {what} ({first_line(error)})") from error
     _check_model_type(source, config.model_type)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{source}: its weights cannot be read ({_first_line(error)})") from error
+        raise ValueError(f"{source}: its weights cannot be read ({first_line(error)})") from error
     model, info = loaded
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
     if wrong:
         raise ValueError(f"{source} does not fit its config.json: {wrong}")
-    about, task = _read_beside(folder, RUN_FILE), _read_beside(folder, TASK_FILE)
+    beside = [folder / name if folder else None for name in (TASK_FILE, RUN_FILE)]
+    task, about = (read_json(path) if path and path.exists() else {} for path in beside)
     return _checkpoint(model, task, run, about)
 
 
@@ -123,22 +122,17 @@ def _load_lightning(path: Path) -> Checkpoint:
     model.load_state_dict(state)
     task = content.get("datamodule_hyper_parameters", {}).get("task", {})
     about = {key: content["hyper_parameters"].get(key) for key in ("condition", "seed")}
+    about["step"] = content.get("global_step")
     run = path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
-    return _checkpoint(model, task, run, {**about, "step": content.get("global_step")})
+    return _checkpoint(model, task, run, about)
 
 
 def _checkpoint(model: PreTrainedModel, task: dict[str, Any], run: str, about: dict[str, Any]) -> Checkpoint:
     by_config = model.config.attnres_source if isinstance(model.config, AttnResConfig) else "vanilla"
     known = {"condition": by_config, "seed": UNKNOWN, "step": UNKNOWN}
     known |= {key: value for key, value in about.items() if value is not None}
-    return Checkpoint(
-        model=model.eval(),
-        task=task_from_dict(task) if task else None,
-        run=run,
-        condition=str(known["condition"]),
-        seed=int(known["seed"]),
-        step=int(known["step"]),
-    )
+    condition, seed, step = str(known["condition"]), int(known["seed"]), int(known["step"])
+    return Checkpoint(model.eval(), task_from_dict(task) if task else None, run, condition, seed, step)
 
 
 def _check_model_type(source: str, model_type: str) -> None:
@@ -151,15 +145,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable JSON file ({_first_line(error)})") from error
+        raise ValueError(f"{path} is not a readable JSON file ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
 
 
-def _read_beside(folder: Path | None, name: str) -> dict[str, Any]:
-    return read_json(folder / name) if folder is not None and (folder / name).exists() else {}
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -23,9 +23,7 @@ class Parts:
 
     Args:
         directory: made if it is not there.
-        identity: what the sweep is (model, data, grid, settings), as JSON values. A directory that holds parts of
-            another sweep is refused.
-        cells, sites: the sweep's grid and the model's reads.
+        identity: what the sweep is (model, data, grid, settings), as JSON values.
 
     Raises:
         ValueError: the directory holds parts of another sweep.
@@ -38,8 +36,7 @@ class Parts:
         text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
         path = directory / SWEEP
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            now = json.loads(text)
+            before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
             if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
                 raise ValueError(
                     f"{directory} holds an unfinished probe with another {', '.join(changed)}: give the same settings "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from pandas.api.types import is_numeric_dtype
 
 from attnres.sites import regions_of
 from probe.analysis.emergence import Emergence, find_emergence
-from probe.files import tables as storage
 from probe.files.checkpoints import read_json
 from probe.files.layout import (
     EXPORT,
@@ -28,7 +27,9 @@ from probe.files.layout import (
     find_training,
     has_results,
     result_folders,
+    table_file,
 )
+from probe.files.tables import read_table
 from probe.vocabulary import primary_rows
 
 SUMMARY_KEYS = (
@@ -42,19 +43,16 @@ HALF = ("clusters.parquet", "geometry.parquet", "effects.parquet.part")
 class ProbedRun:
     """A probed model: its last probe and, where it was probed while it trained, those probes. Files are read once.
 
-    Every part is read when it is first asked for, and raises a ValueError if it cannot be read or is incomplete;
-    `load_run` looks at the last probe's parts at once.
-
-    Args:
-        directory: a run directory, or a folder of results.
+    Every part is read when it is first asked for, and raises a ValueError if it cannot be read or is incomplete.
+    `directory` is a run directory, or a folder of results.
     """
 
     directory: Path
-    _tables: dict[tuple[Path, str], pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
+    _read: Callable[..., pd.DataFrame] = field(default_factory=lambda: cache(read_table), init=False, repr=False)
 
     @cached_property
     def results(self) -> Path:
-        """The folder with the last probe's results: `probe/final/` is preferred to `probe/`."""
+        """The folder with the last probe's results."""
         return find_results(self.directory)
 
     @cached_property
@@ -75,32 +73,27 @@ class ProbedRun:
     @cached_property
     def effects(self) -> pd.DataFrame:
         """Of the last probe, as are `clusters`, `geometry` and `coalitions`."""
-        rows = self._table(self.results, "effects")
+        rows = self._read(self.results, "effects")
         if rows.empty:
             raise ValueError(f"{self.results / 'effects.parquet'} has no rows: probe again, into a new folder")
         return rows[rows["step"] == rows["step"].max()]
 
     @cached_property
     def clusters(self) -> pd.DataFrame:
-        return self._of_last_step(self._table(self.results, "clusters"))
+        return self._of_last_step("clusters")
 
     @cached_property
     def geometry(self) -> pd.DataFrame:
-        return self._of_last_step(storage.read_geometry(self.results))
+        return self._of_last_step("geometry")
 
     @cached_property
     def coalitions(self) -> pd.DataFrame | None:
-        rows = storage.read_coalitions(self.results)
-        return None if rows is None else self._of_last_step(rows)
+        return self._of_last_step("coalitions") if table_file(self.results, "coalitions").exists() else None
 
     @property
     def training_effects(self) -> pd.DataFrame | None:
-        """All steps, as of `training_clusters`."""
-        return None if self.training is None else self._table(self.training, "effects")
-
-    @property
-    def training_clusters(self) -> pd.DataFrame | None:
-        return None if self.training is None else self._table(self.training, "clusters")
+        """All steps."""
+        return None if self.training is None else self._read(self.training, "effects")
 
     @cached_property
     def curves(self) -> pd.DataFrame | None:
@@ -116,8 +109,7 @@ class ProbedRun:
         effects = self.training_effects
         if effects is None or self.training is None or len(steps := set(primary_rows(effects)["step"])) < 2:
             return None
-        clusters = self.training_clusters
-        assert clusters is not None  # there are effects
+        clusters = self._read(self.training, "clusters")
         if lost := sorted(steps - set(primary_rows(clusters)["step"])):
             raise ValueError(f"{self.training} is incomplete: clusters.parquet lacks step {lost[0]} of effects.parquet")
         pairs = None if self.curves is None else self.curves["pairs"].dropna()
@@ -146,14 +138,8 @@ class ProbedRun:
         """What runs that differ by their seed alone have in common: condition, shape of the model, K."""
         return self.condition, self.summary["num_pairs"], json.dumps(self.summary["model"], sort_keys=True)
 
-    def _table(self, folder: Path, name: str) -> pd.DataFrame:
-        """Effects or clusters of all steps. One folder may hold the last probe and those in training."""
-        if (folder, name) not in self._tables:
-            read = {"effects": storage.read_effects, "clusters": storage.read_clusters}[name]
-            self._tables[folder, name] = read(folder)
-        return self._tables[folder, name]
-
-    def _of_last_step(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _of_last_step(self, table: str) -> pd.DataFrame:
+        rows = self._read(self.results, table)
         return rows[rows["step"] == self.effects["step"].iloc[0]]
 
 
@@ -165,10 +151,10 @@ def load_run(directory: Path) -> ProbedRun:
     """
     if not directory.is_dir():
         raise ValueError(f"{directory} is not a directory: expected a run directory or a folder with effects.parquet")
-    if nothing := what_instead(directory):
-        raise ValueError(f"{directory} holds no probe results: {nothing}")
+    if not any(map(has_results, result_folders(directory))):
+        raise ValueError(f"{directory} holds no probe results: {_what_instead(directory)}")
     run = ProbedRun(directory)
-    _ = run.effects, storage.check_clusters(run.results), run.summary, run.geometry, run.coalitions
+    _ = run.effects, read_table(run.results, "clusters", rows=False), run.summary, run.geometry, run.coalitions
     return run
 
 
@@ -213,11 +199,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return read_json(folder / SUMMARY)
 
 
-def what_instead(directory: Path) -> str:
-    """What a directory is that holds no results, and what to do; "" where it holds some."""
+def _what_instead(directory: Path) -> str:
+    """What a directory is that holds no results, and what to do."""
     folders = result_folders(directory)
-    if any(map(has_results, folders)):
-        return ""
     if unfinished := next((part for folder in folders for part in folder.glob(f"*/{SWEEP}")), None):
         return (
             f"the probe in {unfinished.parents[1]} is unfinished; the attnres-probe command that began it, given "
@@ -239,12 +223,9 @@ def what_instead(directory: Path) -> str:
 
 
 def training_curves(directory: Path) -> pd.DataFrame | None:
-    """Validation accuracy and pairs by step, from a run's `metrics.csv`; None where there is none.
+    """Validation accuracy and pairs by step, from the `metrics.csv` of a run (or of the run that a `probe/` is in).
 
-    NaN is what was never logged: a run may end before its first validation.
-
-    Args:
-        directory: a run directory, or its `probe/`.
+    None where there is none. NaN is what was never logged: a run may end before its first validation.
 
     Raises:
         ValueError: it is not a table with a column "step".

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,18 @@ from pandas.api.types import is_integer_dtype
 from attnres.files import replacing
 from probe.analysis import stats
 from probe.analysis.effects import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
+from probe.files.checkpoints import first_line
 from probe.files.layout import DROPPED, PROBE, SUMMARY, TABLES, has_results, table_file
 
-Contents = TypeVar("Contents")
 SCHEMA_VERSION = 2
 """Of tables and summary. Raised when what they hold changes its name or meaning."""
+REQUIRED = {
+    "effects": EFFECT_COLUMNS,
+    "clusters": CLUSTER_COLUMNS,
+    "geometry": ["run", "step", "read"],
+    "coalitions": ["run", "step", "sublayer", "scope", "positions", "metric", "term"],
+}
+"""The columns without which a table is of another version."""
 
 
 def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -64,9 +72,8 @@ def drop_steps_after(directory: Path, step: int) -> list[int]:
 
     Those that were removed before, and have not been probed again since, are among them: a file remembers them.
     """
-    record, dropped = directory / DROPPED, set()
-    if record.exists():
-        dropped.update(json.loads(record.read_text(encoding="utf-8")))
+    record = directory / DROPPED
+    dropped = set(json.loads(record.read_text(encoding="utf-8")) if record.exists() else ())
     paths = [path for name in TABLES if (path := table_file(directory, name)).exists()]
     for path in paths:
         dropped.update(pq.read_table(path, columns=["step"])["step"].to_pylist())
@@ -79,9 +86,8 @@ def drop_steps_after(directory: Path, step: int) -> list[int]:
     for path in paths:
         rows = pd.read_parquet(path)
         if (rows["step"] > step).any():
-            kept = rows[rows["step"] <= step]
             with replacing(path) as part:
-                kept.to_parquet(part, index=False, compression="zstd")
+                rows[rows["step"] <= step].to_parquet(part, index=False, compression="zstd")
     return later
 
 
@@ -98,65 +104,35 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def read_effects(directory: Path) -> pd.DataFrame:
-    """`effects.parquet` of `directory`. Raises ValueError if it is not there or lacks columns."""
-    return _read_table(directory, "effects", EFFECT_COLUMNS)
+def read_table(directory: Path, name: str, rows: bool = True) -> pd.DataFrame:
+    """One of `TABLES` of `directory`, or of a run directory's `probe/`.
 
+    Args:
+        rows: without them, only the end of the file is read, to check it.
 
-def read_clusters(directory: Path) -> pd.DataFrame:
-    """`clusters.parquet` of `directory`. Raises ValueError if it is not there or lacks columns."""
-    return _read_table(directory, "clusters", CLUSTER_COLUMNS)
-
-
-def check_clusters(directory: Path) -> None:
-    """Raise ValueError, as `read_clusters` does, from the end of the file alone: it is the largest of the tables."""
-    path = _existing(directory, "clusters")
-    _check_columns(path, _readable(path, pq.read_schema).names, CLUSTER_COLUMNS)
-
-
-def read_geometry(directory: Path) -> pd.DataFrame:
-    """`geometry.parquet` of `directory`. Raises ValueError if it is not there."""
-    return _read_table(directory, "geometry", ["run", "step", "read"])
-
-
-def read_coalitions(directory: Path) -> pd.DataFrame | None:
-    """`coalitions.parquet` of `directory`, or None where no coalition was probed. Raises ValueError if it is torn."""
-    if not table_file(directory, "coalitions").exists():
-        return None
-    return _read_table(directory, "coalitions", ["run", "step", "sublayer", "scope", "positions", "metric", "term"])
-
-
-def _read_table(directory: Path, name: str, columns: list[str]) -> pd.DataFrame:
-    path = _existing(directory, name)
-    rows = _readable(path, pd.read_parquet)
-    _check_columns(path, rows.columns, columns)
-    if not is_integer_dtype(rows["step"]):
-        raise ValueError(f"{path} is not a table of this version: its column step does not hold integers")
-    return rows
-
-
-def _existing(directory: Path, name: str) -> Path:
+    Raises:
+        ValueError: it is not there, is torn, or lacks columns.
+    """
     path = table_file(directory, name)
     if not path.exists():
-        path = table_file(directory / PROBE, name)  # of a run directory
+        path = table_file(directory / PROBE, name)
     if not path.exists():
         if name != "effects" and has_results(directory):
             raise ValueError(f"{directory} is incomplete: it has effects.parquet but no {name}.parquet; probe it again")
         raise ValueError(f"{directory} holds no probe results: expected {name}.parquet there or in its probe/ folder")
-    return path
-
-
-def _readable(path: Path, read: Callable[[Path], Contents]) -> Contents:
     try:
-        return read(path)
+        table = pd.read_parquet(path) if rows else pq.read_schema(path).empty_table().to_pandas()
     except (OSError, pa.ArrowException) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise ValueError(f"{path} is torn or not a parquet file ({reason}): probe again, into a new folder") from error
-
-
-def _check_columns(path: Path, present: Iterable[str], columns: list[str]) -> None:
-    if missing := [column for column in columns if column not in set(present)]:
+    if missing := [column for column in REQUIRED[name] if column not in table]:
         raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}")
+    if not is_integer_dtype(table["step"]):
+        raise ValueError(f"{path} is not a table of this version: its column step does not hold integers")
+    return table
+
+
+read_effects = partial(read_table, name="effects")
 
 
 def _finite(value: Any) -> Any:

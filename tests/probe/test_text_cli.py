@@ -43,7 +43,11 @@ def summary_of(folder: Path) -> dict:
 def test_an_exported_model_is_probed_with_its_own_tokenizer(export, tmp_path, capsys):
     output = tmp_path / "out"
     main(["run", str(export), "--task", task_file(tmp_path), "--output", str(output), *QUICK])
-    effects, clusters, summary = storage.read_effects(output), storage.read_clusters(output), summary_of(output)
+    effects, clusters, summary = (
+        storage.read_effects(output),
+        storage.read_table(output, "clusters"),
+        summary_of(output),
+    )
     assert set(effects["n_queries"]) == {6}  # questions, not tokens
     assert set(clusters["n_queries"]) == {1}
     assert set(effects["metric"]) == {"nll", "logit_diff", "kl", "accuracy"}

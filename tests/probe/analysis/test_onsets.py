@@ -62,11 +62,11 @@ def test_a_lag_is_as_uncertain_as_the_probes_are_far_apart():
 def test_intervals_leave_out_resamples_without_the_event():
     steps = np.array([0, 10, 20, 40])
     times = np.array([1.0] * 40 + [2.0] * 40 + [math.nan] * 20)
-    assert onsets.interval(times, steps) == (10, 20)
-    assert np.isnan(onsets.interval(np.full(3, math.nan), steps)).all()
+    assert onsets.percentiles(onsets.at_steps(times, steps)) == (10, 20)
+    assert np.isnan(onsets.percentiles(onsets.at_steps(np.full(3, math.nan), steps))).all()
 
 
 @pytest.mark.parametrize("lower", [np.arange(1001.0)])
 def test_percentiles_are_values_of_the_sample(lower):
     low, high = onsets.percentiles(lower, lower + 0.5)
-    assert (float(low), float(high)) == (25.0, 975.5)
+    assert (low, high) == (25.0, 975.5)

@@ -128,7 +128,7 @@ def two_probes(make_model, tmp_path_factory):
 
 def test_comparison_is_paired_by_sequence(two_probes):
     rows = compare(*map(load_run, two_probes), num_resamples=100)
-    clusters = [storage.read_clusters(path / "probe" / "final") for path in two_probes]
+    clusters = [storage.read_table(path / "probe" / "final", "clusters") for path in two_probes]
     keys = ["kind", "sublayer", "scope", "family", "positions", "metric"]
     row = rows[(rows["scope"] == "all") & (rows["metric"] == "nll")].iloc[3]
     sums = []
