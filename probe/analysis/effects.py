@@ -104,19 +104,18 @@ def grid_statistics(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`effect_statistics` of each of `rows` among those of its grid; NaN where it has no sums.
+    """`effect_statistics` of each of `rows` (numbered from 0) among those of its grid; NaN where it has no sums.
 
     Args:
         grids: as `groupby` takes them; the first is "metric".
         sums: (sequences, rows) summed effect.
     """
     table = pd.DataFrame(np.nan, index=rows.index, columns=list(STATISTICS))
-    known = np.flatnonzero(~np.isnan(sums).any(0))
     order = "C" if sums.flags.c_contiguous else "F"  # in which numbers are added, to the last bit
-    for (metric, *_), places in rows.iloc[known].groupby(grids, sort=False).indices.items():
-        chosen = np.asarray(sums[:, known[places]], order=order)
+    for (metric, *_), group in rows[~np.isnan(sums).any(0)].groupby(grids, sort=False):
+        chosen = np.asarray(sums[:, group.index], order=order)
         found = effect_statistics(chosen, counts, metric, num_pairs, num_resamples, seed)
-        table.iloc[known[places]] = found.to_numpy()
+        table.loc[group.index] = found.to_numpy()
     return table
 
 

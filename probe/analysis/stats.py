@@ -26,7 +26,7 @@ def resample_weights(num_clusters: int, num_resamples: int, seed: int = 0) -> np
     return weights
 
 
-def _only(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _only(known: np.ndarray, values: np.ndarray | float) -> np.ndarray:
     """`values` where `known`, NaN elsewhere."""
     spread = np.full(known.shape, np.nan)
     spread[known] = values
