@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -315,14 +316,15 @@ def test_the_commands_are_those_of_a_person(tmp_path, capsys):
     arguments = ["study", "--config", str(file), "--dir", str(directory), "--dry_run", "--seed", "1"]
     assert train.cli.main(arguments) == 0
     base = f"attnres-train fit --config {tmp_path}/size.yaml --data.curriculum.kind=off"
+    probe_options = shlex.join(shlex.split(STUDY["probe"]))  # brackets are quoted, as a shell needs it
     place = f"--seed_everything 1 --run_dir {directory}"
     assert capsys.readouterr().out.splitlines() == [
         f"{base} --model.attnres_source=cumulative {place}/cumulative-seed1",
         f"attnres-probe run {directory}/cumulative-seed1 --output {directory}/cumulative-seed1/probe/final "
-        + STUDY["probe"],
+        + probe_options,
         f"{base} --config {tmp_path}/vanilla.yaml {place}/vanilla-seed1 --ckpt_path last",
         f"attnres-probe baseline {directory}/vanilla-seed1 --output {directory}/vanilla-seed1-wrapped --num_blocks 2 "
-        + STUDY["probe"],
+        + probe_options,
     ]
     assert [path.name for path in directory.iterdir()] == ["vanilla-seed1"]
 
