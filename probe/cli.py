@@ -10,7 +10,7 @@ Options are made from the dataclasses of `probe.settings`. Bad input gives one l
 
 from __future__ import annotations
 
-import pkgutil
+import importlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -97,8 +97,10 @@ def parse(command: str, args: Sequence[str]) -> Namespace:
 def run(command: str, args: Sequence[str]) -> int:
     """What a command does is in `probe.commands`, which is imported when it is run."""
     options = parse(command, args)
+    commands = importlib.import_module("probe.commands")
+    commands.silence()
     try:
-        pkgutil.resolve_name(f"probe.commands:{command}")(options)
+        getattr(commands, command)(options)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return 0

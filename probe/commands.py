@@ -42,9 +42,6 @@ WRITERS = {
     ".csv": lambda rows, path: rows.to_csv(path, index=False),
     ".parquet": lambda rows, path: rows.to_parquet(path, index=False),
 }
-for _name in ("transformers", "huggingface_hub"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,13 @@ class Subject:
     seed: int
     step: int
     results: Path
+
+
+def silence() -> None:
+    """Leave out what transformers says of models that load as they should."""
+    for name in ("transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    disable_progress_bar()
 
 
 def run(options: Namespace) -> None:

@@ -122,7 +122,9 @@ def test_the_study_probes_as_the_demo_does():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/attnres.md"])
 def test_python_of_the_documentation_runs(make_model, make_vanilla, make_hub, tmp_path, page, monkeypatch, capsys):
-    make_model(num_hidden_layers=8, attnres_num_blocks=4).save_pretrained(tmp_path / "runs" / "mine" / "hf")
+    make_model(num_hidden_layers=8, attnres_num_blocks=4, vocab_size=256).save_pretrained(
+        tmp_path / "runs" / "mine" / "hf"
+    )
     make_vanilla(num_hidden_layers=8).save_pretrained(tmp_path / "runs" / "vanilla" / "hf")
     cache = make_hub(make_vanilla(num_hidden_layers=8), "Qwen/Qwen3-0.6B")["HF_HUB_CACHE"]
     monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)

@@ -42,6 +42,8 @@ def logged(monkeypatch) -> list[str]:
     handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger("transformers.modeling_utils")
     monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "level", logging.WARNING)  # whatever others have set for its parents
+    logger.manager._clear_cache()
     return messages
 
 

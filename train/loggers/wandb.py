@@ -133,7 +133,8 @@ class RunWandbLogger(WandbViews, WandbLogger):
         """Say so, once, if W&B was told something else before the run was resumed."""
         for name, value in metrics.items():
             kept = self.told.get(step, name)
-            if self._differs or name.startswith(TIMINGS) or not isinstance(kept, int | float):
+            are_numbers = isinstance(kept, int | float) and isinstance(value, int | float)
+            if self._differs or name.startswith(TIMINGS) or not are_numbers:
                 continue
             if abs(kept - value) > 1e-6 * abs(value):
                 self._differs = True

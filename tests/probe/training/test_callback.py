@@ -345,6 +345,7 @@ class TestSettled:
         assert "stopping at step 16 (probe.stop_when_settled)" in caplog.text
         assert "same at 3 probes in a row (older -> late attention)" in caplog.text
 
+    @pytest.mark.slow
     def test_it_is_off_by_default(self, motifs, tmp_path):
         assert len(fit(tmp_path, probes(**EVERY_4, max_probe_fraction=None), 28).seen) == 28
         summary = json.loads((tmp_path / "probe" / "summary.json").read_text())

@@ -28,7 +28,7 @@ def train_losses(folder: Path, *options: str) -> list[float]:
     ("option", "shape", "tolerance"),
     [
         ("--model.gradient_checkpointing=true", [], 1e-6),
-        ("--model.compile=true", ONE_LAYER, 1e-5),  # takes a while
+        pytest.param("--model.compile=true", ONE_LAYER, 1e-5, marks=pytest.mark.slow),
         ("--trainer.precision=bf16-mixed", [], 5e-3),
     ],
 )

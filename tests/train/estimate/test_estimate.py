@@ -143,6 +143,7 @@ def bytes_of(workload: Workload, foreach: bool = False, layers: int = 1, **optio
     return sum(memory.values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch, when it may compile
 def test_memory_grows_with_the_work_and_shrinks_with_the_options_that_save_it():
     workload = Workload(16, 16)

@@ -147,6 +147,7 @@ def tables_of(printed: str) -> str:
     return printed[printed.index("\ncondition ") : printed.index("\nwritten:")]
 
 
+@pytest.mark.slow
 def test_killed_at_several_moments_it_ends_as_if_left_alone(whole, processes, tmp_path):
     file, directory, printed = whole
     killed = tmp_path / "runs"
@@ -358,7 +359,7 @@ BAD_STUDIES = {
     "a missing file": ({"base": ["nothing.yaml"]}, ["conditions.cumulative", "nothing.yaml"]),
     "no list of options": ({"base": "size.yaml"}, ["base", "list"]),
     "an unknown key": ({"seed": [1]}, ["seed ", "seeds"]),
-    "an unknown option of the probe": ({"probe": "--familys embedding"}, ["probe", "--families"]),
+    "an unknown option of the probe": ({"probe": "--familys embedding"}, ["probe", "did you mean families?"]),
     "an unknown kind": ({"probe": "--kinds [mask]"}, ["probe", "mask_renormalise"]),
     "the probe's output": ({"probe": "--output x"}, ["probe", "--output"]),
     "an open quotation": ({"probe": "--kinds 'mask"}, ["probe", "quotation"]),

@@ -26,12 +26,14 @@ from train.study.description import load_study, sweep
 BIN = Path(sys.executable).parent
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*configs/sweep.yaml")  # which W&B leaves open
 def test_the_sweep_file_is_the_studys_grid(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert load_sweep_config("configs/sweep.yaml") == sweep(load_study(Path("configs/study.yaml")))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*configs/sweep.yaml")  # which W&B leaves open
 def test_an_agent_runs_what_the_sweep_file_says(tmp_path, monkeypatch):
     """W&B's own agent starts the command, with a run's parameters as the server sends them."""
