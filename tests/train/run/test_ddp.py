@@ -52,7 +52,7 @@ def launch(folder: Path, command: list, environment: dict[str, str] | None = Non
     programs = Path(sys.executable).parent
     known = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PATH": f"{folder}:{programs}:{os.environ['PATH']}"}
     environment = {**os.environ, **known, **(environment or {})}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
 
 

@@ -55,21 +55,28 @@ def test_accumulated_batches_are_probed_once_a_step(tmp_path, monkeypatch):
 def test_resuming_repeats_no_row(tmp_path, monkeypatch):
     """A run that is interrupted after its last checkpoint probes the steps since then again, and ends as if whole."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    options = [*PROBED, "--probe.every_n_steps=1", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
-    whole = fit(tmp_path / "whole", *options, "--trainer.max_steps=5")
+    options = [
+        *PROBED,
+        "--probe.every_n_steps=1",
+        "--probe.families=[older]",
+        "--model.warmup_steps=9",
+        "--data.curriculum.kind=off",
+    ]
+    whole = fit(tmp_path / "whole", *options, "--trainer.max_steps=4")
     with monkeypatch.context() as patch:
         patch.setattr("train.run.callbacks.RunExport.on_train_end", lambda *_: None)
         half = fit(tmp_path / "half", *options, "--trainer.max_steps=3")
     checkpoint = half / "checkpoints/last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
-    main(["fit", f"--config={half / 'config.yaml'}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=5"])
+    main(["fit", f"--config={half / 'config.yaml'}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=4"])
     for name, keys in (("effects", CELL_KEYS), ("clusters", [*CELL_KEYS, "sequence"])):
         table, expected = (pd.read_parquet(run / f"probe/{name}.parquet") for run in (half, whole))
         assert not table.duplicated(keys).any()
-        assert set(table["step"]) == set(range(6))
+        assert set(table["step"]) == set(range(5))
         pd.testing.assert_frame_equal(table.drop(columns="run"), expected.drop(columns="run"))
 
 
+@pytest.mark.slow
 def test_steps_that_loggers_know_are_probed_again_whatever_it_costs(tmp_path, monkeypatch):
     """And a resumed run goes on with the budget it had."""
     options = [*PROBED, "--probe.every_n_steps=1", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
@@ -89,6 +96,7 @@ def test_steps_that_loggers_know_are_probed_again_whatever_it_costs(tmp_path, mo
     assert not (run / "probe/dropped.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopping_when_it_was_killed_stops(tmp_path, monkeypatch):
     probe_model = probe.training.callback.probe_model
 
