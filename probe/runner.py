@@ -106,8 +106,8 @@ def measure(
     settings = ProbeSettings() if settings is None else settings
     engine = _engine(model, examples, settings, on_progress)
     result = engine.run(examples, store)
-    condition = model.config.attnres_source if condition is None else condition
-    info = RunInfo(run, condition, seed, step, examples.data_id(), examples.num_values, mean_bias(model))
+    condition_name: str = model.config.attnres_source if condition is None else condition
+    info = RunInfo(run, condition_name, seed, step, examples.data_id(), examples.num_values, mean_bias(model))
     how = (settings.num_resamples, settings.seed)
     effects, clusters = build_tables(result, info, *how)
     reader = Reader(effects, clusters, info.num_pairs, *how)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,24 +14,14 @@ from probe.vocabulary import BOTH, FINAL, PRIMARY_METRIC, SUBLAYERS, WHOLE_DEPTH
 PAIRED_ON = [key for key in CELL_KEYS if key not in ("run", "step")]
 
 
-class Probed(Protocol):
-    """What is compared: the tables of one (run, step), see `probe.files.runs.ProbedRun`."""
-
-    @property
-    def directory(self) -> Path: ...
-    @property
-    def effects(self) -> pd.DataFrame: ...
-    @property
-    def clusters(self) -> pd.DataFrame: ...
-    @property
-    def summary(self) -> Mapping[str, Any]: ...
-
-
-def compare(a: Probed, b: Probed, num_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def compare(a: Any, b: Any, num_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """B - A, cell by cell: a row for every cell and metric that both probes hold and that both could ablate.
 
     `effect_a`, `effect_b`, and the statistics of their difference (`effect_statistics`; `effect` is the difference).
     Multiplicity is controlled within each grid.
+
+    Args:
+        a, b: what has `directory`, `effects`, `clusters` and `summary` of one (run, step): `probe.files.runs.ProbedRun`.
 
     Raises:
         ValueError: the two are not of the same examples or share no cell.

@@ -114,7 +114,7 @@ def grid_statistics(
     order = "C" if sums.flags.c_contiguous else "F"  # in which numbers are added, to the last bit
     for (metric, *_), group in rows[~np.isnan(sums).any(0)].groupby(grids, sort=False):
         chosen = np.asarray(sums[:, group.index], order=order)
-        found = effect_statistics(chosen, counts, metric, num_pairs, num_resamples, seed)
+        found = effect_statistics(chosen, counts, str(metric), num_pairs, num_resamples, seed)
         table.loc[group.index] = found.to_numpy()
     return table
 

@@ -186,7 +186,7 @@ def _sign_flips(sums: np.ndarray, num_flips: int, seed: int) -> tuple[np.ndarray
     like |t|, within and across cells, and loses no digits where clusters agree.
     """
     num_clusters = len(sums)
-    known = ~np.isnan(sums).any(0) & (num_clusters > 1)
+    known = np.asarray(~np.isnan(sums).any(0) & (num_clusters > 1))
     norms = np.sqrt(num_clusters * np.square(sums[:, known]).sum(0))
     units = sums[:, known] / np.where(norms > 0, norms, 1.0)
     flips = np.random.default_rng(seed).choice((-1.0, 1.0), size=(num_flips, num_clusters))

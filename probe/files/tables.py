@@ -73,7 +73,7 @@ def drop_steps_after(directory: Path, step: int) -> list[int]:
     Those that were removed before, and have not been probed again since, are among them: a file remembers them.
     """
     record = directory / DROPPED
-    dropped = set(json.loads(record.read_text(encoding="utf-8")) if record.exists() else ())
+    dropped: set[int] = set(json.loads(record.read_text(encoding="utf-8")) if record.exists() else ())
     paths = [path for name in TABLES if (path := table_file(directory, name)).exists()]
     for path in paths:
         dropped.update(pq.read_table(path, columns=["step"])["step"].to_pylist())

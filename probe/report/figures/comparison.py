@@ -59,9 +59,10 @@ def interval(group: Sequence[DepthCells], sublayer: str, family: str, value: str
         return None
     seeds = cells[value].tolist()
     if len(seeds) == 1:
-        return Interval(*cells[[value, *ENDS[value]]].iloc[0].tolist(), [])
-    *numbers, _ = (float(of_cell[0]) for of_cell in stats.across_seeds(np.array(seeds)[:, None]))
-    return Interval(*numbers, seeds)
+        low, high = (float(cells[end].iloc[0]) for end in ENDS[value])
+        return Interval(seeds[0], low, high, [])
+    mean, low, high, _ = (float(of_cell[0]) for of_cell in stats.across_seeds(np.array(seeds)[:, None]))
+    return Interval(mean, low, high, seeds)
 
 
 @style.paper_style()

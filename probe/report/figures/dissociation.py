@@ -76,7 +76,7 @@ def _draw_panel(axes: Axes, model: DepthCells, sublayer: str) -> None:
     axes.grid(False)
     cells = model.of(sublayer)
     for family in words.present(cells.index[cells["applicable"]], words.FAMILIES):
-        row, color = cells.loc[family], words.FAMILY_COLORS[family]
+        row, color = cells.loc[[family]].to_dict("records")[0], words.FAMILY_COLORS[family]
         face = "w" if row["aliased_mass"] > MOSTLY_ALIASED * row["mass"] else color
         mass, effect = [row["mass"]], [row["effect"]]
         style.draw_intervals(axes, mass, [row["ci_low"]], [row["ci_high"]], color=color, linewidth=1)
@@ -100,7 +100,7 @@ def _name_extremes(axes: Axes, model: DepthCells, sublayer: str, is_narrow: bool
     if found["dissociated"] is not None:
         names[harmful] = "most mass and harm" if harmful == heaviest else "most harm"
     for family, name in names.items():
-        mass, effect = cells.loc[family, ["mass", "effect"]]
+        mass, effect = (float(cells[name].loc[family]) for name in ("mass", "effect"))
         # Under its point where the most harmful one, which is higher, has its name above.
         below = len(names) == 2 and name == "most mass" and effect > -words.equivalent_within(model.run.num_pairs)
         side, shift = ("left", 5) if mass < left else ("right", -5) if mass > right else ("center", 0)

@@ -55,7 +55,7 @@ def plot_emergence(
         rows, approximate = (table[table["sublayer"] == sublayer] for table in (curves, linear))
         _plot_curves(effect, mass, rows, approximate, emergence, num_pairs)
         effect.set_title(style.reads_title(sublayer))
-    _scale_rows(*panels[1:, 0], curves, linear, num_pairs)
+    _scale_rows(panels[1, 0], panels[2, 0], curves, linear, num_pairs)
     for empty in panels[0, 1:]:
         empty.set_axis_off()
     probed, thresholds = "probe accuracy (95 %)", f"plateau 1/{num_pairs}; 5 % of ln K"

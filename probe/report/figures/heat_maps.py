@@ -66,7 +66,7 @@ def plot_heat_maps(effects: pd.DataFrame, num_pairs: int, title: str = "") -> Fi
 
 def _mark_cells(axes: Axes, image: AxesImage, aliased: np.ndarray, findings: np.ndarray) -> None:
     """Each cell's number, bold for a finding, and a corner where it is aliased; or hatching."""
-    for (row, column), number in np.ndenumerate(np.ma.filled(image.get_array(), np.nan)):
+    for (row, column), number in np.ndenumerate(np.ma.asarray(image.get_array()).filled(np.nan)):
         if np.isnan(number):
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **HATCHED))
             continue

@@ -100,7 +100,7 @@ def _cells(run: PageRun) -> pd.DataFrame:
 
 def _columns(table: pd.DataFrame) -> dict[str, Any]:
     """A table as its length and columns: each a list, or one value where all rows have the same."""
-    varies = table.nunique(dropna=False) != 1
+    varies: dict[Any, bool] = dict(table.nunique(dropna=False) != 1)
     columns = {
         name: values if varies[name] or name in ("effect", "step") or len(values) == 1 else values[0]
         for name, values in table.to_dict("list").items()

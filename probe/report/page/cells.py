@@ -156,8 +156,8 @@ def _points(rows: pd.DataFrame, family: str, matters: float) -> dict[str, Any]:
     } | style.marks("y", *_interval(rows), marker)
 
 
-def _interval(rows: pd.DataFrame) -> list[pd.Series]:
-    return [rows[name] for name in ("effect", "ci_low", "ci_high")]
+def _interval(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
+    return rows["effect"], rows["ci_low"], rows["ci_high"]
 
 
 def comparison_table(runs: Sequence[PageRun]) -> pd.DataFrame:
@@ -214,6 +214,6 @@ def _short_title(shown: Shown) -> str:
 
 
 def _side_by_side(rows: pd.DataFrame, value: str, offset: float, color: str) -> dict[str, Any]:
-    interval = _interval(rows) if value == "effect" else [rows["mass"]] * 3
+    interval = _interval(rows) if value == "effect" else (rows["mass"], rows["mass"], rows["mass"])
     marks = style.marks("x", *interval, {"color": color, "symbol": rows["family"].map(style.SYMBOLS)})
     return marks | {"y": rows["family"].map(FAMILIES.index) + offset, "customdata": style.hover_data(rows)}

@@ -35,7 +35,7 @@ def accuracy_table(runs: Sequence[PageRun]) -> pd.DataFrame:
     for run in runs:
         probed, pairs = run.accuracies.reset_index(), run.logged("pairs")
         in_training = probed["stage"] == IN_TRAINING
-        probed["pairs"] = probed["step"].map(lambda step, pairs=pairs: pairs_at(pairs, step)).where(in_training)
+        probed["pairs"] = probed["step"].map(lambda step, pairs=pairs: pairs_at(pairs, float(step))).where(in_training)
         validation = run.logged("accuracy").rename_axis("step").rename("accuracy").reset_index()
         parts.append(probed.assign(run=run.name, split="probe"))
         if len(validation):
@@ -158,13 +158,13 @@ def _add_family(panel: Panel, family: str, curve: pd.DataFrame, value: str) -> N
 
 def _add_onsets(panel: Panel, motifs: pd.DataFrame, height: float) -> None:
     """Onsets of motifs with their intervals, on the line of what matters."""
-    for row in motifs[motifs["onset"].notna()].itertuples():
-        ends = f"[{row.onset_low:.0f}, {row.onset_high:.0f}]"
-        hover = f"<b>{words.FAMILY_TITLES[row.family]}</b>: motif from step %{{x}} {ends}<extra></extra>"
-        trace = go.Scatter(name=f"{row.family} onset", mode="markers", y=[height], hovertemplate=hover)
-        interval = (np.array([time]) for time in (row.onset, row.onset_low, row.onset_high))
-        cross = {"color": words.FAMILY_COLORS[row.family], "symbol": "x", "size": 9}
-        panel.add(trace.update(style.marks("x", *interval, cross | {"line": {"width": 1, "color": "white"}})))
+    for row in motifs[motifs["onset"].notna()].to_dict("records"):
+        family, ends = row["family"], f"[{row['onset_low']:.0f}, {row['onset_high']:.0f}]"
+        hover = f"<b>{words.FAMILY_TITLES[family]}</b>: motif from step %{{x}} {ends}<extra></extra>"
+        trace = go.Scatter(name=f"{family} onset", mode="markers", y=[height], hovertemplate=hover)
+        onset, low, high = (np.array([row[f"onset{end}"]]) for end in ("", "_low", "_high"))
+        cross = {"color": words.FAMILY_COLORS[family], "symbol": "x", "size": 9}
+        panel.add(trace.update(style.marks("x", onset, low, high, cross | {"line": {"width": 1, "color": "white"}})))
 
 
 def _shown_marks(rows: pd.DataFrame, value: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Panel:
         )
         figure.update_layout(self.properties, height=total + self.margin["t"] + self.margin["b"], margin=self.margin)
         for number, plot in enumerate(self.plots):
-            at = {"row": number // columns + 1, "col": number % columns + 1}
+            at: dict[str, Any] = {"row": number // columns + 1, "col": number % columns + 1}
             is_lowest = number + columns >= len(self.plots)
             figure.update_xaxes(plot.x if is_lowest else plot.x | {"title": {"text": ""}}, **at)
             figure.update_yaxes({"showticklabels": at["col"] == 1} | plot.y, **at)
