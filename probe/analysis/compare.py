@@ -21,7 +21,7 @@ def compare(a: Any, b: Any, num_resamples: int = 2000, seed: int = 0) -> pd.Data
     Multiplicity is controlled within each grid.
 
     Args:
-        a, b: what has `directory`, `effects`, `clusters` and `summary` of one (run, step): `probe.files.runs.ProbedRun`.
+        a, b: what has `directory`, `effects`, `clusters` and `summary` of one (run, step), as `ProbedRun`.
 
     Raises:
         ValueError: the two are not of the same examples or share no cell.

@@ -35,7 +35,8 @@ def accuracy_table(runs: Sequence[PageRun]) -> pd.DataFrame:
     for run in runs:
         probed, pairs = run.accuracies.reset_index(), run.logged("pairs")
         in_training = probed["stage"] == IN_TRAINING
-        probed["pairs"] = probed["step"].map(lambda step, pairs=pairs: pairs_at(pairs, float(step))).where(in_training)
+        at_each = [pairs_at(pairs, float(step)) for step in probed["step"].tolist()]
+        probed["pairs"] = pd.Series(at_each, index=probed.index, dtype=float).where(in_training)
         validation = run.logged("accuracy").rename_axis("step").rename("accuracy").reset_index()
         parts.append(probed.assign(run=run.name, split="probe"))
         if len(validation):
