@@ -450,8 +450,12 @@ def test_a_command_that_is_just_starting_is_stopped_too(tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
-    with (tmp_path / "lock").open("w") as lock, pytest.raises(KeyboardInterrupt):
-        study_runs._execute(["sleep", "60"], lock)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with (tmp_path / "lock").open("w") as lock, pytest.raises(KeyboardInterrupt):
+            study_runs._execute(["sleep", "60"], lock)
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(ProcessLookupError):
         os.kill(started[0], 0)
 
