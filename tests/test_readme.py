@@ -53,6 +53,7 @@ def test_readme_names_only_targets_and_programs_that_exist():
     assert {"make demo", "make test"} <= set(readme_commands())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quiet_wandb")
 def test_readme_commands_run(tmp_path, monkeypatch):
     """In this process: that the programs start as processes of their own is tested below."""

@@ -98,7 +98,8 @@ def test_every_kind_equals_a_naive_full_forward(make_model, source, kind):
     assert assert_equals_naive(model, cells) > 10
 
 
-@pytest.mark.parametrize("source", [pytest.param("cumulative", marks=pytest.mark.slow), "block_sum"])
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
 def test_trained_models_too(trained_model, source):
     """All kinds and all scopes on a model that has learned something."""
     model = trained_model(source)

@@ -105,7 +105,7 @@ def probed(make_model, tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("parts", [["probe"], ["probe", "final"]])
+@pytest.mark.parametrize("parts", [pytest.param(["probe"], marks=pytest.mark.slow), ["probe", "final"]])
 def test_a_report_reads_each_file_once(probed, parts, tmp_path, monkeypatch):
     run_dir = shutil.copytree(probed, tmp_path / "run")
     if "final" not in parts:

@@ -305,6 +305,7 @@ def test_report_writes_the_page(runs, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
 
 
+@pytest.mark.slow
 def test_report_on_the_folder_of_results(runs, tmp_path, capsys):
     """The folder says all that its run does; elsewhere, pairs in training are not known."""
     run = Path(shutil.copytree(runs[0], tmp_path / "run", ignore=shutil.ignore_patterns("final")))

@@ -38,7 +38,11 @@ def settings(run: Path) -> dict:
 
 
 @stem
-@pytest.mark.parametrize("condition", [None, *CONDITIONS], ids=lambda path: path.stem if path else "as it is")
+@pytest.mark.parametrize(
+    "condition",
+    [None, *(pytest.param(path, marks=pytest.mark.slow) for path in CONDITIONS)],
+    ids=lambda path: path.stem if path else "as it is",
+)
 def test_it_runs_and_comes_back_from_the_saved_configuration(config, condition, tmp_path):
     files = [f"--config={path}" for path in (config, condition) if path]
     main(["fit", *files, f"--run_dir={tmp_path / 'run'}", *SMALL])
