@@ -19,9 +19,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from attnres.files import replacing
+from probe.files import layout
 
-FOLDER = "checkpoints"
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+FOLDER, LAST, PREVIOUS = layout.CHECKPOINTS, layout.LAST_CHECKPOINT, layout.PREVIOUS_CHECKPOINT
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

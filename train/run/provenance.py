@@ -23,10 +23,11 @@ from lightning.pytorch import Trainer
 
 from attnres.files import replacing
 from attnres.versions import code_version, package_versions
+from probe.files import layout
 from probe.files.checkpoints import read_json
 from probe.training.loggers import run_logger
 
-FILE = "provenance.json"
+FILE = layout.PROVENANCE
 # Options of config.yaml that say where a run is and how it was started, not what it does.
 NOT_OF_THE_RUN = ("run_dir", "ckpt_path")
 # Anything between quotes, brackets and separators, such as a path. Blanks belong to it unless a path follows them.
