@@ -51,8 +51,8 @@ def add_compare(parser: ArgumentParser) -> None:
     parser.add_argument("a", type=Path, help="A probed run directory, or a folder with effects.parquet.")
     parser.add_argument("b", type=Path, help="Another, probed on the same examples.")
     parser.add_argument("--output", type=Path | None, help="Write all rows to this file: .json, .csv or .parquet.")
-    metric = Literal["nll", "logit_diff", "kl", "accuracy"]
-    parser.add_argument("--metric", type=metric, default="nll", help="Metric of the printed table.")
+    metric = Literal["logit_diff", "logit_diff_mean", "nll", "kl", "accuracy"]
+    parser.add_argument("--metric", type=metric, default="logit_diff", help="Metric of the printed table.")
     parser.add_argument("--num_resamples", type=int, default=2000, help="Bootstrap resamples and sign flips.")
     parser.add_argument("--seed", type=int, default=0, help="Of the resamples and flips.")
 

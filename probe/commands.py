@@ -22,6 +22,7 @@ from attnres import AttnResForCausalLM, wrap_qwen3
 from attnres.tasks import TextRecall, task_from_dict
 from probe.analysis.compare import compare as compare_runs
 from probe.analysis.compare import comparison_table
+from probe.analysis.inference import Inference
 from probe.examples.flip import recall_accuracy
 from probe.examples.prompts import TextPrompts
 from probe.examples.tasks import ProbeTask, TokenRecall
@@ -95,7 +96,8 @@ def compare(options: Namespace) -> None:
         raise ValueError(f"--output {options.output} must end in {', '.join(WRITERS)}")
     if options.num_resamples < 1 or options.seed < 0:
         raise ValueError("--num_resamples must be at least 1, and --seed must not be negative")
-    rows = compare_runs(load_run(options.a), load_run(options.b), options.num_resamples, options.seed)
+    how = Inference(num_resamples=options.num_resamples, seed=options.seed)
+    rows = compare_runs(load_run(options.a), load_run(options.b), how)
     print(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
     if options.output is not None:
         try:

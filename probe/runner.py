@@ -22,12 +22,13 @@ from probe.analysis.coalitions import coalition_cells, coalition_table
 from probe.analysis.effects import (
     RunInfo,
     build_tables,
-    clean_means,
+    describe_clean,
     first_order_agreement,
     geometry_table,
-    task_learned,
+    rounding_floor,
 )
-from probe.analysis.motifs import Reader
+from probe.analysis.inference import Inference
+from probe.analysis.motifs import Reader, read_motifs
 from probe.examples.examples import Examples
 from probe.examples.tasks import ProbeTask, as_probe_task
 from probe.files import tables as storage
@@ -107,24 +108,27 @@ def measure(
     engine = _engine(model, examples, settings, on_progress)
     result = engine.run(examples, store)
     condition_name: str = model.config.attnres_source if condition is None else condition
-    info = RunInfo(run, condition_name, seed, step, examples.data_id(), examples.num_values, mean_bias(model))
-    how = (settings.num_resamples, settings.seed)
-    effects, clusters = build_tables(result, info, *how)
-    reader = Reader(effects, clusters, info.num_pairs, *how)
-    clean = clean_means(result) | {"plateau_accuracy": 1 / info.num_pairs}
+    about = (run, condition_name, seed, step, examples.data_id(), examples.num_values)
+    info = RunInfo(*about, mean_bias(model), rounding_floor(result, model.dtype))
+    how = inference(settings)
+    effects, clusters = build_tables(result, info, how)
     summary = asdict(info) | {
         "model": describe_model(model),
-        "clean": clean | {"task_learned": task_learned(result, info.num_pairs)},
+        "clean": describe_clean(result, info),
         "flip": None,
-        "motifs": reader.motifs(),
-        "dissociation": reader.dissociation(),
+        **read_motifs(effects, clusters, how),
+        "dissociation": Reader(effects, clusters, how).dissociation(),
         "first_order": first_order_agreement(effects),
         "probe": _describe_sweep(result, settings) | {"seconds": time.perf_counter() - started},
         "versions": package_versions(),
         "code": code_version(),
         "schema_version": storage.SCHEMA_VERSION,
     }
-    return Effects(effects, clusters, geometry_table(result, info), coalition_table(result, info, *how), summary)
+    return Effects(effects, clusters, geometry_table(result, info), coalition_table(result, info, how), summary)
+
+
+def inference(settings: ProbeSettings) -> Inference:
+    return Inference(settings.matters, settings.equivalent, settings.num_resamples, settings.seed)
 
 
 def probe_model(
@@ -290,6 +294,8 @@ def _describe_sweep(result: ProbeResult, settings: ProbeSettings) -> dict[str, A
         "forward_passes": result.forward_passes,
         "forward_passes_saved": result.forward_passes_saved,
         "sweep_seconds": result.seconds,
+        "matters": settings.matters,
+        "equivalent": settings.equivalent,
         "num_resamples": settings.num_resamples,
         "seed": settings.seed,
     }

@@ -32,6 +32,8 @@ class ProbeSettings:
         flip: Also run the flip test. In training: after the last step only.
         batch_size: Sequences per clean run.
         tokens_per_pass: Most tokens of one ablated forward pass, which bounds memory. null for a default by device.
+        matters: tau, the share of the clean margin from which a cell matters.
+        equivalent: epsilon, the share of the clean margin within which a cell is equivalent to zero.
         num_resamples: Bootstrap resamples and sign flips.
         seed: Of resamples, flips, partners, draws and the flip test's changes.
 
@@ -51,6 +53,8 @@ class ProbeSettings:
     flip: bool = True
     batch_size: int = 64
     tokens_per_pass: int | None = None
+    matters: float = 0.05
+    equivalent: float = 0.01
     num_resamples: int = 2000
     seed: int = 0
 
@@ -75,6 +79,8 @@ class ProbeSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.equivalent < self.matters < 1:
+            raise ValueError(f"0 < equivalent < matters < 1 must hold, got {self.equivalent} and {self.matters}")
         if self.num_sequences == 1 and any(kind.needs == "partner" for kind in kinds):
             raise ValueError(
                 "num_sequences must be at least 2 for kinds that take another example's content or weights"

@@ -6,7 +6,6 @@ from a family of sources.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -128,10 +127,26 @@ def routes_of(rows: pd.DataFrame) -> list[Route]:
 
 # --- Kinds, metrics, positions ---------------------------------------------------------------------------------------
 
-METRICS = ("nll", "logit_diff", "kl", "accuracy")
-PRIMARY_METRIC = "nll"
-IN_NATS = ("nll", "logit_diff", "kl")
-"""Metrics to which thresholds in nats apply."""
+MARGIN, MARGIN_TO_MEAN = "logit_diff", "logit_diff_mean"
+MARGINS = (MARGIN, MARGIN_TO_MEAN)
+"""Logit of the answer less that of the clean run's strongest distractor in the context, and less their mean logit: in
+nats, and not bounded where a model is sure. Effects on them have a strength."""
+METRICS = (*MARGINS, "nll", "kl", "accuracy")
+PRIMARY_METRIC = MARGIN
+METRIC_TITLES = {
+    MARGIN: "margin",
+    MARGIN_TO_MEAN: "margin to the mean distractor",
+    "nll": "NLL",
+    "kl": "KL",
+    "accuracy": "accuracy",
+}
+
+
+def harm_sign(metric: str) -> int:
+    """What an effect is multiplied by so that positive is worse for the model."""
+    return 1 if metric in ("nll", "kl") else -1
+
+
 POSITIONS = ("all", "query")
 MASK = "mask_renormalise"
 """The primary kind of intervention."""
@@ -147,26 +162,23 @@ MASK_FIRST_ORDER = first_order_name(MASK)
 # --- Thresholds ------------------------------------------------------------------------------------------------------
 
 MATTERS = 0.05
-"""An effect matters from this fraction of ln K."""
+"""tau: a cell matters from this strength, a share of the clean margin."""
 EQUIVALENT = 0.01
-"""An effect is equivalent to zero within this fraction of ln K."""
-LEARNED = 0.5
-"""A model has learned the task when its clean NLL is below this fraction of ln K."""
+"""epsilon: a cell is equivalent to zero within this strength."""
 LEVEL = 0.05
 """Of every test."""
 APPRECIABLE_MASS = 0.05
 ENOUGH_SEQUENCES = 32
 """The fewest for which coverage was simulated (benchmarks/results/probe_statistics.json)."""
+FLOOR = 8.0
+"""Times the unit roundoff of the model's precision and the size of its logits: smaller effects are rounding."""
+SATURATED = 0.99
+"""From this accuracy, NLL, KL and accuracy hardly move until an ablation costs the whole margin."""
 
 
-def matters_from(num_pairs: int) -> float:
-    """The effect in nats from which it matters, for contexts of `num_pairs` pairs."""
-    return MATTERS * math.log(num_pairs)
-
-
-def equivalent_within(num_pairs: int) -> float:
-    """The largest effect in nats that counts as zero, for contexts of `num_pairs` pairs."""
-    return EQUIVALENT * math.log(num_pairs)
+def learned_from(num_values: int) -> float:
+    """The accuracy from which a model has learned to tell `num_values` values apart: half-way from chance to one."""
+    return (1 + 1 / num_values) / 2
 
 
 # --- Which rows of a table are which ---------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class ProbeResult:
         sites: the model's reads.
         counts: (sequences,) queries of each.
         clean: [metric] -> (sequences,) summed clean value.
+        logit_sizes: (sequences,) summed largest absolute clean logit, to which rounding is relative.
         effects: [cell index, positions] -> effects; absent where the cell is not applicable.
         routing: masses, applicability, doses and geometry of the clean run.
         spent, replaced: full forwards times sequences: that were run (a part of a forward counts as that part), and
@@ -59,6 +60,7 @@ class ProbeResult:
     sites: tuple[ReadSite, ...]
     counts: np.ndarray
     clean: dict[str, np.ndarray]
+    logit_sizes: np.ndarray
     effects: dict[tuple[int, str], SummedEffects]
     routing: Routing
     spent: float = 0.0
@@ -74,6 +76,7 @@ class ProbeResult:
             sites=first.sites,
             counts=np.concatenate([part.counts for part in parts]),
             clean={m: np.concatenate([part.clean[m] for part in parts]) for m in first.clean},
+            logit_sizes=np.concatenate([part.logit_sizes for part in parts]),
             effects={
                 key: {m: np.concatenate([part.effects[key][m] for part in parts]) for m in effects}
                 for key, effects in first.effects.items()
@@ -253,22 +256,22 @@ class Engine:
         where = {"all": batch.real, "query": queries}
         observer = Observer({p: where[p] for p in self.positions}, batch.real, queries, self._observed(context))
         effects: dict[tuple[int, str], SummedEffects] = {}
-        clean: dict[str, Tensor] = {}
         spent = 0.0
         if linear := [(i, cell) for i, cell in enumerate(self.cells) if cell.kind.first_order]:
             linearised = Linearised(self.model, batch, Observer({}, batch.real, queries, {}) if runs else observer)
-            clean, spent = linearised.run.metrics(), linearised.spent
+            clean_run, spent = linearised.run, linearised.spent
             effects |= linearised.effects(linear, contexts, self.positions)
         if runs or not linear:
             clean_batch = CleanBatch(self.model, batch, observer, keep_cache="query" in self.positions)
-            clean = clean_batch.run.metrics()
-            effects |= self._ablate(clean_batch, clean, contexts, runs)
+            clean_run = clean_batch.run
+            effects |= self._ablate(clean_batch, clean_run.metrics(), contexts, runs)
             spent += clean_batch.spent
         return ProbeResult(
             cells=self.cells,
             sites=self.sites,
             counts=starts.sum(1).cpu().numpy(),
-            clean={m: sum_by_sequence(values, starts) for m, values in clean.items()},
+            clean={m: sum_by_sequence(values, starts) for m, values in clean_run.metrics().items()},
+            logit_sizes=sum_by_sequence(clean_run.logit_sizes, starts),
             effects=effects,
             routing=observer.routing(),
             spent=spent,

@@ -20,8 +20,9 @@ from probe.ablation.grid import Cell
 from probe.ablation.interventions import Ablation, Context
 from probe.ablation.metrics import CleanRun
 from probe.examples.examples import Examples
+from probe.vocabulary import MARGINS
 
-METRICS = ("nll", "logit_diff")
+METRICS = (*MARGINS, "nll")
 """What a gradient can tell; KL has none at the clean run, accuracy none at all."""
 FORWARDS = 1 + len(METRICS)
 """Forwards' worth of work for a batch: a backward pass through activations counts as one."""

@@ -1,7 +1,7 @@
 """What an answer is worth: per-query metrics of a model's logits, computed once for clean and ablated runs alike.
 
 An answer of several tokens counts as one: its NLL and KL are sums over its tokens, it is right where all of them are,
-and its logit difference is that at the token where the distractor that comes closest in the clean run parts from it.
+and its margins are those at the token where the distractor that comes closest in the clean run parts from it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from probe.vocabulary import MARGIN, MARGIN_TO_MEAN, MARGINS
+
 
 @dataclass(frozen=True)
 class CleanRun:
@@ -19,8 +21,10 @@ class CleanRun:
     Attributes:
         log_probs, probs: (P, vocab) float32.
         answers: (P,) token ids.
-        distractors: (P,) the context value, other than the answer, with the highest clean logit; of the values that
-            part from the answer there, where it has several tokens (any token, where none does).
+        rivals: (P, K) context values other than the answer; of the values that part from the answer there, where it
+            has several tokens. The rest are below zero.
+        distractors: (P,) the rival with the highest clean logit (any token, where there is no rival).
+        sizes: (P,) the largest absolute clean logit, to which rounding is relative.
         answer_rows: (Q, A) the positions of each answer's tokens; -1 after its last.
         decisive_rows: (Q,) which of these has the smallest clean logit difference.
     """
@@ -28,7 +32,9 @@ class CleanRun:
     log_probs: Tensor
     probs: Tensor
     answers: Tensor
+    rivals: Tensor
     distractors: Tensor
+    sizes: Tensor
     answer_rows: Tensor
     decisive_rows: Tensor
 
@@ -43,20 +49,21 @@ class CleanRun:
         log_probs = _log_softmax(logits)
         if answer_rows is None:
             answer_rows = torch.arange(len(answers), device=answers.device).unsqueeze(1)
-        excluded = (candidates == answers[:, None]) | (candidates < 0)
-        candidates = candidates.clamp_min(0)
-        candidate_scores = log_probs.gather(1, candidates).masked_fill(excluded, -torch.inf)
-        distractors = candidates.gather(1, candidate_scores.argmax(1, keepdim=True)).squeeze(1)
-        margins = log_probs.gather(1, answers[:, None]).squeeze(1) - candidate_scores.amax(1)  # inf: no value parts
+        rivals = candidates.masked_fill(candidates == answers[:, None], -1)
+        scores = log_probs.gather(1, rivals.clamp_min(0)).masked_fill(rivals < 0, -torch.inf)
+        distractors = rivals.gather(1, scores.argmax(1, keepdim=True)).squeeze(1).clamp_min(0)
+        margins = log_probs.gather(1, answers[:, None]).squeeze(1) - scores.amax(1)  # inf: no value parts
         margins = margins[answer_rows].masked_fill(answer_rows < 0, torch.inf)
         decisive_rows = answer_rows.gather(1, margins.argmin(1, keepdim=True)).squeeze(1)
-        return cls(log_probs, log_probs.exp(), answers, distractors, answer_rows, decisive_rows)
+        sizes = logits.abs().amax(1).to(log_probs.dtype)
+        return cls(log_probs, log_probs.exp(), answers, rivals, distractors, sizes, answer_rows, decisive_rows)
 
     def metrics(self, logits: Tensor | None = None) -> dict[str, Tensor]:
         """Per-query metrics, each (..., Q), of runs with these `logits` (..., P, vocab); `None`: of the clean run.
 
-        nll: answer NLL in nats. logit_diff: answer minus the clean run's strongest in-context distractor.
-        kl: KL(clean || this run) in nats over the vocabulary. accuracy: whether the answer is the argmax.
+        logit_diff: the margin, answer minus the clean run's strongest in-context distractor. logit_diff_mean: answer
+        minus the mean of the in-context distractors. nll: answer NLL. kl: KL(clean || this run) over the vocabulary;
+        all in nats. accuracy: whether the answer is the argmax.
         """
         return self.by_answer(self.by_position(logits))
 
@@ -64,24 +71,32 @@ class CleanRun:
         """The same, (..., positions), of each token of an answer alone. `logits` are those of the positions `rows`."""
         clean = self.log_probs[rows]
         log_probs = clean if logits is None else _log_softmax(logits)
-        answer, distractor = (
-            log_probs.gather(-1, ids[rows].expand(log_probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-            for ids in (self.answers, self.distractors)
-        )
+        rivals = self.rivals[rows]
+
+        def of(ids: Tensor) -> Tensor:
+            """Of tokens (positions, k): (..., positions, k)."""
+            return log_probs.gather(-1, ids.expand(*log_probs.shape[:-1], ids.shape[-1]))
+
+        answer, distractor = (of(ids[rows, None]).squeeze(-1) for ids in (self.answers, self.distractors))
+        is_rival = rivals >= 0
+        mean = of(rivals.clamp_min(0)).where(is_rival, 0.0).sum(-1) / is_rival.sum(-1).clamp_min(1)
         kl = torch.linalg.vecdot(self.probs[rows], clean - log_probs)
         accuracy = (log_probs.argmax(-1) == self.answers[rows]).to(log_probs.dtype)
-        return {"nll": -answer, "logit_diff": answer - distractor, "kl": kl, "accuracy": accuracy}
+        margins = {MARGIN: answer - distractor, MARGIN_TO_MEAN: answer - mean}
+        return margins | {"nll": -answer, "kl": kl, "accuracy": accuracy}
 
     def by_answer(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Values of all positions (..., P) put together for each answer: (..., Q)."""
         is_token = self.answer_rows >= 0
-        tokens = {name: value[..., self.answer_rows] for name, value in values.items()}  # (..., Q, A)
-        return {
-            "nll": tokens["nll"].where(is_token, 0.0).sum(-1),
-            "logit_diff": values["logit_diff"][..., self.decisive_rows],
-            "kl": tokens["kl"].where(is_token, 0.0).sum(-1),
-            "accuracy": tokens["accuracy"].where(is_token, 1.0).amin(-1),
-        }
+        margins = {name: values[name][..., self.decisive_rows] for name in MARGINS}
+        nll, kl, accuracy = (values[name][..., self.answer_rows] for name in ("nll", "kl", "accuracy"))  # (..., Q, A)
+        nll, kl = (value.where(is_token, 0.0).sum(-1) for value in (nll, kl))
+        return margins | {"nll": nll, "kl": kl, "accuracy": accuracy.where(is_token, 1.0).amin(-1)}
+
+    @property
+    def logit_sizes(self) -> Tensor:
+        """(Q,) `sizes` where each answer is decided."""
+        return self.sizes[self.decisive_rows]
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

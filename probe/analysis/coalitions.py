@@ -8,8 +8,9 @@ four families all 16 values are measured, so nothing is sampled:
     interaction_fg  = sum over S without f, g of |S|! (2 - |S|)! / 3! * (v(S + f + g) - v(S + f) - v(S + g) + v(S))
                                                                                         (Grabisch and Roubens 1999)
 
-Positive interaction in NLL: the two stand in for each other (redundancy, self-repair). The Shapley values sum to the
-effect of masking everything. A family that is nowhere in the scope is worth nothing.
+The values are effects. On the margin an effect is a fall, so a negative interaction means that the two stand in for
+each other (redundancy, self-repair). The Shapley values sum to the effect of masking everything. A family that is
+nowhere in the scope is worth nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from attnres.sites import FAMILIES, ReadSite
 from probe.ablation.engine import ProbeResult
 from probe.ablation.grid import Cell, Kind, build_grid
 from probe.ablation.interventions import Coalition
-from probe.analysis.effects import RunInfo, grid_statistics
-from probe.vocabulary import COALITIONS, label
+from probe.analysis.effects import RunInfo
+from probe.analysis.inference import Inference, grid_statistics
+from probe.vocabulary import COALITIONS, MARGINS, label
 
 Terms = dict[str, dict[tuple[str, ...], float]]
 """Name of a term -> the coefficient of the value of each set of families."""
@@ -56,7 +58,7 @@ def _derivative(players: tuple[str, ...]) -> dict[tuple[str, ...], float]:
     return coefficients
 
 
-def coalition_table(result: ProbeResult, info: RunInfo, num_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def coalition_table(result: ProbeResult, info: RunInfo, how: Inference) -> pd.DataFrame:
     """A row per sublayer, scope, positions, metric and term; no rows where no coalition was run.
 
     Multiplicity is controlled over the Shapley values and interactions of all scopes, for each positions and metric.
@@ -76,8 +78,9 @@ def coalition_table(result: ProbeResult, info: RunInfo, num_resamples: int = 200
             rows.append(info.columns() | where | {"term": term})
             sums.append(sum(coefficient * values[members] for members, coefficient in coefficients.items()))
     table = pd.DataFrame(rows)
+    margins = {metric: result.clean[metric] for metric in MARGINS}
     grids = ["metric", "positions", table["term"].str.startswith("value:")]
-    found = grid_statistics(table, grids, np.array(sums).T, result.counts, info.num_pairs, num_resamples, seed)
+    found = grid_statistics(table, grids, np.array(sums).T, result.counts, margins, info.floor, how)
     return pd.concat([table, found], axis=1)
 
 

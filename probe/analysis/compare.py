@@ -8,20 +8,36 @@ import numpy as np
 import pandas as pd
 
 from attnres.sites import FAMILIES
-from probe.analysis.effects import CELL_KEYS, grid_statistics
-from probe.vocabulary import BOTH, FINAL, PRIMARY_METRIC, SUBLAYERS, WHOLE_DEPTH, is_layer, primary_rows
+from probe.analysis.effects import CELL_KEYS
+from probe.analysis.inference import Grid, Inference
+from probe.vocabulary import (
+    BOTH,
+    FINAL,
+    MARGINS,
+    METRIC_TITLES,
+    PRIMARY_METRIC,
+    SUBLAYERS,
+    WHOLE_DEPTH,
+    harm_sign,
+    is_layer,
+    primary_rows,
+)
 
 PAIRED_ON = [key for key in CELL_KEYS if key not in ("run", "step")]
+NUMBERS = ("difference", "ci_low", "ci_high", "p_value", "p_adjusted")
 
 
-def compare(a: Any, b: Any, num_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def compare(a: Any, b: Any, how: Inference = Inference()) -> pd.DataFrame:  # noqa: B008 (frozen)
     """B - A, cell by cell: a row for every cell and metric that both probes hold and that both could ablate.
 
-    `effect_a`, `effect_b`, and the statistics of their difference (`effect_statistics`; `effect` is the difference).
-    Multiplicity is controlled within each grid.
+    On the margins it is the strengths that are compared (`unit` "of margin"), as the models' logits may differ in
+    scale: each sequence's share in a strength is its linearised one (the delta method). Where a model has no strength,
+    and on the other metrics, it is the effects in the metric's own unit. `a` and `b` are what is compared, `difference`
+    with `ci_low`, `ci_high`, `p_value` and `p_adjusted` (max-t within each grid) is B - A. Differences of rounding have
+    p = 1.
 
     Args:
-        a, b: what has `directory`, `effects`, `clusters` and `summary` of one (run, step), as `ProbedRun`.
+        a, b: what has `directory`, `effects` and `clusters` of one (run, step), as `ProbedRun`.
 
     Raises:
         ValueError: the two are not of the same examples or share no cell.
@@ -38,13 +54,51 @@ def compare(a: Any, b: Any, num_resamples: int = 2000, seed: int = 0) -> pd.Data
         raise ValueError(f"{a.directory} and {b.directory} have no cell in common that both could ablate")
     counts = a.clusters.groupby("sequence")["n_queries"].first().to_numpy()
     rows = shared.to_frame(index=False)
-    grids = ["metric", "kind", "positions", rows["scope"].map(is_layer)]
-    rows = rows.iloc[np.argsort(rows.groupby(grids, sort=False).ngroup(), kind="stable")].reset_index(drop=True)
-    of_a, of_b = (table[pd.MultiIndex.from_frame(rows)].to_numpy() for table in tables)
-    grids[-1] = rows["scope"].map(is_layer)
-    found = grid_statistics(rows, grids, of_b - of_a, counts, int(a.summary["num_pairs"]), num_resamples, seed)
-    rows = rows.assign(effect_a=of_a.sum(0) / counts.sum(), effect_b=of_b.sum(0) / counts.sum())
-    return pd.concat([rows, found], axis=1).assign(n_sequences=len(counts), n_queries=int(counts.sum()))
+    floors = [float(run.effects["floor"].iloc[0]) for run in (a, b)]
+    found = []
+    for (metric, *_), cells in rows.groupby(["metric", "kind", "positions", rows["scope"].map(is_layer)], sort=False):
+        sums = [table[pd.MultiIndex.from_frame(cells)].to_numpy() for table in tables]
+        margins = [_margins(run.clusters, str(metric)) for run in (a, b)]
+        found.append(cells.assign(**_compare_grid(sums, margins, counts, str(metric), floors, how)))
+    table = pd.concat(found, ignore_index=True)
+    return table.assign(n_sequences=len(counts), n_queries=int(counts.sum()))
+
+
+def _compare_grid(
+    sums: list[np.ndarray],
+    margins: list[np.ndarray | None],
+    counts: np.ndarray,
+    metric: str,
+    floors: list[float],
+    how: Inference,
+) -> dict[str, Any]:
+    """Columns of the cells of one grid, from the summed effects (sequences, cells) of the two probes."""
+    grids = [Grid(*parts) for parts in zip(sums, (counts,) * 2, (metric,) * 2, margins, floors, strict=True)]
+    in_strengths = not any(grid.no_strength for grid in grids)
+    values, shares, rounding = [], [], 0.0
+    for grid in grids:
+        value = grid.sums.sum(0) / counts.sum()
+        share, floor = grid.sums, grid.floor
+        if in_strengths and grid.margins is not None:
+            mean, harm = grid.margins.sum() / counts.sum(), harm_sign(metric) * grid.sums
+            value = harm.sum(0) / grid.margins.sum()
+            linear = (harm - value * grid.margins[:, None]) / mean  # of the ratio, sums to zero
+            share, floor = linear + value * counts[:, None], grid.floor / mean
+        values.append(value)
+        shares.append(share)
+        rounding += 0.0 if metric == "accuracy" else floor
+    difference = Grid(shares[1] - shares[0], counts, metric, floor=rounding, how=how)
+    mean, _, *rest = difference.of_effect()
+    columns = dict(zip(NUMBERS, (mean, *rest), strict=True))
+    return {"a": values[0], "b": values[1], "unit": "of margin" if in_strengths else "of effect"} | columns
+
+
+def _margins(clusters: pd.DataFrame, metric: str) -> np.ndarray | None:
+    """(sequences,) summed clean margin; None for a metric that is none."""
+    if metric not in MARGINS:
+        return None
+    rows = clusters[clusters["metric"] == metric]
+    return rows.groupby("sequence")["summed_clean"].first().to_numpy()
 
 
 def _sums(clusters: pd.DataFrame) -> pd.DataFrame:
@@ -60,19 +114,21 @@ def comparison_table(rows: pd.DataFrame, names: tuple[str, str], metric: str = P
     """The whole-depth part of `compare` for people: the primary intervention, each family and sublayer."""
     shown = primary_rows(rows, metric)
     shown = shown[shown["scope"].isin(WHOLE_DEPTH)]
+    in_strengths = (shown["unit"] == "of margin").all()
+    what = "harm as a share of the clean margin" if in_strengths else f"effect on {METRIC_TITLES[metric]}"
     lines = [
-        f"{metric}: B - A on the same {rows['n_sequences'].iloc[0]} sequences; A = {names[0]}, B = {names[1]}",
+        f"{what}: B - A on the same {rows['n_sequences'].iloc[0]} sequences; A = {names[0]}, B = {names[1]}",
         f"{'sublayer':<10} {'family':<15} {'A':>9} {'B':>9} {'difference [95 % CI]':>32} {'p adj.':>8}",
     ]
     for sublayer in (*SUBLAYERS, BOTH, FINAL):
         for family in FAMILIES:
             row = shown[(shown["sublayer"] == sublayer) & (shown["family"] == family)]
-            lines += [_line(sublayer, family, numbers) for numbers in row.to_dict("records")]
+            lines += [_line(sublayer, family, numbers, in_strengths) for numbers in row.to_dict("records")]
     return "\n".join(lines)
 
 
-def _line(sublayer: str, family: str, row: dict[Any, Any]) -> str:
-    difference = f"{row['effect']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"
+def _line(sublayer: str, family: str, row: dict[Any, Any], in_strengths: bool) -> str:
+    form = "{:+.1%}".format if in_strengths else "{:+.4f}".format
+    difference = f"{form(row['difference'])} [{form(row['ci_low'])}, {form(row['ci_high'])}]"
     p_adjusted = "—" if np.isnan(row["p_adjusted"]) else f"{row['p_adjusted']:.4f}"
-    numbers = f"{row['effect_a']:+9.4f} {row['effect_b']:+9.4f} {difference:>32} {p_adjusted:>8}"
-    return f"{sublayer:<10} {family:<15} {numbers}"
+    return f"{sublayer:<10} {family:<15} {form(row['a']):>9} {form(row['b']):>9} {difference:>32} {p_adjusted:>8}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import spearmanr
 
 from attnres import FAMILIES, ReadSite
@@ -16,15 +17,18 @@ from probe.ablation.engine import ProbeResult
 from probe.ablation.interventions import Ablation
 from probe.ablation.observer import GEOMETRY
 from probe.analysis import stats
+from probe.analysis.inference import Inference, grid_statistics
 from probe.vocabulary import (
     ENOUGH_SEQUENCES,
-    IN_NATS,
+    FLOOR,
     LABELS,
-    LEARNED,
+    MARGIN,
+    MARGINS,
     ROUTE,
-    equivalent_within,
+    SATURATED,
     first_order_name,
     is_layer,
+    learned_from,
 )
 
 CELL_KEYS = ["run", "step", *ROUTE, "kind", "positions", "with_aliases", "metric"]
@@ -33,12 +37,13 @@ EFFECT_COLUMNS = [
     *("run", "condition", "seed", "step", "data_id", *ROUTE, "kind", "positions", "with_aliases", "metric"),
     *("mass", "mass_applicable", "aliased_mass", "mass_uniform", "mass_schedule"),
     *("dose", "weight_left_p05", "weight_left_p50"),
-    *("clean", "effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "q_value", "p_equivalent"),
+    *("clean", "effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "q_value"),
+    *("margin", "strength", "strength_low", "strength_high", "p_matters", "p_equivalent", "no_strength"),
+    *("detectable", "floor", "below_floor"),
     *("applicable", "applicable_share", "task_learned", "few_sequences"),
     *("n_reads", "n_unaliased_reads", "n_sequences", "n_queries"),
 ]
 CLUSTER_COLUMNS = [*CELL_KEYS, "sequence", "n_queries", "summed_clean", "summed_effect", "mass"]
-STATISTICS = ("effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "p_equivalent")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class RunInfo:
     Attributes:
         num_pairs: K, the values in each context.
         mean_bias: mean recency bias of the reads, which is what the routing would be without queries.
+        floor: effects in nats up to this are rounding (`rounding_floor`).
     """
 
     run: str
@@ -57,6 +63,7 @@ class RunInfo:
     data_id: str
     num_pairs: int
     mean_bias: float = 0.0
+    floor: float = 0.0
 
     def columns(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("run", "condition", "seed", "step", "data_id")}
@@ -67,61 +74,32 @@ def clean_means(result: ProbeResult) -> dict[str, float]:
     return {m: float(values.sum() / result.counts.sum()) for m, values in result.clean.items()}
 
 
-def task_learned(result: ProbeResult, num_pairs: int) -> bool:
-    """Whether clean NLL < 1/2 ln K: well below the trivial plateau."""
-    return clean_means(result)["nll"] < LEARNED * math.log(num_pairs)
+def describe_clean(result: ProbeResult, info: RunInfo) -> dict[str, Any]:
+    """For `summary.json`: clean metrics, what chance gives, and what of them can be relied on.
 
-
-def effect_statistics(
-    sums: np.ndarray, counts: np.ndarray, metric: str, num_pairs: int, num_resamples: int = 2000, seed: int = 0
-) -> pd.DataFrame:
-    """`STATISTICS` of one grid, a row per cell; multiplicity is controlled over all of them.
-
-    `p_adjusted` is the larger of two step-down max-t p-values: of sign flips, exact where effects are symmetric under
-    the null, and of the bootstrap-t, which skewed effects need (benchmarks/probe_statistics.py).
-
-    Args:
-        sums: (sequences, cells) summed effect.
-        counts: (sequences,) queries.
+    `saturated`: NLL, KL and accuracy hardly move until an ablation costs the whole margin.
     """
-    bootstrap = stats.bootstrap_t(sums, counts, num_resamples, seed)
-    low, high = bootstrap.interval()
-    nothing = np.full(sums.shape[1], np.nan)
-    # KL cannot be negative, so "its mean is zero" is no null hypothesis that could be true.
-    p_value, p_adjusted = (nothing, nothing) if metric == "kl" else stats.sign_flip_test(sums, num_resamples, seed)
-    p_adjusted = np.where(p_value < 1, np.maximum(p_adjusted, bootstrap.p_adjusted()), p_adjusted)
-    equivalent = bootstrap.p_equivalent(equivalent_within(num_pairs)) if metric in IN_NATS else nothing
-    columns = (bootstrap.mean, bootstrap.error, low, high, p_value, p_adjusted, equivalent)
-    return pd.DataFrame(dict(zip(STATISTICS, columns, strict=True)))
+    found, low = clean_means(result), accuracy_low(result)
+    found |= {"plateau_accuracy": 1 / info.num_pairs, "accuracy_low": low}
+    return found | {
+        "task_learned": low >= learned_from(info.num_pairs),
+        "saturated": found["accuracy"] >= SATURATED,
+    }
 
 
-def grid_statistics(
-    rows: pd.DataFrame,
-    grids: list[Any],
-    sums: np.ndarray,
-    counts: np.ndarray,
-    num_pairs: int,
-    num_resamples: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """`effect_statistics` of each of `rows` (numbered from 0) among those of its grid; NaN where it has no sums.
-
-    Args:
-        grids: as `groupby` takes them; the first is "metric".
-        sums: (sequences, rows) summed effect.
-    """
-    table = pd.DataFrame(np.nan, index=rows.index, columns=list(STATISTICS))
-    order = "C" if sums.flags.c_contiguous else "F"  # in which numbers are added, to the last bit
-    for (metric, *_), group in rows[~np.isnan(sums).any(0)].groupby(grids, sort=False):
-        chosen = np.asarray(sums[:, group.index], order=order)
-        found = effect_statistics(chosen, counts, str(metric), num_pairs, num_resamples, seed)
-        table.loc[group.index] = found.to_numpy()
-    return table
+def accuracy_low(result: ProbeResult) -> float:
+    """The lower end of the 95 % interval of clean accuracy (Wilson 1927), as if each sequence were a single answer,
+    which is the most that clustering can cost. (A bootstrap has no lower end where hardly a sequence errs.)"""
+    return stats.wilson_low(clean_means(result)["accuracy"], len(result.counts))
 
 
-def build_tables(
-    result: ProbeResult, info: RunInfo, num_resamples: int = 2000, seed: int = 0
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def rounding_floor(result: ProbeResult, precision: torch.dtype) -> float:
+    """The effect in nats below which a difference of two runs in this precision is rounding."""
+    unit = torch.finfo(precision).eps / 2
+    return FLOOR * unit * float(result.logit_sizes.sum() / result.counts.sum())
+
+
+def build_tables(result: ProbeResult, info: RunInfo, how: Inference) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The effects and clusters tables of one probe: a row per cell and metric, and per these and sequence."""
     num_sequences, clean = len(result.counts), clean_means(result)
     not_applicable = dict.fromkeys(result.clean, np.full(num_sequences, np.nan))
@@ -141,11 +119,14 @@ def build_tables(
             masses.append(mass_by_sequence)
     table, by_sequence = pd.DataFrame(rows), np.stack(sums, axis=1)
     grids = ["metric", "positions", "kind", table["scope"].map(is_layer)]
-    statistics = grid_statistics(table, grids, by_sequence, result.counts, info.num_pairs, num_resamples, seed)
+    margins = {metric: result.clean[metric] for metric in MARGINS}
+    statistics = grid_statistics(table, grids, by_sequence, result.counts, margins, info.floor, how)
     table = pd.concat([table, statistics], axis=1).assign(
         **info.columns(),
-        task_learned=task_learned(result, info.num_pairs),
+        task_learned=accuracy_low(result) >= learned_from(info.num_pairs),
         q_value=math.nan,
+        margin=table["metric"].map(lambda metric: clean[metric if metric in MARGINS else MARGIN]),
+        floor=info.floor,
         n_sequences=num_sequences,
         n_queries=int(result.counts.sum()),
         few_sequences=num_sequences < ENOUGH_SEQUENCES,
@@ -224,13 +205,14 @@ def geometry_table(result: ProbeResult, info: RunInfo) -> pd.DataFrame:
 def first_order_agreement(effects: pd.DataFrame) -> list[dict[str, Any]]:
     """How well first-order effects agree with the exact ones, over the cells that have both; empty without them.
 
-    By kind, positions, metric and grid: Spearman's rank correlation, and the number of cells it rests on.
+    Cells whose exact effect is rounding are left out. By kind, positions, metric and grid: Spearman's rank correlation,
+    and the number of cells it rests on.
     """
     exact_kinds = {first_order_name(kind): kind for kind in Ablation.known}
     linear = effects.assign(kind=effects["kind"].map(exact_kinds)).dropna(subset="kind")
     keys = [*ROUTE, "kind", "positions", "with_aliases", "metric"]
     pairs = linear.merge(effects, on=keys, suffixes=("_linear", "_exact"))
-    pairs = pairs[pairs["applicable_linear"] & pairs["applicable_exact"]]
+    pairs = pairs[pairs["applicable_linear"] & pairs["applicable_exact"] & ~pairs["below_floor_exact"]]
     pairs = pairs.assign(grid=np.where(pairs["scope"].map(is_layer).astype(bool), "layers", "regions"))
     keys, agreements = ["kind", "positions", "metric", "grid"], []
     for key, cells in pairs.groupby(keys, sort=False):

@@ -1,8 +1,8 @@
 """When motifs emerge: onset and half-rise of every route through a region, from the tables of a run's probes.
 
 1. Take the exact effects (first-order points are a curve of their own) at the steps that can be compared.
-2. At each step, ask which routes are motifs (`Reader.motifs`), and the same of resampled sequences
-   (`resampled_criterion`): one bootstrap for all steps and curves.
+2. At each step, ask which routes are motifs (`Harm.holds`), and the same of resampled sequences: one bootstrap for all
+   steps and curves. The margin to the mean distractor is asked, too.
 3. Find when each route became a motif, and when effect, mass and accuracy made half of their change.
 4. Set these times against each other. Intervals of times and lags are percentiles over the resamples; those of lags
    are also as wide as the probes are apart.
@@ -20,8 +20,19 @@ import pandas as pd
 
 from attnres.sites import REGIONS, SUBLAYERS
 from probe.analysis import onsets, stats
-from probe.analysis.motifs import Reader, resampled_criterion
-from probe.vocabulary import ROUTE, STUDY_MOTIFS, Route, primary_rows, routes_of, wide
+from probe.analysis.inference import Inference
+from probe.analysis.motifs import Harm, Reader
+from probe.vocabulary import (
+    MARGIN,
+    MARGIN_TO_MEAN,
+    ROUTE,
+    STUDY_MOTIFS,
+    Route,
+    harm_sign,
+    primary_rows,
+    routes_of,
+    wide,
+)
 
 HALVES = ("effect_half", "mass_half", "accuracy_half")
 LAGS = {
@@ -32,6 +43,7 @@ LAGS = {
     "mass_accuracy": ("mass_half", "accuracy_half"),
 }
 """Name -> how much later the first of the two times is than the second."""
+MARGIN_ENDS = ("margin_low", "margin_high")
 OVER_SEEDS = ("onset", *HALVES)
 SPREAD = {"median": "median", "smallest": "min", "largest": "max"}
 """What is said of the times of several seeds, and how pandas calls it."""
@@ -43,9 +55,12 @@ class Emergence:
 
     Attributes:
         table: a row per route through a region that could be ablated, see `find_emergence`.
-        curves: a row per step and route of a wide scope: `effect` with `ci_low` and `ci_high` (nats), `mass` with
-            `mass_low` and `mass_high`, `applicable`, and whether the motif's criterion `holds` at that step.
-        accuracy: a row per step: `accuracy` on the probe split with `low` and `high`, `pairs` in training.
+        curves: a row per step and route of a wide scope: `harm` (the fall of the margin, nats) with `harm_low` and
+            `harm_high`; `harm_of_final`, as a share of the final margin, which exists at every step; `strength` with
+            `strength_low` and `strength_high`, `no_strength` (why there is none), `detectable`, `mass` with `mass_low`
+            and `mass_high`, `applicable`, and whether the motif's criterion `holds` at that step.
+        accuracy: a row per step: `accuracy` on the probe split with `low` and `high`, clean `margin` with `margin_low`
+            and `margin_high`, `pairs` in training.
         left_out: steps that take no part: probed on other sequences than the last one, or not in all regions.
     """
 
@@ -70,10 +85,8 @@ class Emergence:
 def find_emergence(
     effects: pd.DataFrame,
     clusters: pd.DataFrame,
-    num_pairs: int,
     pairs: pd.Series | None = None,
-    num_resamples: int = 2000,
-    seed: int = 0,
+    how: Inference = Inference(),  # noqa: B008 (frozen)
     regions: Collection[str] = REGIONS,
 ) -> Emergence | None:
     """Find when motifs emerge in the tables of one run, probed at several steps.
@@ -85,8 +98,11 @@ def find_emergence(
 
     - `motif`: the study's name, or "".
     - `status`: "emerged" (it has an onset), "transient" (it held at some probe, not to the end), "never".
-    - `onset`: the first probe from which the motif holds at every later one, at least two of them. `onset_low` and
-      `onset_high` are the interval over the resamples that have one, and `p_onset` is the share of resamples that do.
+    - `onset`: the first probe at which the motif holds, and from which it holds at every later one, at least two, but
+      for one miss. `onset_low` and `onset_high` are the interval over the resamples that have one, and `p_onset` is the
+      share of resamples that do. `onset_to_mean` is the onset on the margin to the mean distractor, and
+      `margins_agree` says that both margins have one, at most a probe apart, or neither.
+    - `peak`: the largest harm as a share of the final margin, and `peak_step`; `final`: that of the last probe.
     - `first_held` (with `_low` and `_high`, as the onset's), `last_held`, `n_held` of `n_probes`: where it holds.
     - `pairs`, `accuracy`: at the onset, or at `first_held`; `effect_half_pairs`, `mass_half_pairs`,
       `accuracy_half_pairs`: pairs at the half-rises.
@@ -96,7 +112,6 @@ def find_emergence(
       (each with `_low` and `_high`): how much later the first is than the second (`onsets.lag`).
 
     Args:
-        num_pairs: K.
         pairs: pairs in training by step, where logged.
         regions: those that the model has. A motif is of one region as against all others.
     """
@@ -109,10 +124,11 @@ def find_emergence(
     left_out = tuple(sorted(int(step) for step in set(rows["step"]) - steps))
     rows = rows[rows["step"].isin(steps)]
     clusters = clusters[clusters["run"].isin(rows["run"]) & clusters["step"].isin(steps)]
-    finder = _Finder(rows, clusters, num_pairs, pairs, (num_resamples, seed))
+    other = wide(primary_rows(effects, MARGIN_TO_MEAN))
+    finder = _Finder(rows, other[other["run"].isin(rows["run"]) & other["step"].isin(steps)], clusters, pairs, how)
     if not finder.routes:
         return None
-    holds = finder.holds()
+    holds = finder.holds(MARGIN)
     return Emergence(finder.table(holds), finder.curves(holds), finder.accuracy(), left_out)
 
 
@@ -134,13 +150,14 @@ class _Finder:
         grid: the routes that all probes have and that could be ablated at some; they share the multiplicity control.
         routes: those of them that can be motifs.
         answered: (n, S) right answers of each sequence; NaN where accuracy was not probed.
+        margins: (n, S) summed clean margin.
     """
 
     effects: pd.DataFrame
+    effects_to_mean: pd.DataFrame  # on the other margin
     clusters: pd.DataFrame
-    num_pairs: int
     pairs: pd.Series | None
-    resampling: tuple[int, int]  # number and seed
+    how: Inference
 
     def __post_init__(self) -> None:
         self.steps = np.sort(self.effects["step"].unique())
@@ -150,11 +167,14 @@ class _Finder:
         self.routes = [route for route in self.grid if route.sublayer in SUBLAYERS and route.scope in REGIONS]
         rows, correct = primary_rows(self.clusters), primary_rows(self.clusters, metric="accuracy")
         self.counts = rows.groupby("sequence")["n_queries"].first().to_numpy()
-        self.sequences = rows.pivot(index="sequence", columns=["step", *ROUTE], values=["summed_effect", "mass"])
+        rows = rows.assign(harm=harm_sign(MARGIN) * rows["summed_effect"])
+        self.sequences = rows.pivot(index="sequence", columns=["step", *ROUTE], values=["harm", "mass"])
+        margins = rows.groupby(["sequence", "step"])["summed_clean"].first().unstack()
+        self.margins = margins[self.steps].to_numpy(float)
         correct = correct.groupby(["sequence", "step"])["summed_clean"].first().unstack()
         self.answered = correct.reindex(index=self.sequences.index, columns=self.steps).to_numpy(float)
         # (R, n) how often each sequence is drawn: the one bootstrap of all intervals.
-        self.weights = stats.resample_weights(len(self.counts), *self.resampling)
+        self.weights = stats.resample_weights(len(self.counts), *self.how.resampling)
 
     def by_sequence(self, column: str, routes: Sequence[Route]) -> np.ndarray:
         """(n, C, S) `column` of the clusters of `routes`."""
@@ -162,23 +182,23 @@ class _Finder:
         values = np.array(self.sequences[places], dtype=float, order="C")
         return values.reshape(len(values), len(routes), len(self.steps))
 
-    def holds(self) -> np.ndarray:
+    def holds(self, metric: str) -> np.ndarray:
         """(C, S) whether the causal probe finds the motif at a step."""
-        effects, clusters = (dict(list(table.groupby("step"))) for table in (self.effects, self.clusters))
-        readers = [Reader(effects[step], clusters[step], self.num_pairs, *self.resampling) for step in self.steps]
-        found = [set(map(Route.of, reader.motifs())) for reader in readers]
+        tables = self.effects if metric == MARGIN else self.effects_to_mean, self.clusters
+        effects, clusters = (dict(list(table.groupby("step"))) for table in tables)
+        found = [set(Reader(effects[s], clusters[s], self.how, metric).motif_routes()) for s in self.steps]
         return np.array([[route in motifs for motifs in found] for route in self.routes])
 
     def resampled_holds(self) -> np.ndarray:
-        """(R, C, S) the same criterion on resampled effects, with the critical values of the sample."""
-        sums = self.by_sequence("summed_effect", self.grid)
+        """(R, C, S) the same criterion on resampled sequences."""
+        sums = self.by_sequence("harm", self.grid)
         n_reads = self.effects.pivot(index="step", columns=ROUTE, values="n_reads")[[r.key for r in self.grid]]
         chosen = [self.grid.index(route) for route in self.routes]
         found = []
         for place, step in enumerate(self.steps):
-            reads = n_reads.loc[step].to_numpy(float)
-            of_step = np.ascontiguousarray(sums[..., place]), self.counts, self.grid, reads, self.num_pairs
-            found.append(resampled_criterion(*of_step, self.weights, *self.resampling)[:, chosen])
+            of_step = np.ascontiguousarray(sums[..., place]), self.margins[:, place], self.counts
+            harm = Harm(self.grid, *of_step, n_reads.loc[step].to_numpy(float))
+            found.append(harm.holds(self.weights, self.how)[:, chosen])
         return np.stack(found, axis=-1)
 
     def _resample(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -197,7 +217,7 @@ class _Finder:
     def table(self, holds: np.ndarray) -> pd.DataFrame:
         """`Emergence.table`, from whether each route is a motif at each step (C, S)."""
         resampled = self.resampled_holds()
-        effects, masses = (self.by_sequence(column, self.routes) for column in ("summed_effect", "mass"))
+        effects, masses = (self.by_sequence(column, self.routes) for column in ("harm", "mass"))
         times = {  # in the sample, (C,), and in each resample, (R, C)
             "onset": (onsets.first_lasting(holds), onsets.first_lasting(resampled)),
             "first_held": (onsets.first(holds), onsets.first(resampled)),
@@ -219,6 +239,13 @@ class _Finder:
             "accuracy": self.accuracy().set_index("step")["accuracy"].reindex(start).to_numpy(),
         }
         columns |= {f"{name}_pairs": self._pairs(found[name]) for name in HALVES} | found
+        to_mean = onsets.first_lasting(self.holds(MARGIN_TO_MEAN))
+        columns["onset_to_mean"] = onsets.at_steps(to_mean, self.steps)
+        apart = np.abs(to_mean - times["onset"][0])
+        columns["margins_agree"] = np.isnan(to_mean) == np.isnan(times["onset"][0])
+        columns["margins_agree"] &= ~(apart > 1)
+        of_final = effects.sum(0) / self.margins[:, -1].sum()
+        columns |= {"peak": of_final.max(1), "peak_step": self.steps[of_final.argmax(1)], "final": of_final[:, -1]}
         columns["effect_change"] = onsets.change(effects.sum(0) / self.counts.sum())
         columns["mass_change"] = onsets.change(masses.mean(0))
         about = self.effects[["run", "condition", "seed"]].iloc[[0] * len(self.routes)].reset_index(drop=True)
@@ -243,19 +270,26 @@ class _Finder:
         return [pairs_at(self.pairs, step) for step in steps]
 
     def curves(self, holds: np.ndarray) -> pd.DataFrame:
-        columns = ["step", *ROUTE, "effect", "ci_low", "ci_high", "mass", "applicable"]
-        curves = self.effects[columns].reset_index(drop=True)
+        strengths = ["strength", "strength_low", "strength_high", "no_strength", "detectable"]
+        curves = self.effects[["step", *ROUTE, *strengths, "mass", "applicable"]].reset_index(drop=True)
+        sign, final = harm_sign(MARGIN), self.margins[:, -1].sum() / self.counts.sum()
+        harm = sign * self.effects[["effect", "ci_low", "ci_high"]].to_numpy(float)
+        harm[:, 1:] = np.sort(harm[:, 1:], axis=1)
         places = list(curves[["step", *ROUTE]].itertuples(index=False, name=None))
         masses = self._resample(self.sequences["mass"][places].to_numpy(float), np.ones(len(self.counts)))
         low, high = onsets.percentiles(masses)
         found = {(self.steps[s], *self.routes[c].key) for c, s in np.argwhere(holds)}
-        return curves.assign(mass_low=low, mass_high=high, holds=[place in found for place in places])
+        columns = dict(zip(("harm", "harm_low", "harm_high"), harm.T, strict=True))
+        columns["harm_of_final"] = harm[:, 0] / final if final > 0 else math.nan
+        held = [place in found for place in places]
+        return curves.assign(**columns, mass_low=low, mass_high=high, holds=held)
 
     def accuracy(self) -> pd.DataFrame:
-        mean = self.answered.sum(0) / self.counts.sum()
-        low, high = onsets.percentiles(self._resample(self.answered, self.counts))
-        table = pd.DataFrame({"step": self.steps, "accuracy": mean, "low": low, "high": high})
-        return table.assign(pairs=self._pairs(self.steps))
+        columns: dict[str, Any] = {"step": self.steps}
+        for name, ends, sums in (("accuracy", ("low", "high"), self.answered), ("margin", MARGIN_ENDS, self.margins)):
+            columns[name] = sums.sum(0) / self.counts.sum()
+            columns |= dict(zip(ends, onsets.percentiles(self._resample(sums, self.counts)), strict=True))
+        return pd.DataFrame(columns).assign(pairs=self._pairs(self.steps))
 
 
 def pairs_at(pairs: pd.Series | None, step: float) -> float:

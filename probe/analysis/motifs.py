@@ -1,12 +1,13 @@
 """Reading a table: where mass and effect part ways (dissociation), and localised roles (motifs).
 
-Both rest on the primary intervention (`mask_renormalise` at all positions, no aliases) and on harm in NLL.
+Both rest on the primary intervention (`mask_renormalise` at all positions, no aliases) and on harm, the fall of the
+margin.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import permutations
 from typing import Any
 
@@ -15,36 +16,102 @@ import pandas as pd
 
 from attnres.sites import REGIONS
 from probe.analysis import stats
+from probe.analysis.inference import Inference
 from probe.vocabulary import (
     ALL,
     APPRECIABLE_MASS,
     FINAL,
     LEVEL,
+    MARGIN,
+    MARGIN_TO_MEAN,
+    SUBLAYERS,
     Route,
-    by_region,
-    matters_from,
+    harm_sign,
     primary_rows,
+    routes_of,
     whole_depth,
+    wide,
 )
 
-EFFECT = ["effect", "ci_low", "ci_high", "p_adjusted"]
-DISSOCIATION_COLUMNS = ["mass", "aliased_mass", "mass_uniform", "mass_schedule", *EFFECT]
-MOTIF_COLUMNS = [*EFFECT, "mass", "aliased_mass", "dose", "per_read"]
+STRENGTH = ["strength", "strength_low", "strength_high", "p_matters"]
+DISSOCIATION_COLUMNS = ["mass", "aliased_mass", "mass_uniform", "mass_schedule", *STRENGTH, "effect", "p_adjusted"]
+MOTIF_COLUMNS = [*STRENGTH, "effect", "mass", "aliased_mass", "dose"]
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What the criterion of a motif is computed from: n sequences, C routes of one grid.
+
+    Args:
+        routes: those whose scope is no region are there for the multiplicity control.
+        sums: (n, C) summed harm; NaN where the family could not be ablated.
+        margins: (n,) summed clean margin.
+        counts: (n,) queries.
+        n_reads: (C,) reads that each rests on.
+    """
+
+    routes: Sequence[Route]
+    sums: np.ndarray
+    margins: np.ndarray
+    counts: np.ndarray
+    n_reads: np.ndarray
+
+    def holds(self, weights: np.ndarray, how: Inference) -> np.ndarray:
+        """(resamples, C) whether each route is a motif in each resample of the sequences:
+
+        1. the clean margin is clear of zero;
+        2. harm - tau * margin is above zero (max-t over the grid, two-sided, 5 %);
+        3. harm per read is larger than in every other region of the sublayer where the family can be ablated
+           (one-sided bootstrap-t of the paired difference, 5 % each: an intersection-union test).
+
+        Resampled contrasts are held against the sample's critical values, of studentised statistics, which hardly
+        depend on the effects.
+
+        Args:
+            weights: (resamples, n) how often each sequence is drawn; all ones for the sample itself.
+        """
+        known = ~np.isnan(self.sums.sum(0))
+        in_region = [i for i, route in enumerate(self.routes) if known[i] and route.scope in REGIONS]
+        pairs = [(i, j) for i, j in permutations(in_region, 2) if self._rival(i, j)]
+        one, other = np.array(pairs, dtype=int).reshape(-1, 2).T
+        above = self.sums - how.matters * self.margins[:, None]
+        holds = self._above(above, weights, how, grid=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            flips = np.abs(weights @ above) / np.sqrt(len(above) * (weights @ np.square(above)))
+        holds &= flips > stats.sign_flip_critical(above, LEVEL, *how.resampling)
+        per_read = self.sums / self.n_reads
+        larger = self._above(per_read[:, one] - per_read[:, other], weights, how, grid=False)
+        np.logical_and.at(holds.T, one, larger.T)
+        return holds & self._above(self.margins[:, None], weights, how, grid=False)
+
+    def _rival(self, i: int, j: int) -> bool:
+        """Whether two routes are of one family and sublayer."""
+        one, other = self.routes[i], self.routes[j]
+        return (one.sublayer, one.family) == (other.sublayer, other.family)
+
+    def _above(self, sums: np.ndarray, weights: np.ndarray, how: Inference, grid: bool) -> np.ndarray:
+        """(resamples, columns) whether the mean of `sums` (n, columns) is above zero."""
+        means, errors = stats.resampled_means(sums, self.counts, weights)
+        critical = stats.bootstrap_t(sums, self.counts, *how.resampling).critical(LEVEL, grid)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return means / errors > critical
 
 
 @dataclass
 class Reader:
-    """Reads the primary rows of one (run, step), given its tables and K, `num_pairs`."""
+    """Reads the primary rows of one (run, step), given its tables.
+
+    Args:
+        metric: one of the two margins.
+    """
 
     effects: pd.DataFrame
     clusters: pd.DataFrame
-    num_pairs: int
-    num_resamples: int = 2000
-    seed: int = 0
+    how: Inference = field(default_factory=Inference)
+    metric: str = MARGIN
 
     def __post_init__(self) -> None:
-        self.effects, self.clusters = primary_rows(self.effects), primary_rows(self.clusters)
-        self.matters_from = matters_from(self.num_pairs)
+        self.effects, self.clusters = (primary_rows(table, self.metric) for table in (self.effects, self.clusters))
 
     def by_sequence(self, column: str, sublayer: str) -> pd.DataFrame:
         """(sequences, (scope, family)) `column` of the clusters of a sublayer."""
@@ -55,13 +122,13 @@ class Reader:
         """Per sublayer, over the whole depth: the ranking of mass against that of harm.
 
         - `heaviest`, `most_harmful`: the families.
-        - `dissociated`: whether they differ; None where no family's harm matters (5 % of ln K, significant after
-          adjustment), because a ranking of effects that do not matter is noise.
+        - `dissociated`: whether they differ; None where no family matters, because a ranking of effects that do not
+          matter is noise.
         - `p_heaviest_is_most_harmful`: the share of cluster-bootstrap resamples in which one family has both the most
           mass and the most harm.
-        - `mass_without_role`: families of mass 0.05 or more whose effect is equivalent to zero (TOST at 1 % of ln K,
-          Holm over all families and sublayers), each with the aliased share of its mass: an aliased family has no
-          effect by construction.
+        - `not_necessary`: families of mass 0.05 or more whose harm is equivalent to zero (TOST at epsilon, Holm over
+          all families and sublayers), each with the aliased share of its mass: an aliased family has no effect by
+          construction.
         """
         rows = whole_depth(self.effects[self.effects["applicable"]])
         rows = rows.assign(p_equivalent_adjusted=stats.holm(rows["p_equivalent"].to_numpy()))
@@ -71,109 +138,84 @@ class Reader:
         }
 
     def _dissociation(self, sublayer: str, families: pd.DataFrame) -> dict[str, Any]:
-        heaviest, most_harmful = str(families["mass"].idxmax()), str(families["effect"].idxmax())
+        harm = harm_sign(self.metric) * families["effect"]
+        heaviest, most_harmful = str(families["mass"].idxmax()), str(harm.idxmax())
         largest = families.loc[most_harmful]
-        matters = bool(largest["p_adjusted"] <= LEVEL and largest["effect"] >= self.matters_from)
         columns = [(FINAL if sublayer == FINAL else ALL, family) for family in families.index]
         sums, masses = (self.by_sequence(c, sublayer)[columns].to_numpy() for c in ("summed_effect", "mass"))
-        weights = stats.resample_weights(len(sums), self.num_resamples, self.seed)
-        agree = ((weights @ sums).argmax(1) == (weights @ masses).argmax(1)).mean()  # counts divide all alike
+        weights = stats.resample_weights(len(sums), *self.how.resampling)
+        most = (weights @ (harm_sign(self.metric) * sums)).argmax(1)  # counts divide all alike
+        agree = (most == (weights @ masses).argmax(1)).mean()
         idle = families[(families["mass"] >= APPRECIABLE_MASS) & (families["p_equivalent_adjusted"] <= LEVEL)]
         idle = idle[["mass", "aliased_mass", "p_equivalent_adjusted"]].astype(float)
         found: dict[str, Any] = {
             "heaviest": heaviest,
             "most_harmful": most_harmful,
-            "dissociated": heaviest != most_harmful if matters else None,
+            "dissociated": heaviest != most_harmful if largest["p_matters"] <= LEVEL else None,
             "p_heaviest_is_most_harmful": float(agree),
-            "matters_from": self.matters_from,
             "task_learned": bool(largest["task_learned"]),
-            "mass_without_role": idle.reset_index().to_dict("records"),
+            "not_necessary": idle.reset_index().to_dict("records"),
         }
         return found | {name: families[name].to_dict() for name in DISSOCIATION_COLUMNS}
 
+    def harm(self) -> Harm | None:
+        """The grid of wide scopes; None without any route that could be ablated."""
+        rows = wide(self.effects[self.effects["applicable"]])
+        if rows.empty:
+            return None
+        table = wide(self.clusters).pivot(index="sequence", columns=["sublayer", "scope", "family"])
+        routes = routes_of(rows)
+        sums = harm_sign(self.metric) * table["summed_effect"][[route.key for route in routes]].to_numpy()
+        margins, counts = (table[name].iloc[:, 0].to_numpy() for name in ("summed_clean", "n_queries"))
+        return Harm(routes, np.ascontiguousarray(sums), margins, counts, rows["n_reads"].to_numpy(float))
+
+    def motif_routes(self) -> list[Route]:
+        """Localised roles: routes through a region that meet the criterion of `Harm.holds`."""
+        harm = self.harm()
+        if harm is None:
+            return []
+        holds = harm.holds(np.ones((1, len(harm.counts))), self.how)[0]
+        return [
+            route
+            for route, held in zip(harm.routes, holds, strict=True)
+            if held and route.scope in REGIONS and route.sublayer in SUBLAYERS
+        ]
+
     def motifs(self) -> list[dict[str, Any]]:
-        """Localised roles: routes (of a sublayer, in a region, from a family) with
+        """`motif_routes` with what they rest on.
 
-        - harm that is significant after adjustment (max-t over the grid of regions, 5 %),
-        - harm per read of at least 5 % of ln K,
-        - and more harm per read than in every other region where the family can be ablated (one-sided bootstrap-t of
-          the paired difference, 5 % each: an intersection-union test).
-
-        `only_region` marks a family that exists in one region alone, for which the last condition is empty.
+        `only_region` marks a family that exists in one region alone, where "more than elsewhere" is empty.
         """
-        rows = by_region(self.effects[self.effects["applicable"]])
-        rows = rows.assign(per_read=rows["effect"] / rows["n_reads"])
+        rows = self.effects[self.effects["applicable"]].set_index(["sublayer", "scope", "family"])
         found = []
-        for (sublayer, family), regions in rows.groupby(["sublayer", "family"], sort=False):
-            regions = regions.set_index("scope")
-            # No other region can have significantly more than the rest.
-            route = Route(str(sublayer), str(regions["per_read"].idxmax()), str(family))
-            row: dict[Any, Any] = regions.loc[route.scope].to_dict()
-            if row["p_adjusted"] > LEVEL or row["per_read"] < self.matters_from:
-                continue
-            p_larger = self._p_larger(route, regions["n_reads"])
-            if p_larger is None or p_larger <= LEVEL:
-                motif: dict[str, Any] = asdict(route) | {name: float(row[name]) for name in MOTIF_COLUMNS}
-                motif |= {"p_larger_than_elsewhere": p_larger, "only_region": p_larger is None}
-                motif |= {name: int(row[name]) for name in ("n_reads", "n_unaliased_reads")}
-                found.append(motif | {"task_learned": bool(row["task_learned"])})
+        for route in self.motif_routes():
+            row = rows.loc[route.key]
+            others = [r for r in REGIONS if r != route.scope and (route.sublayer, r, route.family) in rows.index]
+            motif: dict[str, Any] = asdict(route) | {name: float(row[name]) for name in MOTIF_COLUMNS}
+            motif |= {"only_region": not others, "task_learned": bool(row["task_learned"])}
+            found.append(motif | {name: int(row[name]) for name in ("n_reads", "n_unaliased_reads")})
         return found
 
-    def _p_larger(self, route: Route, n_reads: pd.Series) -> float | None:
-        """Largest p-value of "no more harm per read than in this other region"; None where there is no other."""
-        others = [region for region in n_reads.index if region != route.scope]
-        if not others:
-            return None
-        sums, counts = (self.by_sequence(c, route.sublayer) for c in ("summed_effect", "n_queries"))
-        per_read = {region: sums[region, route.family].to_numpy() / n_reads[region] for region in n_reads.index}
-        gaps = np.stack([per_read[route.scope] - per_read[region] for region in others], axis=1)
-        counts = counts[route.scope, route.family].to_numpy()
-        return float(stats.bootstrap_t(gaps, counts, self.num_resamples, self.seed).p_above(0.0).max())
 
+def read_motifs(effects: pd.DataFrame, clusters: pd.DataFrame, how: Inference) -> dict[str, list[dict[str, Any]]]:
+    """The motifs of one (run, step) and how sure they are, for `summary.json`.
 
-def resampled_criterion(
-    sums: np.ndarray,
-    counts: np.ndarray,
-    routes: Sequence[Route],
-    n_reads: np.ndarray,
-    num_pairs: int,
-    weights: np.ndarray,
-    num_resamples: int = 2000,
-    seed: int = 0,
-) -> np.ndarray:
-    """(resamples, routes) whether each route of a probe's grid is a motif in each resample of its sequences.
-
-    The criterion of `Reader.motifs`, applied to the resampled effects with the sample's critical values
-    (of studentised statistics, which hardly depend on the effects).
-
-    Args:
-        sums: (sequences, routes) summed effects; NaN where the family could not be ablated.
-        counts: (sequences,) queries.
-        routes: those whose scope is no region are there for the multiplicity control.
-        n_reads: (routes,) reads that each rests on.
-        weights: (resamples, sequences) how often each sequence is drawn.
-        num_resamples, seed: of the statistics that the critical values are from.
+    - `motifs`: those on the margin, each with `at_twice_tau` (whether it is one with that threshold) and
+      `on_both_margins` (whether the margin to the mean distractor gives it, too).
+    - `motifs_at_half_tau`: the routes that are motifs with half the threshold only.
+    - `motifs_to_mean_only`: the routes that are motifs on the margin to the mean distractor only.
     """
-
-    def harm(sums: np.ndarray, grid: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Means of each resample, and whether they are harm."""
-        means, errors = stats.resampled_means(sums, counts, weights)
-        critical = stats.bootstrap_t(sums, counts, num_resamples, seed).critical(LEVEL, grid)
-        return means, means / errors > critical
-
-    known = ~np.isnan(sums.sum(0))
-    in_region = [i for i, route in enumerate(routes) if known[i] and route.scope in REGIONS]
-    pairs = [  # of a family's regions in one sublayer
-        (i, j)
-        for i, j in permutations(in_region, 2)
-        if (routes[i].sublayer, routes[i].family) == (routes[j].sublayer, routes[j].family)
-    ]
-    one, other = np.array(pairs, dtype=int).reshape(-1, 2).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means, holds = harm(sums, grid=True)
-        flips = np.abs(weights @ sums) / np.sqrt(len(sums) * (weights @ np.square(sums)))
-        larger = harm(sums[:, one] / n_reads[one] - sums[:, other] / n_reads[other], grid=False)[1]
-    holds &= flips > stats.sign_flip_critical(sums, LEVEL, num_resamples, seed)
-    holds &= means >= matters_from(num_pairs) * n_reads
-    np.logical_and.at(holds.T, one, larger.T)
-    return holds
+    reader = Reader(effects, clusters, how)
+    motifs, at_tau = reader.motifs(), set(reader.motif_routes())
+    half, twice = (
+        replace(reader, how=replace(how, matters=factor * how.matters)).motif_routes() for factor in (0.5, 2.0)
+    )
+    to_mean = Reader(effects, clusters, how, MARGIN_TO_MEAN).motif_routes()
+    for motif in motifs:
+        route = Route.of(motif)
+        motif |= {"at_twice_tau": route in twice, "on_both_margins": route in to_mean}
+    return {
+        "motifs": motifs,
+        "motifs_at_half_tau": [asdict(route) for route in half if route not in at_tau],
+        "motifs_to_mean_only": [asdict(route) for route in to_mean if route not in at_tau],
+    }

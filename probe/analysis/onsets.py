@@ -12,7 +12,8 @@ import pandas as pd
 from probe.analysis.stats import CONFIDENCE
 
 LATER = 2
-"""An onset is followed by at least this many probes, at all of which the motif holds."""
+"""An onset is followed by at least this many probes; the motif holds at all of them but `MISSES`."""
+MISSES = 1
 LAST = 3
 """The end of a curve is the mean of this many probes."""
 
@@ -22,9 +23,11 @@ def first(holds: np.ndarray) -> np.ndarray:
     return np.where(holds.any(-1), holds.argmax(-1), np.nan)
 
 
-def first_lasting(holds: np.ndarray, later: int = LATER) -> np.ndarray:
-    """(...,) first index from which `holds` (..., steps) is true to the end, with at least `later` more after it."""
-    index = first(np.logical_and.accumulate(holds[..., ::-1], axis=-1)[..., ::-1])
+def first_lasting(holds: np.ndarray, later: int = LATER, misses: int = MISSES) -> np.ndarray:
+    """(...,) first index at which `holds` (..., steps) is true and after which it is false at most `misses` times, with
+    at least `later` more after it."""
+    missed = np.cumsum(~holds[..., ::-1], axis=-1)[..., ::-1]  # from each index on
+    index = first(holds & (missed <= misses))
     return np.where(index < holds.shape[-1] - later, index, np.nan)
 
 
@@ -38,7 +41,7 @@ def half_rise(curves: np.ndarray) -> np.ndarray:
         return np.full(curves.shape[:-1], np.nan)
     whole = change(curves)[..., None]
     past = ((curves - curves[..., :1]) * np.sign(whole) >= np.abs(whole) / 2) & (whole != 0)
-    return np.where(np.isnan(curves).any(-1), np.nan, first_lasting(past, later=0))
+    return np.where(np.isnan(curves).any(-1), np.nan, first_lasting(past, later=0, misses=0))
 
 
 def change(curves: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+COLLAPSED = 0.3
+"""A resample's error is no estimate below this share of the sample's (see `BootstrapT.p_adjusted`)."""
 
 
 @lru_cache(maxsize=4)
@@ -40,11 +42,13 @@ class BootstrapT:
     Attributes:
         mean, error: (cells,) the ratio of summed effects to queries, and its linearised cluster standard error.
         t: (resamples, cells) (resampled mean - mean) / resampled error.
+        errors: (resamples, cells) the resampled error.
     """
 
     mean: np.ndarray
     error: np.ndarray
     t: np.ndarray
+    errors: np.ndarray
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
         """Equal-tailed bootstrap-t interval, (cells,) each: the upper tail of `t` gives the lower end.
@@ -52,9 +56,14 @@ class BootstrapT:
         The ends are the k-th most extreme `t`, k = (resamples + 1) * tail, which makes the interval the set of
         thresholds that neither one-sided test rejects. An end is infinite where the tail of `t` is.
         """
+        low, high = self.critical_values(confidence)
+        return self.mean - high * self.error, self.mean - low * self.error
+
+    def critical_values(self, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
+        """The ends of the middle `confidence` of `t`, (cells,) each."""
         k = max(1, int((len(self.t) + 1) * (1 - confidence) / 2 + 1e-9))
         ordered = np.sort(self.t, axis=0)
-        return self.mean - ordered[-k] * self.error, self.mean - ordered[k - 1] * self.error
+        return ordered[k - 1], ordered[-k]
 
     def p_above(self, threshold: float) -> np.ndarray:
         """(cells,) one-sided p-value of "the mean is at most `threshold`"."""
@@ -74,11 +83,12 @@ class BootstrapT:
         """(cells,) two-sided p-values of "the mean is zero", adjusted for all cells: step-down max-t (Romano and Wolf,
         Econometrica 73, 2005), each tail of `t` by itself, since skewed effects have one that is much the longer.
 
-        Resamples without spread count for their own cell only. Otherwise an effect that few sequences show would hide
-        every other effect of the grid. (With up to three such sequences a cell's own p is over 5 %.)
+        Where few sequences make a cell's effect, resamples without them have next to no error, and a `t` of thousands:
+        the maximum over cells would be that of such a cell, and hide every other effect of the grid. So a resample
+        whose error is `COLLAPSED` counts for its own cell only.
         """
-        observed, known = self._studentised(0.0), ~np.isnan(self.error)
-        t, observed = np.where(np.isinf(self.t), 0.0, self.t)[:, known], observed[known]
+        observed, known = self._studentised(0.0)[~np.isnan(self.error)], ~np.isnan(self.error)
+        t = self._in_grid(known)
         tails = np.minimum(_step_down(observed, t), _step_down(-observed, -t))
         alone = np.minimum(self.p_above(0.0), self.p_below(0.0))[known]
         return _only(known, np.minimum(2 * np.maximum(tails, alone), 1.0))
@@ -89,8 +99,12 @@ class BootstrapT:
         observed, t = self._studentised(0.0)[known], self.t[:, known]
         critical = _critical_alone(t, level / 2 if grid else level)
         if grid:
-            critical = np.maximum(_step_down_critical(observed, np.where(np.isinf(t), 0.0, t), level / 2), critical)
+            critical = np.maximum(_step_down_critical(observed, self._in_grid(known), level / 2), critical)
         return _only(known, critical)
+
+    def _in_grid(self, known: np.ndarray) -> np.ndarray:
+        """(resamples, known cells) `t`, zero where it counts for its own cell only."""
+        return np.where(self.errors >= COLLAPSED * self.error, self.t, 0.0)[:, known]
 
     def _studentised(self, threshold: float) -> np.ndarray:
         distance = self.mean - threshold
@@ -122,12 +136,12 @@ def bootstrap_t(sums: np.ndarray, counts: np.ndarray, num_resamples: int = 2000,
     num_clusters, num_cells = sums.shape
     mean, centred = _centred(sums, counts)
     if num_clusters < 2:
-        return BootstrapT(mean, np.full(num_cells, np.nan), np.full((num_resamples, num_cells), np.nan))
+        return BootstrapT(mean, np.full(num_cells, np.nan), *np.full((2, num_resamples, num_cells), np.nan))
     error = np.sqrt(num_clusters / (num_clusters - 1) * np.square(centred).sum(0)) / counts.sum()
     shift, errors = _resampled(centred, counts, resample_weights(num_clusters, num_resamples, seed))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = shift / errors  # infinite without spread
-    return BootstrapT(mean, error, np.where(np.abs(shift) <= 1e-7 * error, 0.0, t))
+    return BootstrapT(mean, error, np.where(np.abs(shift) <= 1e-7 * error, 0.0, t), errors)
 
 
 def resampled_means(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,6 +174,40 @@ def _resampled(centred: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> 
     squares = whole - 2 * shift * (weights @ (centred * counts[:, None]))
     squares[squares <= 1e-12 * whole] = 0.0  # what rounding leaves of a difference is no spread
     return shift, np.sqrt(num_clusters / (num_clusters - 1) * squares) / queries
+
+
+def strengths(
+    harm: np.ndarray, margins: np.ndarray, counts: np.ndarray, num_resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Strengths, summed harm over summed margin, with 95 % intervals (low, high): (cells,) each.
+
+    The interval holds the s whose contrast `harm - s * margin` is not rejected (Fieller, Journal of the Royal
+    Statistical Society B 16, 1954), by critical values of the contrast's bootstrap-t at the estimate. An end is
+    infinite where the tail of `t` is, or where the margin itself is not clear of zero.
+
+    Args:
+        harm: (clusters, cells) summed harm of each sequence.
+        margins: (clusters,) summed clean margin of each; their sum is positive.
+    """
+    strength = harm.sum(0) / margins.sum()
+    rest = harm - strength * margins[:, None]
+    bootstrap = bootstrap_t(rest, counts, num_resamples, seed)
+    of_rest, of_margin = (_centred(sums, counts)[1] for sums in (rest, margins[:, None]))
+    size = (len(counts) - 1) * counts.sum() ** 2 / len(counts)
+    own, both, alone = ((a * b).sum(0) / size for a, b in ((of_rest, of_rest), (of_rest, of_margin), (of_margin,) * 2))
+    mean = margins.sum() / counts.sum()
+
+    def distance(critical: np.ndarray) -> np.ndarray:
+        """d where the contrast at strength + d, -d * mean / sqrt(own - 2 d both + d^2 alone), is critical."""
+        squared = np.square(np.where(np.isfinite(critical), critical, 0.0))
+        a, b, c = mean**2 - squared * alone, squared * both, -squared * own
+        root = np.sqrt(np.maximum(b**2 - a * c, 0.0))
+        unbounded = np.isinf(critical) | (a <= 0)
+        found = (-b - np.sign(critical) * root) / np.where(unbounded, 1.0, a)
+        return np.where(unbounded, -np.sign(critical) * np.inf, found)
+
+    low, high = bootstrap.critical_values()
+    return strength, strength + distance(high), strength + distance(low)
 
 
 def sign_flip_test(sums: np.ndarray, num_flips: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -246,6 +294,13 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     order = np.argsort(values, kind="stable")
     values[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1.0)
     return _only(known, values)
+
+
+def wilson_low(share: float, n: int, confidence: float = CONFIDENCE) -> float:
+    """The lower end of Wilson's interval of a share of `n` independent answers."""
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return float((share + z**2 / (2 * n) - half) / (1 + z**2 / n))
 
 
 def across_seeds(estimates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -72,7 +72,8 @@ _ROUTING = ("mass", "applicable", "dose", "weight_left")
 
 def _to_arrays(part: ProbeResult) -> dict[str, np.ndarray]:
     """Arrays by name: what they are and the keys under which they are found, as JSON."""
-    arrays: dict[tuple, np.ndarray] = {("counts",): part.counts, ("cost",): np.array([part.spent, part.seconds])}
+    arrays: dict[tuple, np.ndarray] = {("counts",): part.counts, ("logit_sizes",): part.logit_sizes}
+    arrays |= {("cost",): np.array([part.spent, part.seconds])}
     arrays |= {("clean", metric): values for metric, values in part.clean.items()}
     arrays |= {("effects", *key, m): values for key, effects in part.effects.items() for m, values in effects.items()}
     for name in _ROUTING:
@@ -94,5 +95,5 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], cells: tuple[Cell, ...], site
                 found[name][tuple(key) if isinstance(key, list) else key] = values
     spent, seconds = found["cost"].tolist()
     routing = Routing(**{name: found[name] for name in (*_ROUTING, "is_query", "geometry")})
-    clean, counts = found["clean"], found["counts"]
-    return ProbeResult(cells, sites, counts, clean, effects, routing, spent=spent, seconds=seconds)
+    clean = found["counts"], found["clean"], found["logit_sizes"]
+    return ProbeResult(cells, sites, *clean, effects, routing, spent=spent, seconds=seconds)

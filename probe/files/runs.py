@@ -16,6 +16,7 @@ from pandas.api.types import is_numeric_dtype
 
 from attnres.sites import regions_of
 from probe.analysis.emergence import Emergence, find_emergence
+from probe.analysis.inference import Inference
 from probe.files.checkpoints import read_json
 from probe.files.layout import (
     EXPORT,
@@ -104,8 +105,8 @@ class ProbedRun:
         """When motifs emerged; None with fewer than two probes of all regions."""
         return self.find_emergence()
 
-    def find_emergence(self, num_resamples: int = 2000, seed: int = 0) -> Emergence | None:
-        """`emergence`, with bootstraps of one's own."""
+    def find_emergence(self, how: Inference = Inference()) -> Emergence | None:  # noqa: B008 (frozen)
+        """`emergence`, with thresholds and bootstraps of one's own."""
         effects = self.training_effects
         if effects is None or self.training is None or len(steps := set(primary_rows(effects)["step"])) < 2:
             return None
@@ -113,9 +114,8 @@ class ProbedRun:
         if lost := sorted(steps - set(primary_rows(clusters)["step"])):
             raise ValueError(f"{self.training} is incomplete: clusters.parquet lacks step {lost[0]} of effects.parquet")
         pairs = None if self.curves is None else self.curves["pairs"].dropna()
-        summary = read_summary(self.training)  # a final probe may have another K
-        regions = regions_of(summary["model"]["num_hidden_layers"])
-        return find_emergence(effects, clusters, int(summary["num_pairs"]), pairs, num_resamples, seed, regions)
+        regions = regions_of(read_summary(self.training)["model"]["num_hidden_layers"])
+        return find_emergence(effects, clusters, pairs, how, regions)
 
     @property
     def condition(self) -> str:
@@ -158,7 +158,7 @@ def load_run(directory: Path) -> ProbedRun:
     return run
 
 
-def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) -> Emergence | None:
+def load_emergence(directory: Path, how: Inference = Inference()) -> Emergence | None:  # noqa: B008 (frozen)
     """Emergence in a run directory that was probed while it trained, or in its folder of results.
 
     None where there are no tables, or fewer than two probes of all regions.
@@ -166,7 +166,7 @@ def load_emergence(directory: Path, num_resamples: int = 2000, seed: int = 0) ->
     Raises:
         ValueError: tables that cannot be read or are incomplete, with what is wrong.
     """
-    return ProbedRun(directory).find_emergence(num_resamples, seed)
+    return ProbedRun(directory).find_emergence(how)
 
 
 def groups_of_seeds(runs: Sequence[tuple[Hashable, int]]) -> list[list[int]]:

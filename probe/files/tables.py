@@ -22,7 +22,7 @@ from probe.analysis.effects import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
 from probe.files.checkpoints import first_line
 from probe.files.layout import DROPPED, PROBE, SUMMARY, TABLES, has_results, table_file
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of tables and summary. Raised when what they hold changes its name or meaning."""
 REQUIRED = {
     "effects": EFFECT_COLUMNS,

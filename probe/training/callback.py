@@ -24,7 +24,7 @@ from probe.files.checkpoints import read_json
 from probe.files.layout import PARTS, PROBE, SUMMARY
 from probe.files.runs import load_emergence
 from probe.report.text import describe_emergence
-from probe.runner import Effects, check_probe, probe_model, sweep_share
+from probe.runner import Effects, check_probe, inference, probe_model, sweep_share
 from probe.settings import MIN_QUERIES, ProbeSettings, TrainingProbeSettings, fewest_sequences
 from probe.training.publish import Publisher
 from probe.training.schedule import Budget, Schedule, Settled, percent
@@ -260,7 +260,7 @@ class ProbeCallback(Callback):
         summary = read_json(run_dir / PROBE / SUMMARY)
         emergence = None
         if self.settings.finds_motifs:
-            emergence = load_emergence(run_dir, self.settings.num_resamples, self.settings.seed)
+            emergence = load_emergence(run_dir, inference(self.settings))
         if emergence is not None:
             summary["emergence"] = emergence.to_dict()
             rank_zero_info(describe_emergence(emergence))
