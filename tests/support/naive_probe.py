@@ -173,26 +173,27 @@ def metrics(logits: Tensor, labels: Tensor, values: Sequence[Sequence[Sequence[i
     """Per (sequence, first position) of an answer: nll, logit_diff, logit_diff_mean, accuracy; and the distractors,
     chosen where not given: the position at which one parts from the answer, and its token there.
 
-    `logit_diff_mean` is the mean over all other values of the answer's lead, each where it parts from the answer."""
+    `logit_diff_mean` is the answer's lead over the mean of the other values, at the position of the distractor: of all
+    of them where answers have one token, else of those that part from the answer there."""
     names = ("nll", "logit_diff", "logit_diff_mean", "accuracy")
     found: dict[str, dict[tuple[int, int], float]] = {name: {} for name in names}
     chosen = {}
     for b, row_labels in enumerate(labels.tolist()):
         for positions, answer in answers_of(row_labels, values[b]):
             rows = {t: logits[b, t].double() for t in positions}
-            gaps, leads = {}, []
+            gaps, leads = {}, {t: [] for t in positions}
             for value in values[b]:
                 parting = [j for j, (x, y) in enumerate(zip(answer, value, strict=False)) if x != y]
                 if parting:
                     t, right, wrong = positions[parting[0]], answer[parting[0]], value[parting[0]]
                     gaps[t, wrong] = float(rows[t][right] - rows[t][wrong])
-                    leads.append(gaps[t, wrong])
+                    leads[t].append(gaps[t, wrong])
             key = (b, positions[0])
             chosen[key] = min(gaps, key=lambda gap: gaps[gap]) if distractors is None else distractors[key]
             nll = [-float(rows[t].log_softmax(0)[x]) for t, x in zip(positions, answer, strict=True)]
             hits = [int(rows[t].argmax()) == x for t, x in zip(positions, answer, strict=True)]
             found["nll"][key] = math.fsum(nll)
             found["logit_diff"][key] = gaps[chosen[key]]
-            found["logit_diff_mean"][key] = math.fsum(leads) / len(leads)
+            found["logit_diff_mean"][key] = math.fsum(leads[chosen[key][0]]) / len(leads[chosen[key][0]])
             found["accuracy"][key] = float(all(hits))
     return found, chosen
