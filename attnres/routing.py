@@ -31,6 +31,7 @@ class Read(NamedTuple):
     site: ReadSite
     routing_weights: Tensor  # (B, T, n), float32
     sources: tuple[Tensor, ...]  # n times (B, T, H)
+    logits: Tensor | None = None  # (B, T, n), before the softmax; what an intervention returns here is not used
 
 
 Intervention = Callable[[Read], Read]
@@ -132,9 +133,10 @@ def read(
         logits.append(logit if bias is None else logit + bias.to(logit.dtype))
         sources = (*sources, state.current)
     with _full_precision(sources[0]):
-        routing_weights = torch.softmax(torch.stack(logits, dim=-1), dim=-1)  # (B, T, n)
+        stacked = torch.stack(logits, dim=-1)  # (B, T, n)
+        routing_weights = torch.softmax(stacked, dim=-1)
         if intervention is not None:
-            _, routing_weights, sources = intervention(Read(site, routing_weights, sources))
+            _, routing_weights, sources, *_ = intervention(Read(site, routing_weights, sources, stacked))
         hidden_states = mix(routing_weights, sources)
     return hidden_states, routing_weights, state._replace(read_index=site.index + 1)
 

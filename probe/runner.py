@@ -16,7 +16,7 @@ from attnres import FAMILIES, AttnResForCausalLM
 from attnres.tasks import MQAR
 from attnres.versions import code_version, package_versions
 from probe.ablation.engine import Engine, Plan, ProbeResult, Store
-from probe.ablation.grid import Cell, Kind, all_scopes, build_grid
+from probe.ablation.grid import Cell, Kind, all_scopes, baselines, build_grid
 from probe.ablation.interventions import MIN_REMAINING, Ablation
 from probe.analysis.coalitions import coalition_cells, coalition_table
 from probe.analysis.effects import (
@@ -218,10 +218,14 @@ def sweep_share(
 
 
 def grid(model: AttnResForCausalLM, settings: ProbeSettings) -> tuple[Cell, ...]:
-    """The cells of a probe of `model`. First-order estimates are of every scope: more of them cost nothing.
+    """The cells of a probe of `model`, and of what kinds with a `baseline` are read against.
+
+    First-order estimates are of every scope: more of them cost nothing. Where both modes are asked for, kinds that have
+    no such estimate are run exactly alone.
 
     Raises:
-        ValueError: it has no such scope, or a kind means nothing on it.
+        ValueError: it has no such scope, a kind means nothing on it, or has no first-order estimate where nothing else
+            is asked for.
     """
     sites = model.model.sites
     check_names("scope", settings.coalitions, all_scopes(sites))
@@ -232,8 +236,9 @@ def grid(model: AttnResForCausalLM, settings: ProbeSettings) -> tuple[Cell, ...]
         labels = [name for name in intervention.labels if name in settings.families or name not in FAMILIES]
         if settings.exact:
             cells += build_grid(sites, Kind(intervention), labels, settings.sublayers, settings.scopes, aliases)
-        if settings.first_order:
+        if settings.first_order and (intervention.is_linear or not settings.exact):
             cells += build_grid(sites, Kind(intervention, True), labels, settings.sublayers, None, aliases)
+    cells += baselines(cells)
     if settings.coalitions:
         cells += coalition_cells(sites, settings.sublayers, settings.coalitions)
     if not cells:

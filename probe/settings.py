@@ -20,14 +20,15 @@ class ProbeSettings:
         num_sequences: Sequences of the probe split, at the task's full K; each is one cluster. null for the fewest
             that a probe in training may have: 64, and 1,024 queries.
         kinds: Interventions: mask_renormalise, zero, mean, resample, uniform, increment, patch_weights, matched_mass,
-            or module.Class for one of your own.
+            keep_only, keep_random, silence, rescue, or module.Class for one of your own.
         families: Source families to ablate: embedding, current, prev_completed, older. Kinds that act on several
             families at once are not restricted by it.
         sublayers: Reads to ablate: those of self_attn, of mlp, and both together.
         scopes: Where exact ablations act: early, middle, late, all, layer:0 and so on, final. null for every one.
         positions: Where in the sequence to act: at all positions, and at query positions only.
         with_aliases: Also ablate each family together with the sources that are the same tensor.
-        mode: exact ablations, first_order estimates of their effects (cheap, in every scope), or both.
+        mode: exact ablations, first_order estimates of their effects (cheap, in every scope), or both. keep_only,
+            keep_random, silence and rescue have exact ones only.
         coalitions: Scopes at which every subset of the families is masked, for Shapley values and interactions.
         flip: Also run the flip test. In training: after the last step only.
         batch_size: Sequences per clean run.

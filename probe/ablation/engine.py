@@ -28,7 +28,7 @@ from torch import Tensor
 from attnres import AttnResForCausalLM, ReadSite
 from probe.ablation.first_order import FORWARDS, Linearised
 from probe.ablation.grid import Cell
-from probe.ablation.interventions import Ablation, Context, source_mask
+from probe.ablation.interventions import Ablation, Context
 from probe.ablation.observer import Observer, Routing
 from probe.ablation.references import References
 from probe.ablation.replay import CleanBatch, replay_cost
@@ -230,10 +230,10 @@ class Engine:
             if cell.kind.first_order:
                 continue
             ablation = cell.ablation()
-            acting = [i for i in cell.reads if ablation.exists_at(self.sites[i])]
-            masks = [(i, source_mask(self.sites[i], cell.families, cell.with_aliases)) for i in acting]
+            acting = [i for i in cell.acts_on if ablation.acts_at(self.sites[i])]
+            masks = [(i, ablation.chosen(self.sites[i])) for i in acting]
             key = (cell.intervention, *masks)
-            if acting:
+            if any(ablation.exists_at(self.sites[i]) for i in cell.reads):
                 cells.setdefault(key, []).append(index)
                 ablations.setdefault(key, replace(ablation, reads=frozenset(acting)))
         runs = [_AblatedRun(min(a.reads), a, tuple(cells[key])) for key, a in ablations.items()]

@@ -46,7 +46,8 @@ class Linearised:
         def add_probe(read: Read) -> Read:
             """One source more, zero, with weight one: its gradient is that of the read's output."""
             weights, sources = read.routing_weights.detach(), tuple(source.detach() for source in read.sources)
-            self.reads[read.site.index] = clean = Read(read.site, weights, sources)
+            logits = None if read.logits is None else read.logits.detach()
+            self.reads[read.site.index] = clean = Read(read.site, weights, sources, logits)
             with torch.no_grad():
                 observer(clean)
             zero = torch.zeros_like(sources[0], requires_grad=True)

@@ -31,6 +31,13 @@ class Kind:
     intervention: type[Ablation]
     first_order: bool = False
 
+    def __post_init__(self) -> None:
+        if self.first_order and not self.intervention.is_linear:
+            raise ValueError(
+                f"kind '{self.intervention.kind}' has no first-order estimate, as it moves reads far from where they "
+                "were: choose mode exact or both, or leave it out of kinds"
+            )
+
     @property
     def name(self) -> str:
         """As the tables' column `kind` has it."""
@@ -44,13 +51,16 @@ class Cell:
 
     Attributes:
         route: its family is a label: one family, or several.
-        reads: indices into the model's read sites of those that the route has.
+        reads: indices into the model's read sites of those that the route has: masses, doses and shares of applicable
+            positions are of these.
+        acts_on: of those at which the ablation may act: for kinds that act on `all_depths` also others.
     """
 
     kind: Kind
     route: Route
     with_aliases: bool
     reads: tuple[int, ...]
+    acts_on: tuple[int, ...]
 
     @property
     def intervention(self) -> type[Ablation]:
@@ -67,7 +77,13 @@ class Cell:
 
     def ablation(self, context: Context = NOTHING_MORE) -> Ablation:
         """The intervention, at all reads of the cell."""
-        return self.intervention(self.families, frozenset(self.reads), self.with_aliases, context)
+        acts_on, reads = frozenset(self.acts_on), frozenset(self.reads)
+        return self.intervention(self.families, acts_on, self.with_aliases, context, reads)
+
+    def reads_without(self, sites: Sequence[ReadSite]) -> tuple[int, ...]:
+        """Those of its reads that have none of the families: there the route is not what the cell's effect is of."""
+        ablation = self.ablation()
+        return tuple(i for i in self.reads if not any(ablation.chosen(sites[i])))
 
 
 def all_scopes(sites: Sequence[ReadSite]) -> tuple[str, ...]:
@@ -123,9 +139,30 @@ def build_grid(
             if sublayer == BOTH and is_layer(scope):
                 continue
             if reads := reads_of(sites, sublayer, scope):
+                depth = FINAL if scope == FINAL else ALL
+                acts_on = reads_of(sites, sublayer, depth) if kind.intervention.all_depths else reads
                 cells += [
-                    Cell(kind, Route(sublayer, scope, family), aliases, reads)
+                    Cell(kind, Route(sublayer, scope, family), aliases, reads, acts_on)
                     for aliases in with_aliases
                     for family in families
                 ]
     return tuple(cells)
+
+
+def baselines(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The cells that those of kinds with a `baseline` are read against, and that are not among `cells` yet.
+
+    One for each sublayer (of the final read, too): the whole of it, over all layers.
+    """
+    wanted = {
+        Cell(
+            Kind(cell.intervention.baseline),
+            Route(cell.route.sublayer, FINAL if cell.route.scope == FINAL else ALL, ALL),
+            False,
+            cell.acts_on,
+            cell.acts_on,
+        ): None
+        for cell in cells
+        if cell.intervention.baseline is not None
+    }
+    return tuple(cell for cell in wanted if cell not in cells)

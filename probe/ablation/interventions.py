@@ -1,5 +1,8 @@
 """Interventions on a read (`attnres.Intervention`), one small class for each kind.
 
+These ask what a model loses without a family, or with another content of it; what a family does alone is asked in
+`probe.ablation.sufficiency`.
+
 Your own is a subclass of `Ablation` with a `kind` and the method `ablated`. Defining the class makes its kind known:
 
     class Halve(Ablation):
@@ -18,131 +21,38 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from attnres import FAMILIES, Read, ReadSite
+from probe.ablation.base import MIN_REMAINING, Ablation, Context, Together, everywhere, source_mask
+from probe.ablation.sufficiency import KeepOnly, KeepRandom, Rescue, Silence
 from probe.vocabulary import ALL, check_names
 
-MIN_REMAINING = 1e-3
-"""Positions with less than this weight left over are not applicable: renormalising would scale it by over 1,000."""
-
-
-def source_mask(site: ReadSite, families: Sequence[str], with_aliases: bool = False) -> tuple[bool, ...]:
-    """Which of the read's sources belong to `families` (with_aliases: or are the same tensor as one that does)."""
-    mask = [name in families for name in site.families]
-    if with_aliases and any(mask[i] for i in site.aliased_sources):
-        for i in site.aliased_sources:
-            mask[i] = True
-    return tuple(mask)
-
-
-def _same(value: Tensor) -> Tensor:
-    return value
-
-
-@dataclass(frozen=True)
-class Context:
-    """What an ablation may need beside the read itself. All tensors are of the clean batch.
-
-    Attributes:
-        positions: (batch, seq) bool, where to act; `None` for everywhere.
-        references: "partner" -> by read index, the same read of another example; "mean" -> the read with its sources
-            replaced by their means over the data.
-        priorities: (batch, seq, reads, sources) random numbers, one draw for each sequence, for kinds that draw.
-        view: takes a (batch, seq, ...) tensor to the part of the batch and sequence that is being run.
-    """
-
-    positions: Tensor | None = None
-    references: Mapping[str, Mapping[int, Read]] = field(default_factory=dict)
-    priorities: Tensor | None = None
-    view: Callable[[Tensor], Tensor] = _same
-
-
-@dataclass(frozen=True)
-class Ablation(ABC):
-    """Acts on families, at chosen reads and positions; elsewhere a read stays bit for bit what it was.
-
-    Args:
-        families: the source families.
-        reads: indices of the reads at which to act.
-        with_aliases: take sources that are the same tensor as one of the families' along.
-        context: where to act, and what the kind needs beside the read.
-    """
-
-    families: Sequence[str]
-    reads: frozenset[int]
-    with_aliases: bool = False
-    context: Context = Context()
-
-    kind: ClassVar[str]
-    needs: ClassVar[str | None] = None  # "partner", "mean" or "priorities": what `context` must hold
-    attnres_sources: ClassVar[tuple[str, ...]] = ("cumulative", "block_sum")
-    labels: ClassVar[tuple[str, ...]] = FAMILIES  # the sets of families that a grid of this kind is made of
-    is_game: ClassVar[bool] = False  # whether its cells are values of a game over the families, not rows of a table
-    known: ClassVar[dict[str, type[Ablation]]] = {}
-
-    def __init_subclass__(cls) -> None:
-        if "kind" in cls.__dict__:
-            cls.known[cls.kind] = cls
-
-    @classmethod
-    def check(cls, attnres_source: str) -> None:
-        """Raise a ValueError if the kind means nothing on a model with these sources."""
-        if attnres_source not in cls.attnres_sources:
-            known = " or ".join(cls.attnres_sources)
-            raise ValueError(f"kind '{cls.kind}' is for {known} sources; this model's are {attnres_source}")
-
-    @abstractmethod
-    def ablated(self, read: Read) -> tuple[Read, Tensor]:
-        """The read as it would be, and (batch, seq) bool: where that is possible."""
-
-    def exists_at(self, site: ReadSite) -> bool:
-        """Whether there is something to act on at this read: by default, a family is there and something else too."""
-        mask = source_mask(site, self.families, self.with_aliases)
-        return any(mask) and not all(mask)
-
-    def is_aliased(self, site: ReadSite) -> bool:
-        """Whether what is taken away at this read stays reachable as another family."""
-        one_of_two = len({site.families[i] in self.families for i in site.aliased_sources}) == 2
-        return not self.with_aliases and one_of_two
-
-    def members(self, read: Read) -> Tensor:
-        """(n,) bool: the read's sources that are acted on."""
-        return torch.tensor(
-            source_mask(read.site, self.families, self.with_aliases), device=read.routing_weights.device
-        )
-
-    def reference(self, read: Read) -> Read:
-        """The same read of the reference run that the kind needs."""
-        assert self.needs is not None
-        other, view = self.context.references[self.needs][read.site.index], self.context.view
-        return Read(read.site, view(other.routing_weights), tuple(view(source) for source in other.sources))
-
-    def __call__(self, read: Read) -> Read:
-        if read.site.index not in self.reads or not self.exists_at(read.site):
-            return read
-        new, acts = self.ablated(read)
-        if self.context.positions is not None:
-            acts = acts & self.context.view(self.context.positions)
-        acts = acts.unsqueeze(-1)
-        sources = new.sources
-        if sources is not read.sources:
-            pairs = zip(sources, read.sources, strict=True)
-            sources = tuple(
-                old if value is old else torch.where(acts, value.to(old.dtype), old) for value, old in pairs
-            )
-        return Read(read.site, torch.where(acts, new.routing_weights, read.routing_weights), sources)
-
-
-def everywhere(read: Read) -> Tensor:
-    """(batch, seq) bool, all true."""
-    return torch.ones(read.routing_weights.shape[:-1], dtype=torch.bool, device=read.routing_weights.device)
+__all__ = [
+    "MIN_REMAINING",
+    "Ablation",
+    "Coalition",
+    "Context",
+    "Increment",
+    "KeepOnly",
+    "KeepRandom",
+    "MaskRenormalise",
+    "MatchedMass",
+    "Mean",
+    "PatchWeights",
+    "Resample",
+    "Rescue",
+    "Silence",
+    "Together",
+    "Uniform",
+    "Zero",
+    "everywhere",
+    "find_kind",
+    "grid_kinds",
+    "source_mask",
+]
 
 
 class MaskRenormalise(Ablation):
@@ -176,7 +86,7 @@ class Coalition(Ablation):
     is_game = True
 
     def exists_at(self, site: ReadSite) -> bool:
-        return any(source_mask(site, self.families, self.with_aliases))
+        return any(self.chosen(site))
 
     def ablated(self, read: Read) -> tuple[Read, Tensor]:
         weights = read.routing_weights.masked_fill(self.members(read), 0.0)
@@ -202,12 +112,12 @@ class _Replace(Ablation):
     """Replace the content of the families' sources by that of the reference; weights stay."""
 
     def exists_at(self, site: ReadSite) -> bool:
-        return any(source_mask(site, self.families, self.with_aliases))
+        return any(self.chosen(site))
 
     def ablated(self, read: Read) -> tuple[Read, Tensor]:
         others = self.reference(read).sources
-        mask = source_mask(read.site, self.families, self.with_aliases)
-        sources = tuple(new if chosen else old for chosen, old, new in zip(mask, read.sources, others, strict=True))
+        pairs = zip(self.chosen(read.site), read.sources, others, strict=True)
+        sources = tuple(new if chosen else old for chosen, old, new in pairs)
         return read._replace(sources=sources), everywhere(read)
 
 
@@ -242,7 +152,7 @@ class Uniform(Ablation):
     labels = (ALL,)
 
     def exists_at(self, site: ReadSite) -> bool:
-        return sum(source_mask(site, self.families, self.with_aliases)) > 1
+        return sum(self.chosen(site)) > 1
 
     def ablated(self, read: Read) -> tuple[Read, Tensor]:
         members = self.members(read)
@@ -298,8 +208,7 @@ class PatchWeights(Ablation):
     labels = (*FAMILIES, ALL)
 
     def exists_at(self, site: ReadSite) -> bool:
-        mask = source_mask(site, self.families, self.with_aliases)
-        return any(mask) and site.num_sources > 1
+        return any(self.chosen(site)) and site.num_sources > 1
 
     def ablated(self, read: Read) -> tuple[Read, Tensor]:
         members, corrupted = self.members(read), self.reference(read).routing_weights
@@ -362,26 +271,3 @@ def find_kind(name: str) -> type[Ablation]:
     if not (isinstance(found, type) and issubclass(found, Ablation) and "kind" in vars(found)):
         raise ValueError(f"kind '{name}' must be a subclass of probe.Ablation with a `kind` of its own")
     return found
-
-
-@dataclass(frozen=True)
-class Together:
-    """Several interventions at once, each on its own equal part of the batch (dimension 0)."""
-
-    interventions: tuple[Ablation, ...]
-
-    def __call__(self, read: Read) -> Read:
-        if not any(read.site.index in each.reads for each in self.interventions):
-            return read
-        count = len(self.interventions)
-        weights = read.routing_weights.chunk(count)
-        sources = zip(*(source.chunk(count) for source in read.sources), strict=True)
-        parts = [Read(read.site, w, s) for w, s in zip(weights, sources, strict=True)]
-        new = [each(part) for each, part in zip(self.interventions, parts, strict=True)]
-        joined = tuple(
-            old
-            if all(n.sources[i] is p.sources[i] for n, p in zip(new, parts, strict=True))
-            else torch.cat([n.sources[i] for n in new])
-            for i, old in enumerate(read.sources)
-        )
-        return Read(read.site, torch.cat([n.routing_weights for n in new]), joined)

@@ -23,7 +23,7 @@ class NaiveProbe:
 
     Args:
         partner: for each sequence, the number of the one whose content and weights stand in.
-        draws: (sequences, reads, sources) random numbers for `matched_mass`.
+        draws: (sequences, reads, sources) random numbers for `matched_mass` and `keep_random`.
     """
 
     def __init__(self, model: AttnResForCausalLM, input_ids: Tensor, labels: Tensor, partner: Sequence[int], draws):
@@ -45,12 +45,16 @@ class NaiveProbe:
         return chosen
 
     def logits_under(self, kind, families, reads, positions: Tensor, with_aliases: bool = False) -> Tensor:
-        """Logits (B, T, vocabulary) of one full forward with the ablation at `positions` (B, T) of `reads`."""
+        """Logits (B, T, vocabulary) of a full forward with the ablation at `positions` (B, T) of a route's `reads`."""
+        keeps = kind in ("keep_only", "keep_random", "rescue")
+        twins = keeps or (with_aliases and kind != "increment")  # to keep is to keep both; no increment has a twin
+        sublayers = {self.sites[index].sublayer for index in reads}
+        changed = [s.index for s in self.sites if s.sublayer in sublayers] if kind == "rescue" else reads
 
         def replacement(index: int):
             def replace(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
                 weights, values = weights.clone(), values.clone()
-                chosen = self.members(index, families, with_aliases and kind != "increment")  # none has an alias
+                chosen = self.members(index, families if index in reads else (), twins)
                 for b, t in positions.nonzero().tolist():
                     new = self.at(kind, index, b, t, chosen, weights[b, t].tolist(), values[:, b, t])
                     if new is not None:
@@ -59,7 +63,7 @@ class NaiveProbe:
 
             return replace
 
-        logits, _ = oracle.forward(self.model, self.ids, {index: replacement(index) for index in reads})
+        logits, _ = oracle.forward(self.model, self.ids, {index: replacement(index) for index in changed})
         return logits.detach()
 
     def at(self, kind: str, index: int, b: int, t: int, chosen: list[bool], w: list[float], v: Tensor):
@@ -67,7 +71,11 @@ class NaiveProbe:
         n = len(w)
         inside, outside = [i for i in range(n) if chosen[i]], [i for i in range(n) if not chosen[i]]
         left = sum(w[i] for i in outside)
+        if kind == "silence" or (kind == "rescue" and not inside):
+            return [0.0] * n, v
         if not inside:
+            return None
+        if kind in ("keep_only", "keep_random") and not outside:
             return None
         if kind in ("mask_renormalise", "zero", "matched_mass", "increment") and not outside:
             return None
@@ -98,6 +106,10 @@ class NaiveProbe:
                 )
             case "matched_mass":
                 return self._matched(index, b, inside, outside, w, left, v)
+            case "keep_only" | "rescue":
+                return self._keep(inside, w), v
+            case "keep_random":
+                return self._keep(self._random_sources(index, b, inside), w), v
             case "increment":
                 return self._increment(index, inside, w, v)
         raise NotImplementedError(kind)
@@ -115,6 +127,21 @@ class NaiveProbe:
             new[i] -= taken
             to_take -= taken
         return [x / (1 - mass) for x in new], v
+
+    def _keep(self, kept: Sequence[int], w: list[float]) -> list[float]:
+        return [w[i] / sum(w[j] for j in kept) if i in kept else 0.0 for i in range(len(w))]
+
+    def _random_sources(self, index: int, b: int, inside: list[int]) -> list[int]:
+        """As many distinct sources as there are `inside`, those with the lowest draws; never the same ones."""
+        site = self.sites[index]
+        last = site.num_sources - 1
+        distinct = [i for i in range(site.num_sources) if not (site.current_is_alias and i == last)]
+        drawn = sorted(distinct, key=lambda i: float(self.draws[b, index, i]))
+        count = len([i for i in inside if i in distinct])
+        kept = drawn[:count]
+        if set(kept) == {i for i in inside if i in distinct}:
+            kept = [*drawn[: count - 1], drawn[count]]
+        return [*kept, last] if site.current_is_alias and last - 1 in kept else kept
 
     def _increment(self, index: int, inside, w, v):
         """h minus the contributions of the increments, written as one source that carries everything."""
@@ -143,24 +170,30 @@ def answers_of(labels: Sequence[int], values: Sequence[Sequence[int]]) -> list[t
 
 
 def metrics(logits: Tensor, labels: Tensor, values: Sequence[Sequence[Sequence[int]]], distractors: dict | None):
-    """Per (sequence, first position) of an answer: nll, logit_diff, accuracy; and the distractors, chosen where not
-    given: the position at which one parts from the answer, and its token there."""
-    found: dict[str, dict[tuple[int, int], float]] = {"nll": {}, "logit_diff": {}, "accuracy": {}}
+    """Per (sequence, first position) of an answer: nll, logit_diff, logit_diff_mean, accuracy; and the distractors,
+    chosen where not given: the position at which one parts from the answer, and its token there.
+
+    `logit_diff_mean` is the answer's lead over the mean of the other values, at the position of the distractor: of all
+    of them where answers have one token, else of those that part from the answer there."""
+    names = ("nll", "logit_diff", "logit_diff_mean", "accuracy")
+    found: dict[str, dict[tuple[int, int], float]] = {name: {} for name in names}
     chosen = {}
     for b, row_labels in enumerate(labels.tolist()):
         for positions, answer in answers_of(row_labels, values[b]):
             rows = {t: logits[b, t].double() for t in positions}
-            gaps = {}
+            gaps, leads = {}, {t: [] for t in positions}
             for value in values[b]:
                 parting = [j for j, (x, y) in enumerate(zip(answer, value, strict=False)) if x != y]
                 if parting:
                     t, right, wrong = positions[parting[0]], answer[parting[0]], value[parting[0]]
                     gaps[t, wrong] = float(rows[t][right] - rows[t][wrong])
+                    leads[t].append(gaps[t, wrong])
             key = (b, positions[0])
             chosen[key] = min(gaps, key=lambda gap: gaps[gap]) if distractors is None else distractors[key]
             nll = [-float(rows[t].log_softmax(0)[x]) for t, x in zip(positions, answer, strict=True)]
             hits = [int(rows[t].argmax()) == x for t, x in zip(positions, answer, strict=True)]
             found["nll"][key] = math.fsum(nll)
             found["logit_diff"][key] = gaps[chosen[key]]
+            found["logit_diff_mean"][key] = math.fsum(leads[chosen[key][0]]) / len(leads[chosen[key][0]])
             found["accuracy"][key] = float(all(hits))
     return found, chosen
