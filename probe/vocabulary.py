@@ -108,7 +108,7 @@ class Route:
     def __str__(self) -> str:
         """As in "older -> late attention"."""
         scope = "" if self.scope == FINAL else f"{self.scope} "
-        return f"{self.family} -> {scope}{'attention' if self.sublayer == 'self_attn' else self.sublayer}"
+        return f"{self.family} -> {scope}{SUBLAYER_TITLES[self.sublayer]}"
 
 
 STUDY_MOTIFS = (

@@ -114,7 +114,7 @@ def comparison_table(rows: pd.DataFrame, names: tuple[str, str], metric: str = P
     """The whole-depth part of `compare` for people: the primary intervention, each family and sublayer."""
     shown = primary_rows(rows, metric)
     shown = shown[shown["scope"].isin(WHOLE_DEPTH)]
-    in_strengths = (shown["unit"] == "of margin").all()
+    in_strengths = bool((shown["unit"] == "of margin").all())
     what = "harm as a share of the clean margin" if in_strengths else f"effect on {METRIC_TITLES[metric]}"
     lines = [
         f"{what}: B - A on the same {rows['n_sequences'].iloc[0]} sequences; A = {names[0]}, B = {names[1]}",

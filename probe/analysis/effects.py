@@ -125,7 +125,7 @@ def build_tables(result: ProbeResult, info: RunInfo, how: Inference) -> tuple[pd
         **info.columns(),
         task_learned=accuracy_low(result) >= learned_from(info.num_pairs),
         q_value=math.nan,
-        margin=table["metric"].map(lambda metric: clean[metric if metric in MARGINS else MARGIN]),
+        margin=[clean[metric if metric in MARGINS else MARGIN] for metric in table["metric"]],
         floor=info.floor,
         n_sequences=num_sequences,
         n_queries=int(result.counts.sum()),

@@ -279,7 +279,7 @@ class _Finder:
         masses = self._resample(self.sequences["mass"][places].to_numpy(float), np.ones(len(self.counts)))
         low, high = onsets.percentiles(masses)
         found = {(self.steps[s], *self.routes[c].key) for c, s in np.argwhere(holds)}
-        columns = dict(zip(("harm", "harm_low", "harm_high"), harm.T, strict=True))
+        columns: dict[str, Any] = dict(zip(("harm", "harm_low", "harm_high"), harm.T, strict=True))
         columns["harm_of_final"] = harm[:, 0] / final if final > 0 else math.nan
         held = [place in found for place in places]
         return curves.assign(**columns, mass_low=low, mass_high=high, holds=held)

@@ -151,7 +151,7 @@ class Reader:
         found: dict[str, Any] = {
             "heaviest": heaviest,
             "most_harmful": most_harmful,
-            "dissociated": heaviest != most_harmful if largest["p_matters"] <= LEVEL else None,
+            "dissociated": heaviest != most_harmful if float(largest["p_matters"]) <= LEVEL else None,
             "p_heaviest_is_most_harmful": float(agree),
             "task_learned": bool(largest["task_learned"]),
             "not_necessary": idle.reset_index().to_dict("records"),
@@ -166,7 +166,7 @@ class Reader:
         table = wide(self.clusters).pivot(index="sequence", columns=["sublayer", "scope", "family"])
         routes = routes_of(rows)
         sums = harm_sign(self.metric) * table["summed_effect"][[route.key for route in routes]].to_numpy()
-        margins, counts = (table[name].iloc[:, 0].to_numpy() for name in ("summed_clean", "n_queries"))
+        margins, counts = (table[name].to_numpy()[:, 0] for name in ("summed_clean", "n_queries"))
         return Harm(routes, np.ascontiguousarray(sums), margins, counts, rows["n_reads"].to_numpy(float))
 
     def motif_routes(self) -> list[Route]:
@@ -186,11 +186,11 @@ class Reader:
 
         `only_region` marks a family that exists in one region alone, where "more than elsewhere" is empty.
         """
-        rows = self.effects[self.effects["applicable"]].set_index(["sublayer", "scope", "family"])
+        rows = {Route.of(row): row for row in self.effects[self.effects["applicable"]].to_dict("records")}
         found = []
         for route in self.motif_routes():
-            row = rows.loc[route.key]
-            others = [r for r in REGIONS if r != route.scope and (route.sublayer, r, route.family) in rows.index]
+            row = rows[route]
+            others = [region for region in REGIONS if replace(route, scope=region) in rows.keys() - {route}]
             motif: dict[str, Any] = asdict(route) | {name: float(row[name]) for name in MOTIF_COLUMNS}
             motif |= {"only_region": not others, "task_learned": bool(row["task_learned"])}
             found.append(motif | {name: int(row[name]) for name in ("n_reads", "n_unaliased_reads")})

@@ -5,7 +5,8 @@ RUN/config.yaml, provenance.json, metrics.csv      what it was told, what it was
     hf/                                            the final model, with task.json and attnres_run.json beside it
     probe/                                         tables and summary.json of the probes in training
     probe/final/                                   the same of a probe of the finished model
-    figures/, report.html                          what attnres-probe report writes
+    figures/, report.html, report.txt              what attnres-probe report writes: figures, page, long tables;
+    claims.json                                    in the folder of results, the claims with the rows they rest on
     wandb/, tensorboard/, probes.csv               what loggers write
 """
 
@@ -20,7 +21,7 @@ PROBE, FINAL_PROBE, SUMMARY = "probe", "final", "summary.json"
 TABLES = ("effects", "clusters", "coalitions", "geometry")
 PARTS, SWEEP, DROPPED = "parts", "sweep.json", "dropped.json"
 """An unfinished sweep and what it is of; the steps whose rows a resumed run has removed and not probed again."""
-FIGURES, PAGE = "figures", "report.html"
+FIGURES, PAGE, TEXT, CLAIMS = "figures", "report.html", "report.txt", "claims.json"
 WANDB, TENSORBOARD, PROBES = "wandb", "tensorboard", "probes.csv"
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from attnres.sites import regions_of
+from probe.analysis.claims import Claim, find_claims
 from probe.analysis.emergence import Emergence, find_emergence
 from probe.analysis.inference import Inference
 from probe.files.checkpoints import read_json
@@ -66,7 +67,6 @@ class ProbedRun:
         """Of the last probe."""
         path, summary = self.results / SUMMARY, read_summary(self.results)
         lacks = [key for key in SUMMARY_KEYS if key not in summary]
-        lacks += ["the scope of a motif" for motif in summary.get("motifs", ())[:1] if "scope" not in motif]
         if lacks:
             raise ValueError(f"{path} is not a summary of this version: it lacks {', '.join(lacks)}")
         return summary
@@ -95,6 +95,11 @@ class ProbedRun:
     def training_effects(self) -> pd.DataFrame | None:
         """All steps."""
         return None if self.training is None else self._read(self.training, "effects")
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """The study's claims about the model at its last probe."""
+        return find_claims(self.effects, self.clusters, self.coalitions, self.emergence, self.summary)
 
     @cached_property
     def curves(self) -> pd.DataFrame | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from attnres.files import replacing
 from probe.analysis import stats
 from probe.analysis.effects import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
 from probe.files.checkpoints import first_line
-from probe.files.layout import DROPPED, PROBE, SUMMARY, TABLES, has_results, table_file
+from probe.files.layout import CLAIMS, DROPPED, PROBE, SUMMARY, TABLES, has_results, table_file
 
 SCHEMA_VERSION = 3
 """Of tables and summary. Raised when what they hold changes its name or meaning."""
+VERSION_KEY = b"attnres_schema_version"
 REQUIRED = {
     "effects": EFFECT_COLUMNS,
     "clusters": CLUSTER_COLUMNS,
@@ -49,8 +50,14 @@ def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
         if name == "effects":
             rows = table.to_pandas()
             table = pa.Table.from_pandas(rows.assign(q_value=across_steps(rows)), preserve_index=False)
-        with replacing(path) as part:
-            pq.write_table(table, part, compression="zstd")
+        _write(table, path)
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    """With the schema's version in the file's metadata."""
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), VERSION_KEY: str(SCHEMA_VERSION)})
+    with replacing(path) as part:
+        pq.write_table(table, part, compression="zstd")
 
 
 def _without(table: pa.Table, probed: Iterable[tuple[str, int]]) -> pa.Table:
@@ -84,16 +91,25 @@ def drop_steps_after(directory: Path, step: int) -> list[int]:
     else:
         record.unlink(missing_ok=True)
     for path in paths:
-        rows = pd.read_parquet(path)
-        if (rows["step"] > step).any():
-            with replacing(path) as part:
-                rows[rows["step"] <= step].to_parquet(part, index=False, compression="zstd")
+        table = pq.read_table(path)
+        earlier = table.filter(pc.less_equal(table["step"], step))  # type: ignore[attr-defined]
+        if len(earlier) < len(table):
+            _write(earlier, path)
     return later
 
 
 def forget_dropped(directory: Path) -> None:
     """Forget the dropped steps: they have been probed again, or will not be, as the run has ended."""
     (directory / DROPPED).unlink(missing_ok=True)
+
+
+def write_claims(directory: Path, claims: Sequence[Mapping[str, Any]]) -> Path:
+    """Write `claims.json` into a folder of results."""
+    path = directory / CLAIMS
+    text = json.dumps(_finite({"schema_version": SCHEMA_VERSION, "claims": list(claims)}), indent=2) + "\n"
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return path
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
@@ -121,12 +137,15 @@ def read_table(directory: Path, name: str, rows: bool = True) -> pd.DataFrame:
             raise ValueError(f"{directory} is incomplete: it has effects.parquet but no {name}.parquet; probe it again")
         raise ValueError(f"{directory} holds no probe results: expected {name}.parquet there or in its probe/ folder")
     try:
+        version = (pq.read_schema(path).metadata or {}).get(VERSION_KEY, b"").decode()
         table = pd.read_parquet(path) if rows else pq.read_schema(path).empty_table().to_pandas()
     except (OSError, pa.ArrowException) as error:
         reason = first_line(error).rstrip(".")
         raise ValueError(f"{path} is torn or not a parquet file ({reason}): probe again, into a new folder") from error
+    if version and version != str(SCHEMA_VERSION):
+        raise ValueError(f"{path} is of schema version {version}, this program reads {SCHEMA_VERSION}: probe again")
     if missing := [column for column in REQUIRED[name] if column not in table]:
-        raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}")
+        raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}; probe again")
     if not is_integer_dtype(table["step"]):
         raise ValueError(f"{path} is not a table of this version: its column step does not hold integers")
     return table

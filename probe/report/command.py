@@ -1,19 +1,27 @@
-"""`attnres-probe report`: the printed tables, the figures and the page of some probed runs."""
+"""`attnres-probe report`: what some probed runs say, printed; their tables, figures, claims and page, written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from probe.files.runs import repeated_seeds
+from attnres.files import replacing
+from probe.files.layout import TEXT
+from probe.files.runs import ProbedRun, repeated_seeds
+from probe.files.tables import write_claims
 from probe.report import text
 from probe.report.figures.write import write_figures
 from probe.report.page.build import write_page
 from probe.report.page.data import NEEDED, load_page_runs
 
+HEADING = (
+    "What depth routing does. Percentages are harm, the fall of the margin, as a share of the clean margin;\n"
+    "* marks the study's motifs; tau is the share from which a route matters."
+)
+
 
 def write_report(directories: Sequence[Path], page: Path) -> Iterator[str]:
-    """Lines to print: what must be known first, tables, and the files as they are written.
+    """Lines to print: what must be known first, the claims, and the files as they are written.
 
     Raises:
         ValueError: a directory without complete results, or a page that cannot be written.
@@ -22,17 +30,31 @@ def write_report(directories: Sequence[Path], page: Path) -> Iterator[str]:
     runs = [run.probed for run in shown]
     yield from (line for run in runs for line in text.warnings(run))
     yield from repeated_seeds(runs)
-    yield "Mass and causal effect of each source family, all layers (mask and renormalise, all positions;"
-    yield "control: as much mass taken from other sources, drawn at random)\n"
-    yield text.mass_effect_table(runs) + "\n"
-    yield from map(text.describe, runs)
-    found = [text.describe_emergence(run.emergence) for run in runs if run.emergence is not None]
-    for block in (text.across_seeds(runs), *found, text.emergence_over_seeds(runs)):
-        if block:
-            yield "\n" + block
+    yield HEADING + "\n"
+    for run in runs:
+        yield from text.claims(run)
     yield "\nwritten:"
+    for run in runs:
+        yield f"  {write_claims(run.results, [claim.to_dict() for claim in run.claims])}"
+    yield f"  {_write_tables(runs, directories[0] / TEXT)}"
     yield from (f"  {line}" for line in write_figures(runs) or ["no figures: no run holds effects of mask_renormalise"])
     if any(run.has_cells for run in shown):
         yield f"  {write_page(shown, page)}"
     else:
         yield f"  no page: no run holds {NEEDED}"
+
+
+def _write_tables(runs: Sequence[ProbedRun], path: Path) -> Path:
+    """The long tables, as text."""
+    blocks = [
+        "Mass and strength of each source family, all layers (mask and renormalise, all positions; control: as much\n"
+        "mass taken from other sources, drawn at random)\n",
+        text.mass_effect_table(runs) + "\n",
+        *map(text.describe, runs),
+        text.across_seeds(runs),
+        *(text.describe_emergence(run.emergence) for run in runs if run.emergence is not None),
+        text.emergence_over_seeds(runs),
+    ]
+    with replacing(path) as part:
+        part.write_text("\n".join(filter(None, blocks)) + "\n", encoding="utf-8")
+    return path

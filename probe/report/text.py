@@ -1,4 +1,7 @@
-"""What probed runs say, as text: the table of mass against effect, and what it rests on."""
+"""What probed runs say, as text: the claims, and for a file the tables that they rest on.
+
+Effects are strengths: the harm of an ablation, which is the fall of the margin, as a share of the clean margin.
+"""
 
 from __future__ import annotations
 
@@ -30,20 +33,27 @@ READS = (
     "{effective_distinct_sources:.1f}; routing entropy {entropy:.2f} nats"
 )
 MOTIF = (
-    "  motif: {route}, {motif[per_read]:+.3f} nats per read ({motif[n_reads]} reads, {motif[n_unaliased_reads]} "
-    "unaliased; p adj. = {motif[p_adjusted]:.4f}{only})"
+    "  motif: {route}, {motif[strength]:.1%} of the margin [{motif[strength_low]:.1%}, {motif[strength_high]:.1%}] "
+    "({motif[n_reads]} reads, {motif[n_unaliased_reads]} unaliased; p adj. = {motif[p_matters]:.4f}{only})"
 )
 IDLE = (
-    "    mass without role: {family}, mass {mass:.3f} ({aliased:.0%} of it aliased), effect equivalent to zero "
+    "    not necessary: {family}, mass {mass:.3f} ({aliased:.0%} of it aliased), harm equivalent to zero "
     "(p = {p_equivalent_adjusted:.4f})"
 )
 LINEAR = "  first order against exact ({grid}, {positions} positions): Spearman {spearman:.2f} over {n_cells} cells"
 
 
+def claims(run: ProbedRun) -> list[str]:
+    """What is known of a model, a line for each claim."""
+    clean = run.summary["clean"]
+    margin = f"margin {clean[words.MARGIN]:.2f} nats"
+    return [f"{run.label}: accuracy {clean['accuracy']:.3f}, {margin}", *(f"  {claim}" for claim in run.claims)]
+
+
 def mass_effect_table(runs: Sequence[ProbedRun]) -> str:
-    """Family x sublayer: mass (and what it would be with equal weights), effect on NLL with its 95 % interval and
-    adjusted p-value, and that of taking the same mass from other sources; a group of columns for each run."""
-    group = EFFECT_ROW("mass", "(even)", "aliased", "ΔNLL (nats) [95 % CI]", "p adj.", "control")
+    """Family x sublayer: mass (and what it would be with equal weights), strength with its 95 % interval and adjusted
+    p-value of the harm, and that of taking the same mass from other sources; a group of columns for each run."""
+    group = EFFECT_ROW("mass", "(even)", "aliased", "strength [95 % CI]", "p adj.", "control")
     columns = f"{'sublayer':<10} {'family':<15}" + group * len(runs)
     header = f"{'':<10} {'':<15}" + "".join(f"  {run.label:^{len(group) - 2}}" for run in runs)
     numbers, absent = [_depth_numbers(run) for run in runs], EFFECT_ROW("—", "—", "—", "not probed", "—", "—")
@@ -59,14 +69,16 @@ def mass_effect_table(runs: Sequence[ProbedRun]) -> str:
 def _depth_numbers(run: ProbedRun) -> dict[tuple[str, str], str]:
     """(sublayer, family) -> a run's columns in the table."""
     control = whole_depth(primary_rows(run.effects, kind=MatchedMass.kind))
-    control = control[control["applicable"]].set_index(["sublayer", "family"])["effect"].map("{:+.4f}".format)
+    control = control[control["no_strength"] == ""].set_index(["sublayer", "family"])["strength"].map("{:+.1%}".format)
     numbers = {}
     for row in whole_depth(primary_rows(run.effects)).to_dict("records"):
         place = row["sublayer"], row["family"]
         masses = [f"{row[name]:.3f}" for name in ("mass", "mass_uniform", "aliased_mass")]
         effect, p_adjusted = "not applicable", "—"
         if row["applicable"]:
-            effect = f"{row['effect']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"
+            effect = f"{row['strength']:+.1%} [{row['strength_low']:+.1%}, {row['strength_high']:+.1%}]"
+            if row["no_strength"]:  # in nats of the margin's fall
+                effect = f"{-row['effect']:+.3f} nats [{-row['ci_high']:+.3f}, {-row['ci_low']:+.3f}]"
             p_adjusted = f"{row['p_adjusted']:.4f}"
         numbers[place] = EFFECT_ROW(*masses, effect, p_adjusted, control.get(place, "—"))
     return numbers
@@ -79,7 +91,7 @@ def warnings(run: ProbedRun) -> list[str]:
     if not clean["task_learned"]:
         lines.append(
             f"NOT LEARNED: {run.label} has accuracy {clean['accuracy']:.4f} (plateau {clean['plateau_accuracy']:.4f}) "
-            "and clean NLL not below half of ln K: none of its effects, dissociations or motifs speaks of the task"
+            f"(at least {clean['accuracy_low']:.4f}): none of its effects, dissociations or motifs speaks of the task"
         )
     if few < words.ENOUGH_SEQUENCES:
         lines.append(
@@ -95,7 +107,7 @@ def describe(run: ProbedRun) -> str:
     clean, probe, flip = summary["clean"], summary["probe"], summary["flip"]
     lines = [
         f"{run.label}: accuracy {clean['accuracy']:.4f} (plateau {clean['plateau_accuracy']:.4f}), "
-        f"NLL {clean['nll']:.4f} nats; {probe['n_sequences']} sequences, {probe['n_queries']} queries"
+        f"margin {clean[words.MARGIN]:.2f} nats; {probe['n_sequences']} sequences, {probe['n_queries']} queries"
     ]
     if flip is not None:
         lines.append(FLIP.format_map(flip))
@@ -116,31 +128,31 @@ def describe(run: ProbedRun) -> str:
 
 
 def _describe_dissociation(sublayer: str, found: Row) -> list[str]:
-    verdicts = {True: "dissociated", False: "they agree", None: f"no harm that matters ({found['matters_from']:.3f})"}
+    verdicts = {True: "dissociated", False: "they agree", None: "no family matters"}
     lines = [
         f"  {sublayer}: most mass {found['heaviest']} ({found['mass'][found['heaviest']]:.3f}), "
-        f"most harm {found['most_harmful']} ({found['effect'][found['most_harmful']]:+.3f} nats): "
+        f"most harm {found['most_harmful']} ({found['strength'][found['most_harmful']]:.1%} of the margin): "
         f"{verdicts[found['dissociated']]}; P(one family has both) = {found['p_heaviest_is_most_harmful']:.2f}"
     ]
-    idle = found["mass_without_role"]
+    idle = found["not_necessary"]
     return lines + [IDLE.format_map({**row, "aliased": row["aliased_mass"] / row["mass"]}) for row in idle]
 
 
 def _describe_coalitions(run: ProbedRun) -> list[str]:
-    """Shapley values and the largest interaction of each game, in NLL at all positions."""
+    """Shapley values and the largest interaction of each game, as strengths, at all positions."""
     if run.coalitions is None:
         return []
     rows = run.coalitions[(run.coalitions["metric"] == words.PRIMARY_METRIC) & (run.coalitions["positions"] == "all")]
     rows = rows.join(rows["term"].str.extract(r"(?P<what>.*):(?P<families>.*)"))
     lines = []
     for (sublayer, scope), terms in rows.groupby(["sublayer", "scope"], sort=False):
-        effects = terms[terms["what"] == "shapley"].set_index("families")["effect"]
-        shares = ", ".join(f"{family} {effect:+.3f}" for family, effect in effects.items())
+        values = terms[terms["what"] == "shapley"].set_index("families")["strength"]
+        shares = ", ".join(f"{family} {value:+.1%}" for family, value in values.items())
         pairs = terms[terms["what"] == "interaction"]
         largest = pairs.iloc[pairs["effect"].abs().to_numpy().argmax()]
         lines.append(
             f"  Shapley values, {sublayer} at {scope}: {shares}; largest interaction {largest['families']} "
-            f"{largest['effect']:+.3f} (p adj. = {largest['p_adjusted']:.4f})"
+            f"{largest['strength']:+.1%} (p adj. = {largest['p_adjusted']:.4f})"
         )
     return lines
 
@@ -217,13 +229,13 @@ def across_seeds(runs: Sequence[ProbedRun]) -> str:
     lines: list[str] = []
     for seeds in _experiments(runs):
         rows = pd.concat([whole_depth(primary_rows(run.effects)) for run in seeds])
-        table = rows.pivot(index="seed", columns=["sublayer", "family"], values="effect").dropna(axis=1)
+        table = rows.pivot(index="seed", columns=["sublayer", "family"], values="strength").dropna(axis=1)
         if table.empty:  # the whole depth was not probed
             continue
         names = ", ".join(map(str, sorted(run.seed for run in seeds)))
-        lines.append(f"{seeds[0].condition}, over {len(seeds)} seeds ({names}): ΔNLL, t interval")
+        lines.append(f"{seeds[0].condition}, over {len(seeds)} seeds ({names}): strength, t interval")
         for place, numbers in zip(table.columns, np.transpose(stats.across_seeds(table.to_numpy())), strict=True):
-            lines.append("  {:<10} {:<15} {:+.4f} [{:+.4f}, {:+.4f}]  p = {:.4f}".format(*place, *numbers))
+            lines.append("  {:<10} {:<15} {:+.1%} [{:+.1%}, {:+.1%}]  p = {:.4f}".format(*place, *numbers))
     return "\n".join(lines)
 
 

@@ -1,0 +1,165 @@
+"""Mass without role: an intersection of three equivalence tests, over the whole depth of a sublayer.
+
+A family is without role if it is
+
+1. not necessary: taking it away costs the equivalent of nothing (TOST at epsilon);
+2. not sufficient: keeping it alone is no better than keeping as many sources drawn at random (by epsilon at least);
+3. not part of an interaction: no pair with it costs more, or less, together than one by one (TOST at epsilon).
+
+With cumulative sources every source contains the ones before it. There the first test is made in the increment basis,
+where a family's contribution is really gone, and the other two cannot be made: kept sources and pairs share content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from probe.ablation.interventions import Increment
+from probe.ablation.sufficiency import KeepOnly, KeepRandom
+from probe.analysis import stats
+from probe.vocabulary import (
+    ALL,
+    APPRECIABLE_MASS,
+    FINAL,
+    LEVEL,
+    MARGIN,
+    MASK,
+    ROUTE,
+    SUBLAYER_TITLES,
+    Route,
+    harm_sign,
+    primary_rows,
+    whole_depth,
+)
+
+NECESSARY, SUFFICIENT, INTERACTS = "necessary", "sufficient", "interacting"
+TESTS = (NECESSARY, SUFFICIENT, INTERACTS)
+
+
+def content_is_shared(summary: dict[str, Any]) -> bool:
+    """Whether a source of the model contains the ones before it."""
+    return summary["model"]["attnres_source"] == "cumulative"
+
+
+@dataclass(frozen=True)
+class Role:
+    """What the three tests say of one family.
+
+    Attributes:
+        p_values: of each test that could be made, of the hypothesis that the family is so; adjusted over all families
+            (Holm).
+        strength: of taking the family away.
+        rows: the keys of the table rows.
+    """
+
+    route: Route
+    mass: float
+    strength: float
+    p_values: dict[str, float]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[str]:
+        return [test for test, p in self.p_values.items() if p > LEVEL]
+
+    @property
+    def has_none(self) -> bool | None:
+        """Whether the family is without role; None where a test is missing and none failed."""
+        if self.failed:
+            return False
+        return True if len(self.p_values) == len(TESTS) else None
+
+    def __str__(self) -> str:
+        return f"{self.route.family} in {SUBLAYER_TITLES[self.route.sublayer]} {100 * self.strength:.1f} %"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Makes the tests from the tables of one probed step."""
+
+    effects: pd.DataFrame
+    clusters: pd.DataFrame
+    coalitions: pd.DataFrame | None
+    summary: dict[str, Any]
+
+    def families(self) -> list[Role]:
+        """Of each family with a mass of at least 0.05, in each sublayer."""
+        rows = whole_depth(primary_rows(self.effects))
+        rows = rows[rows["mass"] >= APPRECIABLE_MASS]
+        tested = [(Route.of(row), float(row["mass"])) for row in rows.to_dict("records")]
+        makers = {NECESSARY: self._necessary, SUFFICIENT: self._sufficient, INTERACTS: self._interacts}
+        made = {test: [make(route) for route, _ in tested] for test, make in makers.items()}
+        adjusted = {test: stats.holm(np.array(values, dtype=float)) for test, values in made.items()}
+        return [
+            Role(
+                route,
+                mass,
+                self._strength(route),
+                {test: float(adjusted[test][i]) for test in TESTS if not np.isnan(adjusted[test][i])},
+                self._keys(route),
+            )
+            for i, (route, mass) in enumerate(tested)
+        ]
+
+    @property
+    def basis(self) -> str:
+        """The kind of intervention that takes a family away."""
+        return Increment.kind if content_is_shared(self.summary) else MASK
+
+    def _row(self, route: Route, kind: str) -> pd.Series | None:
+        rows = primary_rows(self.effects, kind=kind)
+        rows = rows[(rows[ROUTE] == list(route.key)).all(axis=1) & rows["applicable"]]
+        return None if rows.empty else rows.iloc[0]
+
+    def _strength(self, route: Route) -> float:
+        row = self._row(route, self.basis)
+        return np.nan if row is None else float(row["strength"])
+
+    def _necessary(self, route: Route) -> float:
+        row = self._row(route, self.basis)
+        return np.nan if row is None else float(row["p_equivalent"])
+
+    def _sufficient(self, route: Route) -> float:
+        """p of "keeping the family alone is better than the control by epsilon of the margin or more"."""
+        if content_is_shared(self.summary):
+            return np.nan
+        rows = [self._of_sequences(route, kind) for kind in (KeepOnly.kind, KeepRandom.kind)]
+        if any(row is None for row in rows):
+            return np.nan
+        kept, control = (harm_sign(MARGIN) * row["summed_effect"].to_numpy() for row in rows)  # type: ignore[index]
+        margins, counts = (rows[0][name].to_numpy() for name in ("summed_clean", "n_queries"))  # type: ignore[index]
+        about = self.summary["probe"]
+        contrast = (kept - control + about["equivalent"] * margins)[:, None]
+        return float(stats.bootstrap_t(contrast, counts, about["num_resamples"], about["seed"]).p_above(0.0)[0])
+
+    def _of_sequences(self, route: Route, kind: str) -> pd.DataFrame | None:
+        rows = primary_rows(self.clusters, kind=kind)
+        rows = rows[(rows[ROUTE] == list(route.key)).all(axis=1)].sort_values("sequence")
+        return None if rows.empty or rows["summed_effect"].isna().any() else rows
+
+    def _interacts(self, route: Route) -> float:
+        """The largest p of "the pair's interaction is epsilon or more away from zero", over pairs with the family."""
+        if self.coalitions is None or self.coalitions.empty or content_is_shared(self.summary):
+            return np.nan
+        rows = self.coalitions
+        scope = FINAL if route.sublayer == FINAL else ALL
+        rows = rows[(rows["metric"] == MARGIN) & (rows["positions"] == "all") & (rows["scope"] == scope)]
+        rows = rows[(rows["sublayer"] == route.sublayer) & rows["term"].map(lambda term: _has(str(term), route.family))]
+        return float(rows["p_equivalent"].max()) if len(rows) else np.nan
+
+    def _keys(self, route: Route) -> list[dict[str, Any]]:
+        kinds: Sequence[str] = (self.basis, KeepOnly.kind, KeepRandom.kind)
+        where = dict(zip(ROUTE, route.key, strict=True))
+        step = self.summary["step"]
+        return [{"table": "effects", "step": step, **where, "kind": kind, "metric": MARGIN} for kind in kinds]
+
+
+def _has(term: str, family: str) -> bool:
+    """Whether a term of the coalitions is an interaction with the family."""
+    what, _, families = term.partition(":")
+    return what == "interaction" and family in families.split("+")
