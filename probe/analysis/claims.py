@@ -211,7 +211,7 @@ def _redundancy(coalitions: pd.DataFrame | None, summary: dict[str, Any]) -> Cla
     found = pairs[pairs["p_matters"] <= LEVEL].sort_values("strength", ascending=False)
     shared = " Sources share content." if content_is_shared(summary) else ""
     if found.empty:
-        most = pairs.loc[pairs["strength"].idxmax()]
+        most = pairs.iloc[int(pairs["strength"].to_numpy().argmax())]
         tau = f"{100 * summary['probe']['matters']:g} %"
         text = f"No pair costs {tau} more together than one by one; the most: {_interaction(most)}.{shared}"
         return Claim("redundancy", FAILS, text, _keys(pairs, "coalitions"))

@@ -140,7 +140,7 @@ class Reader:
     def _dissociation(self, sublayer: str, families: pd.DataFrame) -> dict[str, Any]:
         harm = harm_sign(self.metric) * families["effect"]
         heaviest, most_harmful = str(families["mass"].idxmax()), str(harm.idxmax())
-        largest = families.loc[most_harmful]
+        about: dict[str, Any] = families.loc[most_harmful].to_dict()
         columns = [(FINAL if sublayer == FINAL else ALL, family) for family in families.index]
         sums, masses = (self.by_sequence(c, sublayer)[columns].to_numpy() for c in ("summed_effect", "mass"))
         weights = stats.resample_weights(len(sums), *self.how.resampling)
@@ -151,9 +151,9 @@ class Reader:
         found: dict[str, Any] = {
             "heaviest": heaviest,
             "most_harmful": most_harmful,
-            "dissociated": heaviest != most_harmful if float(largest["p_matters"]) <= LEVEL else None,
+            "dissociated": heaviest != most_harmful if about["p_matters"] <= LEVEL else None,
             "p_heaviest_is_most_harmful": float(agree),
-            "task_learned": bool(largest["task_learned"]),
+            "task_learned": bool(about["task_learned"]),
             "not_necessary": idle.reset_index().to_dict("records"),
         }
         return found | {name: families[name].to_dict() for name in DISSOCIATION_COLUMNS}
