@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -141,18 +142,21 @@ def test_a_family_is_kept_whole_however_light_it_is(make_model, gap):
 
 
 def test_in_a_model_whose_recency_bias_leaves_nothing_for_others(make_model):
-    """Through the engine: float32 weights of other families are zero, and their effects are numbers all the same."""
-    model = make_model(attnres_recency_bias_init=200.0, randomize=False)
+    """Through the engine: weights that float32 cannot hold, and the effects that they have in float64, which can."""
+    model = make_model(num_hidden_layers=5, attnres_num_blocks=5)
     with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(10)
-    assert record(model)[-1].routing_weights[..., 0].max() == 0
-    cells = [c for kind in (KeepOnly, KeepRandom, Rescue) for c in build_grid(model.sites, Kind(kind), scopes=["all"])]
-    result = run(model, cells)
-    assert len(result.effects) > 20
-    assert all(np.isfinite(values).all() for effects in result.effects.values() for values in effects.values())
-    kept = {c.route.family: i for i, c in enumerate(cells) if (c.kind.name, c.route.sublayer) == ("keep_only", "both")}
-    assert np.abs(result.effects[kept["embedding"], "all"]["nll"]).max() > 1e-4
-    np.testing.assert_allclose(result.effects[kept["current"], "all"]["nll"], 0, atol=1e-5)
+        for name, parameter in model.named_parameters():
+            if name.endswith("_res_bias"):
+                parameter.fill_(200.0)
+    assert record(model)[-1].routing_weights[..., :-1].max() == 0
+    kinds = (KeepOnly, KeepRandom, Rescue)
+    cells = [cell for kind in kinds for cell in build_grid(model.sites, Kind(kind), scopes=["late", "all"])]
+    single, double = run(model, cells), run(copy.deepcopy(model).double(), cells)
+    assert len(single.effects) == len(double.effects) == 3 * 2 * 3 * len(FAMILIES)
+    for key, effects in single.effects.items():
+        np.testing.assert_allclose(effects["nll"], double.effects[key]["nll"], atol=1e-4)
+    older = [i for i, cell in enumerate(cells) if cell.route.family == "older"]
+    assert all(np.abs(single.effects[i, "all"]["nll"]).max() > 0.01 for i in older)
 
 
 def test_keeping_current_everywhere_is_the_vanilla_model(make_vanilla):
