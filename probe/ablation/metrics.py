@@ -50,9 +50,7 @@ class CleanRun:
         if answer_rows is None:
             answer_rows = torch.arange(len(answers), device=answers.device).unsqueeze(1)
         rivals = candidates.masked_fill(candidates == answers[:, None], -1)
-        logits = logits.to(
-            log_probs.dtype
-        )  # of which choices are made: rounding of their softmax could swap neighbours
+        logits = logits.to(log_probs.dtype)  # choices are made of these: rounding of the softmax swaps neighbours
         scores = logits.gather(1, rivals.clamp_min(0)).masked_fill(rivals < 0, -torch.inf)
         distractors = rivals.gather(1, scores.argmax(1, keepdim=True)).squeeze(1).clamp_min(0)
         margins = logits.gather(1, answers[:, None]).squeeze(1) - scores.amax(1)  # inf: no value parts
