@@ -50,12 +50,13 @@ class CleanRun:
         if answer_rows is None:
             answer_rows = torch.arange(len(answers), device=answers.device).unsqueeze(1)
         rivals = candidates.masked_fill(candidates == answers[:, None], -1)
-        scores = log_probs.gather(1, rivals.clamp_min(0)).masked_fill(rivals < 0, -torch.inf)
+        logits = logits.to(log_probs.dtype)  # choices are made of these: rounding of the softmax swaps neighbours
+        scores = logits.gather(1, rivals.clamp_min(0)).masked_fill(rivals < 0, -torch.inf)
         distractors = rivals.gather(1, scores.argmax(1, keepdim=True)).squeeze(1).clamp_min(0)
-        margins = log_probs.gather(1, answers[:, None]).squeeze(1) - scores.amax(1)  # inf: no value parts
+        margins = logits.gather(1, answers[:, None]).squeeze(1) - scores.amax(1)  # inf: no value parts
         margins = margins[answer_rows].masked_fill(answer_rows < 0, torch.inf)
         decisive_rows = answer_rows.gather(1, margins.argmin(1, keepdim=True)).squeeze(1)
-        sizes = logits.abs().amax(1).to(log_probs.dtype)
+        sizes = logits.abs().amax(1)
         return cls(log_probs, log_probs.exp(), answers, rivals, distractors, sizes, answer_rows, decisive_rows)
 
     def metrics(self, logits: Tensor | None = None) -> dict[str, Tensor]:

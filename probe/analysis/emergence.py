@@ -102,7 +102,8 @@ def find_emergence(
       for one miss. `onset_low` and `onset_high` are the interval over the resamples that have one, and `p_onset` is the
       share of resamples that do. `onset_to_mean` is the onset on the margin to the mean distractor, and
       `margins_agree` says that both margins have one, at most a probe apart, or neither.
-    - `peak`: the largest harm as a share of the final margin, and `peak_step`; `final`: that of the last probe.
+    - `peak`: the largest harm as a share of the final margin, and `peak_step`; `final`: that of the last probe. NaN
+      where the final margin is not clear of zero: a share of it would swap harm and benefit.
     - `first_held` (with `_low` and `_high`, as the onset's), `last_held`, `n_held` of `n_probes`: where it holds.
     - `pairs`, `accuracy`: at the onset, or at `first_held`; `effect_half_pairs`, `mass_half_pairs`,
       `accuracy_half_pairs`: pairs at the half-rises.
@@ -151,6 +152,7 @@ class _Finder:
         routes: those of them that can be motifs.
         answered: (n, S) right answers of each sequence; NaN where accuracy was not probed.
         margins: (n, S) summed clean margin.
+        final_margin: mean clean margin at the last probe; NaN where it is not clear of zero.
     """
 
     effects: pd.DataFrame
@@ -171,6 +173,8 @@ class _Finder:
         self.sequences = rows.pivot(index="sequence", columns=["step", *ROUTE], values=["harm", "mass"])
         margins = rows.groupby(["sequence", "step"])["summed_clean"].first().unstack()
         self.margins = margins[self.steps].to_numpy(float)
+        last = stats.bootstrap_t(self.margins[:, -1:], self.counts, *self.how.resampling)
+        self.final_margin = float(last.mean[0]) if last.interval()[0][0] > 0 else math.nan
         correct = correct.groupby(["sequence", "step"])["summed_clean"].first().unstack()
         self.answered = correct.reindex(index=self.sequences.index, columns=self.steps).to_numpy(float)
         # (R, n) how often each sequence is drawn: the one bootstrap of all intervals.
@@ -244,9 +248,11 @@ class _Finder:
         apart = np.abs(to_mean - times["onset"][0])
         columns["margins_agree"] = np.isnan(to_mean) == np.isnan(times["onset"][0])
         columns["margins_agree"] &= ~(apart > 1)
-        of_final = effects.sum(0) / self.margins[:, -1].sum()
-        columns |= {"peak": of_final.max(1), "peak_step": self.steps[of_final.argmax(1)], "final": of_final[:, -1]}
-        columns["effect_change"] = onsets.change(effects.sum(0) / self.counts.sum())
+        harm = effects.sum(0) / self.counts.sum()
+        of_final, has_final = harm / self.final_margin, not math.isnan(self.final_margin)
+        columns |= {"peak": of_final.max(1), "final": of_final[:, -1]}
+        columns["peak_step"] = self.steps[harm.argmax(1)] if has_final else math.nan
+        columns["effect_change"] = onsets.change(harm)
         columns["mass_change"] = onsets.change(masses.mean(0))
         about = self.effects[["run", "condition", "seed"]].iloc[[0] * len(self.routes)].reset_index(drop=True)
         return pd.concat([about, pd.DataFrame(self.routes), pd.DataFrame(columns)], axis=1)
@@ -272,15 +278,14 @@ class _Finder:
     def curves(self, holds: np.ndarray) -> pd.DataFrame:
         strengths = ["strength", "strength_low", "strength_high", "no_strength", "detectable"]
         curves = self.effects[["step", *ROUTE, *strengths, "mass", "applicable"]].reset_index(drop=True)
-        sign, final = harm_sign(MARGIN), self.margins[:, -1].sum() / self.counts.sum()
-        harm = sign * self.effects[["effect", "ci_low", "ci_high"]].to_numpy(float)
+        harm = harm_sign(MARGIN) * self.effects[["effect", "ci_low", "ci_high"]].to_numpy(float)
         harm[:, 1:] = np.sort(harm[:, 1:], axis=1)
         places = list(curves[["step", *ROUTE]].itertuples(index=False, name=None))
         masses = self._resample(self.sequences["mass"][places].to_numpy(float), np.ones(len(self.counts)))
         low, high = onsets.percentiles(masses)
         found = {(self.steps[s], *self.routes[c].key) for c, s in np.argwhere(holds)}
         columns: dict[str, Any] = dict(zip(("harm", "harm_low", "harm_high"), harm.T, strict=True))
-        columns["harm_of_final"] = harm[:, 0] / final if final > 0 else math.nan
+        columns["harm_of_final"] = harm[:, 0] / self.final_margin
         held = [place in found for place in places]
         return curves.assign(**columns, mass_low=low, mass_high=high, holds=held)
 

@@ -59,7 +59,7 @@ class Harm:
     def holds(self, weights: np.ndarray, how: Inference) -> np.ndarray:
         """(resamples, C) whether each route is a motif in each resample of the sequences:
 
-        1. the clean margin is clear of zero;
+        1. the clean margin is clear of zero (the lower end of its 95 % interval), so that there is a strength;
         2. harm - tau * margin is above zero (max-t over the grid, two-sided, 5 %);
         3. harm per read is larger than in every other region of the sublayer where the family can be ablated
            (one-sided bootstrap-t of the paired difference, 5 % each: an intersection-union test).
@@ -82,7 +82,7 @@ class Harm:
         per_read = self.sums / self.n_reads
         larger = self._above(per_read[:, one] - per_read[:, other], weights, how, grid=False)
         np.logical_and.at(holds.T, one, larger.T)
-        return holds & self._above(self.margins[:, None], weights, how, grid=False)
+        return holds & self._above(self.margins[:, None], weights, how, grid=True)
 
     def _rival(self, i: int, j: int) -> bool:
         """Whether two routes are of one family and sublayer."""
@@ -90,7 +90,8 @@ class Harm:
         return (one.sublayer, one.family) == (other.sublayer, other.family)
 
     def _above(self, sums: np.ndarray, weights: np.ndarray, how: Inference, grid: bool) -> np.ndarray:
-        """(resamples, columns) whether the mean of `sums` (n, columns) is above zero."""
+        """(resamples, columns) whether the mean of `sums` (n, columns) is above zero: by the two-sided test that is
+        adjusted for all columns (`grid`), or each by a one-sided one."""
         means, errors = stats.resampled_means(sums, self.counts, weights)
         critical = stats.bootstrap_t(sums, self.counts, *how.resampling).critical(LEVEL, grid)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -140,7 +141,7 @@ class Reader:
     def _dissociation(self, sublayer: str, families: pd.DataFrame) -> dict[str, Any]:
         harm = harm_sign(self.metric) * families["effect"]
         heaviest, most_harmful = str(families["mass"].idxmax()), str(harm.idxmax())
-        about: dict[str, Any] = families.loc[most_harmful].to_dict()
+        about: dict[Any, Any] = families.loc[most_harmful].to_dict()
         columns = [(FINAL if sublayer == FINAL else ALL, family) for family in families.index]
         sums, masses = (self.by_sequence(c, sublayer)[columns].to_numpy() for c in ("summed_effect", "mass"))
         weights = stats.resample_weights(len(sums), *self.how.resampling)

@@ -10,19 +10,21 @@ import pandas as pd
 import pytest
 
 from probe.analysis.emergence import Emergence, after_accuracy, find_emergence, over_seeds
-from probe.analysis.motifs import Reader, resampled_criterion
+from probe.analysis.inference import MARGIN_NOT_POSITIVE, Inference
 from probe.files.runs import ProbedRun, groups_of_seeds, repeated_seeds
 from probe.report.text import across_seeds, describe_emergence, emergence_over_seeds
-from probe.vocabulary import ROUTE, STUDY_MOTIFS, Route
-from tests.support.simulated_run import EARLY_ATTENTION, NUM_PAIRS, READS, ROUTES, Planted, simulate, with_accuracy
+from probe.vocabulary import MARGIN_TO_MEAN, MARGINS, ROUTE, STUDY_MOTIFS, Route
+from tests.support.simulated_run import EARLY_ATTENTION, NUM_PAIRS, ROUTES, Noise, Planted, simulate, with_accuracy
 
 STEPS = np.arange(10) * 20
-FAST = {"num_resamples": 200}
+FAST, HOW = {"num_resamples": 200}, Inference(num_resamples=200)
 LATE_MASS = {step: 0.6 if step < 120 else 0.2 for step in STEPS}
 
 
-def find(run, **options):
-    return find_emergence(run.effects, run.clusters, NUM_PAIRS, **{**FAST, **options})
+def find(run, **options) -> Emergence:
+    found = find_emergence(run.effects, run.clusters, **{"how": HOW, **options})
+    assert found is not None
+    return found
 
 
 def row_of(table: pd.DataFrame, route: Route = EARLY_ATTENTION) -> pd.Series:
@@ -39,7 +41,7 @@ def emergence(planted_run):
     """Mass falls in (100, 120], accuracy rises by half in (100, 120], and the motif sets in at 80."""
     clusters = with_accuracy(planted_run.clusters.assign(mass=planted_run.clusters["step"].map(LATE_MASS)))
     pairs = pd.Series({75: 2.0, 115: 3.0, 170: 16.0})
-    return find_emergence(planted_run.effects, clusters, NUM_PAIRS, pairs=pairs, **FAST)
+    return find_emergence(planted_run.effects, clusters, pairs, HOW)
 
 
 @pytest.mark.parametrize("runs", [4, pytest.param(16, marks=pytest.mark.slow)])
@@ -47,31 +49,96 @@ def test_planted_onsets_are_found_within_an_interval_between_probes(runs):
     hits = []
     for seed in range(runs):
         route = ROUTES[(5 * seed) % len(ROUTES)]
-        run = simulate(Planted(route, time=40.0 + 5 * seed), STEPS, seed, sigma=0.5 * (seed % 2), **FAST)
+        run = simulate(Planted(route, time=40.0 + 5 * seed), STEPS, seed, Noise(sigma=0.5 * (seed % 2)), **FAST)
         hits.append(abs(row_of(find(run).table, route)["onset"] - run.first_step) <= 20)
     assert np.mean(hits) >= 0.95
 
 
 @pytest.mark.parametrize("runs", [2, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_grid_without_effects_has_no_onsets(runs):
-    onsets = [find(simulate(None, STEPS, seed, sigma=0.5 * (seed % 2), **FAST)).table["onset"] for seed in range(runs)]
+    onsets = [
+        find(simulate(None, STEPS, seed, Noise(sigma=0.5 * (seed % 2)), **FAST)).table["onset"] for seed in range(runs)
+    ]
     assert all(onset.isna().all() for onset in onsets)
 
 
-def test_the_criterion_on_the_sample_is_that_of_the_probe():
-    """With each sequence drawn once, the resampled criterion says what `Reader.motifs` says, near the threshold too."""
-    decisions = []
-    for seed in range(12):
-        step = np.array([0])
-        run = simulate(Planted(ROUTES[seed], time=0.0, height=1.5 + 0.2 * seed), step, seed, noise=1.0, **FAST)
-        sums = run.clusters["summed_effect"].to_numpy().reshape(len(ROUTES), -1).T
-        n_reads = np.array([READS[route.scope] for route in ROUTES], dtype=float)
-        counts = np.full(len(sums), NUM_PAIRS)
-        holds = resampled_criterion(sums, counts, ROUTES, n_reads, NUM_PAIRS, np.ones((1, len(sums))), **FAST)[0]
-        motifs = set(map(Route.of, Reader(run.effects, run.clusters, NUM_PAIRS, **FAST).motifs()))
-        assert {route for route, is_one in zip(ROUTES, holds, strict=True) if is_one} == motifs
-        decisions.append(len(motifs))
-    assert set(decisions) >= {0, 1}
+@pytest.mark.parametrize("scale", [0.25, 4.0, 16.0])
+def test_multiplying_the_logits_changes_nothing_but_nats(planted_run, scale):
+    """Powers of two, so that not even rounding does."""
+    one, other = find(planted_run), find(simulate(Planted(time=75.0), STEPS, seed=0, scale=scale, **FAST))
+    nats = ["effect_change"]
+    pd.testing.assert_frame_equal(one.table.drop(columns=nats), other.table.drop(columns=nats))
+    np.testing.assert_allclose(other.table[nats], scale * one.table[nats])
+    nats = ["harm", "harm_low", "harm_high"]
+    pd.testing.assert_frame_equal(one.curves.drop(columns=nats), other.curves.drop(columns=nats))
+    np.testing.assert_allclose(other.curves[nats], scale * one.curves[nats])
+    assert set(one.table["status"]) == {"emerged", "never"}
+
+
+def without_effect(clusters: pd.DataFrame, steps, metrics=MARGINS) -> pd.DataFrame:
+    """The planted route has no effect at these steps."""
+    at = (clusters[ROUTE] == list(EARLY_ATTENTION.key)).all(axis=1)
+    at &= clusters["step"].isin(steps) & clusters["metric"].isin(metrics)
+    return clusters.assign(summed_effect=clusters["summed_effect"].mask(at, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("missed", "onset"), [((), 80), ((140,), 80), ((180,), 80), ((100, 140), 120), ((160, 180), math.nan)], ids=str
+)
+def test_one_miss_is_tolerated_and_never_two(planted_run, missed, onset):
+    row = row_of(find_emergence(planted_run.effects, without_effect(planted_run.clusters, missed), how=HOW).table)
+    np.testing.assert_equal((row["first_held"], row["onset"], row["n_held"]), (80, onset, 6 - len(missed)))
+    assert row["status"] == ("transient" if math.isnan(onset) else "emerged")
+
+
+@pytest.mark.parametrize(("missed", "onset"), [((), 80), ((80,), 100), ((80, 100), 120), (STEPS, math.nan)], ids=str)
+def test_a_margin_that_disagrees_is_said_to(planted_run, missed, onset):
+    """No effect on the margin to the mean at some steps, which puts its onset later, or nowhere."""
+    clusters = without_effect(planted_run.clusters, missed, [MARGIN_TO_MEAN])
+    row = row_of(find_emergence(planted_run.effects, clusters, how=HOW).table)
+    np.testing.assert_equal((row["onset"], row["onset_to_mean"]), (80, onset))
+    assert row["margins_agree"] == (onset <= 100)  # a probe apart is not to be told from no difference
+
+
+def test_probes_may_be_unevenly_spaced():
+    """As the trail's are: dense where things happen. An onset is one of the probed steps, within its neighbours."""
+    steps = np.array([0, 40, 60, 68, 72, 76, 80, 84, 120, 200, 400])
+    run = simulate(Planted(time=75.0), steps, seed=1, **FAST)
+    row = row_of(find(run).table)
+    assert run.first_step == 72  # a quarter of the height
+    assert row["onset"] in (72, 76)
+    assert row["onset_low"] in steps
+    assert row["onset_low"] <= row["onset"] <= row["onset_high"] <= 84
+    assert row["effect_half"] in (76, 80)
+
+
+def test_a_model_that_never_learns_has_effects_in_nats_and_no_strength():
+    """Its margin to the strongest distractor is clearly negative: a share of it would swap harm and benefit."""
+    run = simulate(Planted(time=75.0, height=-4.0), STEPS, seed=0, margin=-1.5, **FAST)
+    found = find(run)
+    assert (found.table["status"] == "never").all()
+    curve = found.curves.set_index(ROUTE).loc[[EARLY_ATTENTION.key]]
+    assert curve["harm"].iloc[-1] == pytest.approx(0.3, abs=0.3)
+    assert (curve["no_strength"] == MARGIN_NOT_POSITIVE).all()
+    assert found.curves[["strength", "harm_of_final", "detectable"]].isna().all(axis=None)
+    assert found.table[["peak", "peak_step", "final"]].isna().all(axis=None)
+    assert (found.accuracy["margin_high"] < 0).all()
+
+
+def test_strengths_begin_where_the_margin_does():
+    """A margin that grows from nothing: nats at every step, shares of the final margin too, strengths from then on."""
+    margin = np.array([-0.5, -0.3, 0.0, 1.0, 3.0, 6.0, 8.0, 8.0, 8.0, 8.0])
+    found = find(simulate(Planted(time=50.0), STEPS, seed=3, margin=margin, **FAST))
+    curve = found.curves.set_index(ROUTE).loc[[EARLY_ATTENTION.key]].set_index("step")
+    has = curve["strength"].notna()
+    assert has.tolist() == [False, False, False, *[True] * 7]
+    assert (has == (curve["no_strength"] == "")).all()
+    assert (has == (found.accuracy.set_index("step")["margin_low"] > 0)).all()
+    assert curve["harm_of_final"].notna().all()
+    late = curve.loc[100:]
+    np.testing.assert_allclose(late["strength"], 0.2, atol=0.03)
+    assert curve.loc[60, "harm_of_final"] < 0.3 * curve.loc[60, "strength"]  # of a margin that is an eighth of the last
+    assert row_of(found.table)["final"] == curve["harm_of_final"].iloc[-1]
 
 
 def test_the_table_says_when_and_how_sure(planted_run, emergence):
@@ -114,7 +181,7 @@ def test_motifs_that_pass_are_transient_and_the_study_is_always_spoken_of(plante
     """The curve turned around: the motif holds first, and not at the end."""
     flip = dict(zip(STEPS, STEPS[::-1], strict=True))
     tables = [table.assign(step=table["step"].map(flip)) for table in (planted_run.effects, planted_run.clusters)]
-    emergence = find_emergence(*tables, NUM_PAIRS, **FAST)
+    emergence = find_emergence(*tables, how=HOW)
     row = row_of(emergence.table)
     assert (row["status"], row["first_held"], row["last_held"]) == ("transient", 0, 100)
     assert math.isnan(row["onset"])
@@ -130,18 +197,18 @@ def test_steps_that_cannot_be_compared_are_left_out(planted_run):
     lacks = effects[(effects["step"] != 100) | (effects["scope"] != "early")]
     other = effects.assign(data_id=effects["data_id"].where(effects["step"] != 20, "other"))
     for table, step in ((lacks, 100), (other, 20)):
-        emergence = find_emergence(table, clusters, NUM_PAIRS, **FAST)
+        emergence = find_emergence(table, clusters, how=HOW)
         row = row_of(emergence.table)
         assert (row["onset"], row["n_probes"]) == (planted_run.first_step, len(STEPS) - 1)
         assert emergence.left_out == (step,)
         assert step not in {*emergence.curves["step"], *emergence.accuracy["step"]}
         assert f"not in all regions: steps {step}" in describe_emergence(emergence)
     for part in ("scope == 'early'", "step == 100", "scope == 'layer:0'", "kind == 'other'", "scope != 'late'"):
-        assert find_emergence(effects.query(part), clusters, NUM_PAIRS, **FAST) is None
-    partial_at_the_end = find_emergence(effects.query("step < 180 or scope == 'late'"), clusters, NUM_PAIRS, **FAST)
+        assert find_emergence(effects.query(part), clusters, how=HOW) is None
+    partial_at_the_end = find_emergence(effects.query("step < 180 or scope == 'late'"), clusters, how=HOW)
     assert partial_at_the_end.left_out == (180,)
     regions = ("early", "middle")  # a model of two layers
-    two = find_emergence(effects.query("scope != 'late'"), clusters, NUM_PAIRS, **FAST, regions=regions)
+    two = find_emergence(effects.query("scope != 'late'"), clusters, how=HOW, regions=regions)
     assert row_of(two.table)["onset"] == planted_run.first_step
 
 

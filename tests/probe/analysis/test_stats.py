@@ -21,6 +21,11 @@ def simulate(num_clusters: int, effect: float, seed: int, cells: int = 1, skewed
     return (effect + queries).sum(1), np.full(num_clusters, 16)
 
 
+def bootstrap_of(mean, error, t) -> stats.BootstrapT:
+    """With these `t` (resamples, cells), all of them of resamples with the sample's own error."""
+    return stats.BootstrapT(np.array(mean), np.array(error), t, np.broadcast_to(error, t.shape))
+
+
 def loop_bootstrap_t(sums, counts, num_resamples, seed):
     """(mean, error, t) by lists of drawn clusters; one cell."""
 
@@ -71,7 +76,7 @@ def test_bootstrap_treats_cells_alike_whatever_their_order_and_scale(num_cluster
 
 
 def test_interval_turns_the_tails_of_t_around():
-    bootstrap = stats.BootstrapT(np.array([10.0]), np.array([2.0]), np.linspace(-1, 3, 10_001)[:, None])
+    bootstrap = bootstrap_of([10.0], [2.0], np.linspace(-1, 3, 10_001)[:, None])
     low, high = bootstrap.interval(0.9)
     assert low[0] == pytest.approx(10 - 2.8 * 2, abs=1e-3)
     assert high[0] == pytest.approx(10 + 0.8 * 2, abs=1e-3)
@@ -79,7 +84,7 @@ def test_interval_turns_the_tails_of_t_around():
 
 def test_one_sided_and_equivalence_p_values_count_resamples():
     t = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, -3.0, 0.5, -0.5])[:, None]
-    bootstrap = stats.BootstrapT(np.array([0.3]), np.array([0.2]), t)
+    bootstrap = bootstrap_of([0.3], [0.2], t)
     assert bootstrap.p_above(0.1)[0] == (1 + sum(t[:, 0] >= 1.0 - 1e-9)) / 10
     assert bootstrap.p_below(0.5)[0] == (1 + sum(t[:, 0] <= -1.0 + 1e-9)) / 10
     assert bootstrap.p_equivalent(0.5)[0] == max(bootstrap.p_above(-0.5)[0], bootstrap.p_below(0.5)[0])
@@ -109,7 +114,7 @@ def test_tests_and_intervals_agree(num_resamples):
 
 
 def test_too_few_resamples_for_a_tail_give_all_they_have():
-    bootstrap = stats.BootstrapT(np.zeros(1), np.ones(1), np.array([[-1.0], [2.0], [0.0]]))
+    bootstrap = bootstrap_of([0.0], [1.0], np.array([[-1.0], [2.0], [0.0]]))
     assert bootstrap.interval(0.99) == ([-2.0], [1.0])
 
 
@@ -245,16 +250,7 @@ def test_bootstrap_max_t_equals_a_loop_over_resamples():
     t, observed = rng.normal(size=(99, 4)), np.array([3.0, -2.5, 0.5, 2.0])
     above, below = loop_step_down(observed, t), loop_step_down(-observed, -t)
     expected = [min(1, 2 * min(tails)) for tails in zip(above, below, strict=True)]
-    np.testing.assert_allclose(stats.BootstrapT(observed, np.ones(4), t).p_adjusted(), expected)
-
-
-def test_an_effect_of_few_sequences_hides_no_other():
-    sums, counts = simulate(64, 1.0, seed=4, cells=6)
-    sums[:, 3] = 0
-    sums[9, 3] = -5
-    p_adjusted = stats.bootstrap_t(sums, counts, 999).p_adjusted()
-    assert p_adjusted[3] > 0.3
-    assert (np.delete(p_adjusted, 3) <= 0.01).all()
+    np.testing.assert_allclose(bootstrap_of(observed, np.ones(4), t).p_adjusted(), expected)
 
 
 @pytest.mark.parametrize("grids", [40, pytest.param(150, marks=pytest.mark.slow)])
