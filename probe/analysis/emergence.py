@@ -98,9 +98,11 @@ def find_emergence(
 
     - `motif`: the study's name, or "".
     - `status`: "emerged" (it has an onset), "transient" (it held at some probe, not to the end), "never".
-    - `onset`: the first probe at which the motif holds, and from which it holds at every later one, at least two, but
-      for one miss. `onset_low` and `onset_high` are the interval over the resamples that have one, and `p_onset` is the
-      share of resamples that do. `onset_to_mean` is the onset on the margin to the mean distractor, and
+    - `onset`: there is one if the motif holds at some probe and at every later one, at least two, but for one miss. It
+      is dated back over the probes just before, while the route matters by a test of its own (`Harm.matters`).
+      The route began to matter after `onset_low`, the last probe at which that is refuted (else the first probe), and
+      by `onset_high`, the upper percentile over the resamples that have an onset; `p_onset` is the share of those.
+      `onset_to_mean` is the onset on the margin to the mean distractor, and
       `margins_agree` says that both margins have one, at most a probe apart, or neither.
     - `peak`: the largest harm as a share of the final margin, and `peak_step`; `final`: that of the last probe. NaN
       where the final margin is not clear of zero: a share of it would swap harm and benefit.
@@ -129,8 +131,8 @@ def find_emergence(
     finder = _Finder(rows, other[other["run"].isin(rows["run"]) & other["step"].isin(steps)], clusters, pairs, how)
     if not finder.routes:
         return None
-    holds = finder.holds(MARGIN)
-    return Emergence(finder.table(holds), finder.curves(holds), finder.accuracy(), left_out)
+    holds, matters = finder.found(MARGIN)
+    return Emergence(finder.table(holds, matters), finder.curves(holds), finder.accuracy(), left_out)
 
 
 def _comparable_steps(rows: pd.DataFrame, regions: Collection[str]) -> set[int]:
@@ -186,15 +188,24 @@ class _Finder:
         values = np.array(self.sequences[places], dtype=float, order="C")
         return values.reshape(len(values), len(routes), len(self.steps))
 
-    def holds(self, metric: str) -> np.ndarray:
-        """(C, S) whether the causal probe finds the motif at a step."""
+    def found(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """(C, S) each: whether the causal probe finds the motif at a step, and whether the route matters by itself."""
         tables = self.effects if metric == MARGIN else self.effects_to_mean, self.clusters
         effects, clusters = (dict(list(table.groupby("step"))) for table in tables)
-        found = [set(Reader(effects[s], clusters[s], self.how, metric).motif_routes()) for s in self.steps]
-        return np.array([[route in motifs for motifs in found] for route in self.routes])
+        found = np.zeros((2, len(self.routes), len(self.steps)), dtype=bool)
+        for place, step in enumerate(self.steps):
+            harm = Reader(effects[step], clusters[step], self.how, metric).harm()
+            if harm is None:
+                continue
+            once = np.ones((1, len(harm.counts)))
+            both = np.concatenate([harm.holds(once, self.how), harm.matters(once, self.how)])
+            known = [(c, harm.routes.index(route)) for c, route in enumerate(self.routes) if route in harm.routes]
+            for c, column in known:
+                found[:, c, place] = both[:, column]
+        return found[0], found[1]
 
-    def resampled_holds(self) -> np.ndarray:
-        """(R, C, S) the same criterion on resampled sequences."""
+    def resampled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(R, C, S) twice, the same on resampled sequences, and (C, S) whether it is shown not to matter."""
         sums = self.by_sequence("harm", self.grid)
         n_reads = self.effects.pivot(index="step", columns=ROUTE, values="n_reads")[[r.key for r in self.grid]]
         chosen = [self.grid.index(route) for route in self.routes]
@@ -202,8 +213,10 @@ class _Finder:
         for place, step in enumerate(self.steps):
             of_step = np.ascontiguousarray(sums[..., place]), self.margins[:, place], self.counts
             harm = Harm(self.grid, *of_step, n_reads.loc[step].to_numpy(float))
-            found.append(harm.holds(self.weights, self.how)[:, chosen])
-        return np.stack(found, axis=-1)
+            both = (tested(self.weights, self.how)[:, chosen] for tested in (harm.holds, harm.matters))
+            found.append((*both, harm.shown_not_to_matter(self.how)[chosen]))
+        holds, matters, refuted = (np.stack(parts, axis=-1) for parts in zip(*found, strict=True))
+        return holds, matters, refuted
 
     def _resample(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """(R, ...) resampled means of `sums` (n, ...)."""
@@ -218,18 +231,20 @@ class _Finder:
         mean, resampled = onsets.half_rise(sums.sum(0) / counts.sum()), onsets.half_rise(means)
         return np.where(changes, mean, np.nan), np.where(changes, resampled, np.nan)
 
-    def table(self, holds: np.ndarray) -> pd.DataFrame:
-        """`Emergence.table`, from whether each route is a motif at each step (C, S)."""
-        resampled = self.resampled_holds()
+    def table(self, holds: np.ndarray, matters: np.ndarray) -> pd.DataFrame:
+        """`Emergence.table`, from whether each route is a motif, and matters, at each step (C, S) each."""
+        resampled, resampled_matters, refuted = self.resampled()
         effects, masses = (self.by_sequence(column, self.routes) for column in ("harm", "mass"))
         times = {  # in the sample, (C,), and in each resample, (R, C)
-            "onset": (onsets.first_lasting(holds), onsets.first_lasting(resampled)),
+            "onset": (onsets.onset(holds, matters), onsets.onset(resampled, resampled_matters)),
             "first_held": (onsets.first(holds), onsets.first(resampled)),
             "effect_half": self._half(effects, self.counts),
             "mass_half": self._half(masses, np.ones(len(self.counts))),
             "accuracy_half": self._half(np.broadcast_to(self.answered[:, None], effects.shape), self.counts),
         }
         found = self._times(times)
+        found["onset_high"] = np.fmax(found["onset"], found["onset_high"])
+        found["onset_low"] = onsets.at_steps(onsets.last_before(times["onset"][0], refuted), self.steps)
         emerged = ~np.isnan(found["onset"])
         start = np.where(emerged, found["onset"], found["first_held"])
         columns: dict[str, Any] = {
@@ -243,7 +258,7 @@ class _Finder:
             "accuracy": self.accuracy().set_index("step")["accuracy"].reindex(start).to_numpy(),
         }
         columns |= {f"{name}_pairs": self._pairs(found[name]) for name in HALVES} | found
-        to_mean = onsets.first_lasting(self.holds(MARGIN_TO_MEAN))
+        to_mean = onsets.onset(*self.found(MARGIN_TO_MEAN))
         columns["onset_to_mean"] = onsets.at_steps(to_mean, self.steps)
         apart = np.abs(to_mean - times["onset"][0])
         columns["margins_agree"] = np.isnan(to_mean) == np.isnan(times["onset"][0])

@@ -92,6 +92,16 @@ class Grid:
         p_value, flips = stats.sign_flip_test(sums, *self.how.resampling)
         return p_value, np.where(p_value < 1, np.maximum(flips, self.bootstrap(sums).p_adjusted()), flips)
 
+    def critical(self) -> np.ndarray:
+        """(C,) what the mean of a cell's effect must exceed, in standard errors, for `of_effect` to find it."""
+        real = ~self.is_rounding
+        critical = np.zeros(len(real))  # cells of rounding are held back by the floor
+        if real.any():
+            sums = np.ascontiguousarray(harm_sign(self.metric) * self.sums[:, real])
+            by_flips = stats.sign_flip_critical_of_any(sums, LEVEL, *self.how.resampling)
+            critical[real] = np.maximum(self.bootstrap(sums).critical_of_any(LEVEL), by_flips)
+        return critical
+
     def of_effect(self) -> tuple[np.ndarray, ...]:
         """The columns `OF_EFFECT`. Cells of rounding have p = 1 and take no part in the adjustment of others."""
         bootstrap, p_values = self.bootstrap(self.sums), np.ones((2, self.sums.shape[1]))
@@ -116,8 +126,7 @@ class Grid:
         ends = [self.bootstrap(harm + sign * self.how.equivalent * margins) for sign in (1, -1)]
         p_equivalent = np.maximum(ends[0].p_above(0.0), ends[1].p_below(0.0))
         bootstrap, mean = self.bootstrap(harm), float(self.margins.sum() / self.counts.sum())
-        needed = (bootstrap.critical(LEVEL, grid=False) + Z_POWER) * bootstrap.error
-        detectable = np.maximum(needed, self.floor) / mean
+        detectable = np.maximum((self.critical() + Z_POWER) * bootstrap.error, self.floor) / mean
         found = stats.strengths(harm, self.margins, self.counts, *self.how.resampling)
         return *found, p_matters, p_equivalent, detectable
 

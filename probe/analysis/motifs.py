@@ -70,24 +70,46 @@ class Harm:
         Args:
             weights: (resamples, n) how often each sequence is drawn; all ones for the sample itself.
         """
-        known = ~np.isnan(self.sums.sum(0))
-        in_region = [i for i, route in enumerate(self.routes) if known[i] and route.scope in REGIONS]
-        pairs = [(i, j) for i, j in permutations(in_region, 2) if self._rival(i, j)]
-        one, other = np.array(pairs, dtype=int).reshape(-1, 2).T
-        above = self.sums - how.matters * self.margins[:, None]
+        above, per_read, (one, other) = self._above_tau(how), self.sums / self.n_reads, self._rivals()
         holds = self._above(above, weights, how, grid=True)
         with np.errstate(divide="ignore", invalid="ignore"):
             flips = np.abs(weights @ above) / np.sqrt(len(above) * (weights @ np.square(above)))
         holds &= flips > stats.sign_flip_critical(above, LEVEL, *how.resampling)
-        per_read = self.sums / self.n_reads
         larger = self._above(per_read[:, one] - per_read[:, other], weights, how, grid=False)
         np.logical_and.at(holds.T, one, larger.T)
         return holds & self._above(self.margins[:, None], weights, how, grid=True)
 
-    def _rival(self, i: int, j: int) -> bool:
-        """Whether two routes are of one family and sublayer."""
-        one, other = self.routes[i], self.routes[j]
-        return (one.sublayer, one.family) == (other.sublayer, other.family)
+    def matters(self, weights: np.ndarray, how: Inference) -> np.ndarray:
+        """(resamples, C) less than `holds`, to date what has been found: 1; 2 by the cell's own one-sided test; and 3 by
+        the estimate."""
+        per_read, (one, other) = weights @ (self.sums / self.n_reads), self._rivals()
+        matters = self._above(self._above_tau(how), weights, how, grid=False)
+        np.logical_and.at(matters.T, one, (per_read[:, one] > per_read[:, other]).T)
+        return matters & self._above(self.margins[:, None], weights, how, grid=False)
+
+    def shown_not_to_matter(self, how: Inference) -> np.ndarray:
+        """(C,) whether 1, 2 or 3 of `holds` is refuted, each by a one-sided test at 2.5 %."""
+        per_read, (one, other) = self.sums / self.n_reads, self._rivals()
+
+        def below(sums: np.ndarray) -> np.ndarray:
+            """Whether the mean of `sums` (n, columns) is below zero."""
+            return stats.bootstrap_t(sums, self.counts, *how.resampling).interval()[1] < 0
+
+        shown = below(self._above_tau(how)) | below(self.margins[:, None])
+        np.logical_or.at(shown, one, below(per_read[:, one] - per_read[:, other]))
+        return shown
+
+    def _above_tau(self, how: Inference) -> np.ndarray:
+        """(n, C) summed harm less tau of the margin."""
+        return self.sums - how.matters * self.margins[:, None]
+
+    def _rivals(self) -> np.ndarray:
+        """(2, pairs) routes of one family and sublayer in two regions, in either order."""
+        known = ~np.isnan(self.sums.sum(0))
+        in_region = [i for i, route in enumerate(self.routes) if known[i] and route.scope in REGIONS]
+        cells = [(route.sublayer, route.family) for route in self.routes]
+        pairs = [(i, j) for i, j in permutations(in_region, 2) if cells[i] == cells[j]]
+        return np.array(pairs, dtype=int).reshape(-1, 2).T
 
     def _above(self, sums: np.ndarray, weights: np.ndarray, how: Inference, grid: bool) -> np.ndarray:
         """(resamples, columns) whether the mean of `sums` (n, columns) is above zero: by the two-sided test that is

@@ -31,6 +31,25 @@ def first_lasting(holds: np.ndarray, later: int = LATER, misses: int = MISSES) -
     return np.where(index < holds.shape[-1] - later, index, np.nan)
 
 
+def onset(holds: np.ndarray, matters: np.ndarray) -> np.ndarray:
+    """(...,) `first_lasting` of `holds` (..., steps), dated back over the unbroken run of `matters` that leads to it.
+
+    What is small at first needs some probes to be told from noise in a whole grid: it would be found late. Once it has
+    been found, only its beginning is asked for, and a test of the cell itself will do.
+    """
+    times = first_lasting(holds)
+    missed = np.maximum.accumulate(np.where(matters, -1, np.arange(matters.shape[-1])), axis=-1)
+    start = np.take_along_axis(missed, np.nan_to_num(times).astype(int)[..., None], axis=-1)[..., 0] + 1
+    return np.minimum(times, start)
+
+
+def last_before(times: np.ndarray, refuted: np.ndarray) -> np.ndarray:
+    """(...,) the last index up to `times` (...,) at which `refuted` (..., steps) is true; 0 where it never is."""
+    upto = refuted & (np.arange(refuted.shape[-1]) <= times[..., None])
+    last = refuted.shape[-1] - 1 - first(upto[..., ::-1])
+    return np.where(np.isnan(times), np.nan, np.nan_to_num(last))
+
+
 def half_rise(curves: np.ndarray) -> np.ndarray:
     """(...,) first index from which `curves` (..., steps) stay past the midpoint between their start and end.
 

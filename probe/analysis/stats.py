@@ -102,6 +102,16 @@ class BootstrapT:
             critical = np.maximum(_step_down_critical(observed, self._in_grid(known), level / 2), critical)
         return _only(known, critical)
 
+    def critical_of_any(self, level: float) -> np.ndarray:
+        """(cells,) what mean / error must exceed to be harm at `level` by `p_adjusted`, were it the grid's largest.
+
+        Unlike `critical` it does not depend on which effects there are: it says what could have been found.
+        """
+        known = ~np.isnan(self.error)
+        largest = self._in_grid(known).max(1, keepdims=True, initial=0.0)
+        alone = _critical_alone(self.t[:, known], level / 2)
+        return _only(known, np.maximum(_critical_alone(largest, level / 2), alone))
+
     def _in_grid(self, known: np.ndarray) -> np.ndarray:
         """(resamples, known cells) `t`, zero where it counts for its own cell only."""
         return np.where(self.errors >= COLLAPSED * self.error, self.t, 0.0)[:, known]
@@ -245,6 +255,13 @@ def sign_flip_critical(sums: np.ndarray, level: float, num_flips: int = 2000, se
     """(cells,) what |sum of effects| / sqrt(n * sum of squares) must exceed for `sign_flip_test` to give `level`."""
     known, observed, flipped = _sign_flips(sums, num_flips, seed)
     return _only(known, _step_down_critical(observed, flipped, level))
+
+
+def sign_flip_critical_of_any(sums: np.ndarray, level: float, num_flips: int = 2000, seed: int = 0) -> float:
+    """What |mean / error| must exceed for `sign_flip_test` to give `level`, were it the grid's largest."""
+    _, _, flipped = _sign_flips(sums, num_flips, seed)
+    r = float(_critical_alone(flipped.max(1, keepdims=True, initial=0.0), level)[0])
+    return float(np.sqrt((len(sums) - 1) / (1 - r**2)) * r) if r < 1 else np.inf
 
 
 def _stepwise(observed: np.ndarray, simulated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -320,3 +320,22 @@ def test_critical_values_reject_where_p_values_do(level):
         assert ((flips > stats.sign_flip_critical(sums, level, 199)) == adjusted).all()
         rejected += adjusted.sum()
     assert 20 < rejected < 220
+
+
+def test_what_could_have_been_found_is_where_the_adjusted_tests_begin_to_find():
+    """In the largest cell of a grid, either test finds an effect if and only if it exceeds its critical value."""
+    found = []
+    for seed in range(12):
+        sums, counts = simulate(24, 0.0, seed, cells=6, skewed=bool(seed % 2))
+        sums[:, 0] += np.linspace(0.0, 20.0, 12)[seed]
+        bootstrap = stats.bootstrap_t(sums, counts, 399, seed)
+        critical = bootstrap.critical_of_any(0.05)
+        for factor in (0.999, 1.001):
+            mean = np.where(np.arange(6) == seed % 6, factor * critical * bootstrap.error, 0.0)
+            p_values = stats.BootstrapT(mean, bootstrap.error, bootstrap.t, bootstrap.errors).p_adjusted()
+            assert (p_values[seed % 6] <= 0.05) == (factor > 1)
+        largest = np.abs(bootstrap.mean / bootstrap.error).argmax()
+        exceeds = np.abs(bootstrap.mean / bootstrap.error)[largest] > stats.sign_flip_critical_of_any(sums, 0.05, 399)
+        assert (stats.sign_flip_test(sums, 399)[1][largest] <= 0.05) == exceeds
+        found.append(bool(exceeds))
+    assert set(found) == {True, False}
