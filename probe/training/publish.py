@@ -19,21 +19,29 @@ from probe.files import tables as storage
 from probe.files.checkpoints import read_json
 from probe.files.layout import SUMMARY, has_results
 from probe.report.heat_image import heat_image
+from probe.report.view import view_cells
 from probe.runner import Effects
 from probe.training.loggers import RunLogger, run_logger
-from probe.vocabulary import MASK, MASK_FIRST_ORDER, PRIMARY_METRIC, ROUTE, primary_rows, wide
+from probe.vocabulary import MARGIN, MASK, ROUTE, wide
 
-ACCURACY, NLL, HEAT_MAPS = "probe/accuracy", "probe/nll", "probe/heat_maps"
-MASS = "probe_mass"
-EFFECTS = {MASK: "probe_effect", MASK_FIRST_ORDER: "probe_first_order"}
-"""How the names of effects of each kind begin."""
-ENDS = {"effect": "", "ci_low": "_low", "ci_high": "_high"}
-"""What is put behind that for each column of `effects.parquet`."""
+HEAT_MAPS = "probe/heat_maps"
+ACCURACY, CLEAN_MARGIN, NLL = "probe/accuracy", "probe/margin", "probe/nll"
+CLEAN = {ACCURACY: "accuracy", CLEAN_MARGIN: MARGIN, NLL: "nll"}
+"""Names of the clean model's numbers, and the metric of each."""
+MASS, STRENGTH, HARM = "probe_mass", "probe_strength", "probe_harm"
+FIRST_ORDER = {STRENGTH: "probe_first_order_strength", HARM: "probe_first_order_harm"}
+"""How the names of first-order estimates begin."""
+ENDS = {
+    STRENGTH: {"value": "", "low": "_low", "high": "_high"},
+    HARM: {"harm": "", "harm_low": "_low", "harm_high": "_high"},
+}
+"""What is put behind a name for each column of `probe.report.view.view_cells`."""
 EFFECTS_TABLE, MOTIFS_TABLE = "probe_table/effects", "probe_table/motifs"
 TABLE_COLUMNS = [
     "step",
     *(*ROUTE, "kind", "positions", "with_aliases", "metric"),
-    *("mass", "aliased_mass", "dose", "clean", "effect", "ci_low", "ci_high", "p_adjusted", "q_value", "p_equivalent"),
+    *("mass", "aliased_mass", "dose", "clean", "effect", "ci_low", "ci_high", "p_adjusted", "q_value"),
+    *("margin", "strength", "strength_low", "strength_high", "p_matters", "p_equivalent", "detectable", "no_strength"),
     *("applicable", "task_learned", "n_reads", "n_unaliased_reads", "n_sequences", "n_queries"),
 ]
 
@@ -56,15 +64,14 @@ class Publisher:
     def log_probe(self, probe: Effects, step: int) -> None:
         """Log a finished probe of `step`, except for what was logged of this step before."""
         scalars = {ACCURACY: probe.accuracy} | probe_scalars(probe.effects)
-        _log(self._loggers, scalars, probe.effects, probe.summary["num_pairs"], step)
+        _log(self._loggers, scalars, probe.effects, step)
 
     def log_rows_of_disk(self) -> None:
         """Log what is in the tables, for loggers of a resumed run that lack some of it and know what."""
         loggers = [logger for logger in self._loggers if logger.is_resumable]
         if loggers and has_results(self._directory):
-            num_pairs = read_json(self._directory / SUMMARY)["num_pairs"]
             for step, effects in storage.read_effects(self._directory).groupby("step"):
-                _log(loggers, probe_scalars(effects), effects, num_pairs, int(step))  # type: ignore[arg-type]
+                _log(loggers, probe_scalars(effects), effects, int(step))  # type: ignore[arg-type]
 
     def log_summary(self) -> None:
         """At the end of training, log what `summary.json` says of the last probe, and the tables.
@@ -84,10 +91,8 @@ class Publisher:
                 logger.write_table(name, table, summary["step"])
 
 
-def _log(
-    loggers: Iterable[RunLogger], scalars: Mapping[str, float], effects: pd.DataFrame, num_pairs: int, step: int
-) -> None:
-    draw = cache(lambda: heat_image(effects, num_pairs))
+def _log(loggers: Iterable[RunLogger], scalars: Mapping[str, float], effects: pd.DataFrame, step: int) -> None:
+    draw = cache(lambda: heat_image(effects))
     for logger in loggers:
         logger.log_metrics(scalars, step)
         logger.log_view(HEAT_MAPS, draw, step)
@@ -96,28 +101,28 @@ def _log(
 def probe_scalars(effects: pd.DataFrame) -> dict[str, float]:
     """The numbers of one probe by metric name, from its rows of effects.
 
-    They are clean accuracy and NLL, and of every region's cell its mass and the effect on NLL with its interval, exact
-    and to first order. A cell to which masking does not apply has only its mass.
+    They are the clean model's accuracy, margin and NLL, and of every region's cell its mass, its strength where it has
+    one, and its harm (nats of the margin), each with its interval, exact and to first order. A cell to which masking
+    does not apply has only its mass.
     """
     scalars = {}
-    for name, metric in ((ACCURACY, "accuracy"), (NLL, PRIMARY_METRIC)):
+    for name, metric in CLEAN.items():
         clean = effects.loc[effects["metric"] == metric, "clean"]
         if len(clean):
             scalars[name] = float(clean.iloc[0])
-    for kind, quantity in EFFECTS.items():
-        rows = primary_rows(effects, kind=kind)
-        for row in wide(rows).to_dict("records"):
-            cell = (row["sublayer"], row["scope"], row["family"])
-            scalars[metric_name(MASS, *cell)] = row["mass"]
-            if row["applicable"]:
-                scalars |= {metric_name(quantity + end, *cell): row[column] for column, end in ENDS.items()}
+    for row in wide(view_cells(effects)).to_dict("records"):
+        cell = (row["sublayer"], row["scope"], row["family"])
+        scalars[metric_name(MASS, *cell)] = row["mass"]
+        for quantity, columns in ENDS.items():
+            name = quantity if row["kind"] == MASK else FIRST_ORDER[quantity]
+            scalars |= {metric_name(name + end, *cell): row[column] for column, end in columns.items()}
     return {name: value for name, value in scalars.items() if math.isfinite(value)}
 
 
 def summary_fields(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Summary fields of a run, by name, from its `summary.json`. Unknown values are left out."""
     clean, cost = summary["clean"], summary["probe"]
-    fields = {f"final/{name}": clean.get(name) for name in ("accuracy", "nll", "task_learned")}
+    fields = {f"final/{name}": clean.get(name) for name in ("accuracy", MARGIN, "nll", "task_learned")}
     for sublayer, found in summary["dissociation"].items():
         for name in ("heaviest", "most_harmful", "dissociated", "p_heaviest_is_most_harmful"):
             fields[f"dissociation/{sublayer}/{name}"] = found[name]
@@ -126,7 +131,8 @@ def summary_fields(summary: Mapping[str, Any]) -> dict[str, Any]:
         cell = (motif["sublayer"], motif["scope"], motif["family"])
         if motif["status"] == "emerged":
             fields |= {metric_name(f"onset{end}", *cell): motif[f"onset{end}"] for end in ("", "_low", "_high")}
-        fields |= {metric_name(name, *cell): motif.get(name) for name in ("effect_half", "mass_half")}
+        times = ("peak", "peak_step", "effect_half", "mass_half")
+        fields |= {metric_name(name, *cell): motif.get(name) for name in times}
     fields["accuracy_half"] = emergence.get("accuracy_half")
     fields["probe/fraction_of_training"] = cost.get("fraction")
     return {k: v for k, v in fields.items() if v is not None and (isinstance(v, str) or math.isfinite(v))}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
 
 PREFIXES = {
-    "mask_renormalise": ("probe_effect", "probe_effect_low", "probe_effect_high"),
-    "mask_renormalise_first_order": ("probe_first_order", "probe_first_order_low", "probe_first_order_high"),
+    "mask_renormalise": ("probe_strength", "probe_harm"),
+    "mask_renormalise_first_order": ("probe_first_order_strength", "probe_first_order_harm"),
 }
+CLEAN = {"accuracy": "probe/accuracy", "logit_diff": "probe/margin", "nll": "probe/nll"}
 
 
 def expected_rows(run_dir: Path) -> dict[tuple[int, str], float]:
@@ -17,14 +19,16 @@ def expected_rows(run_dir: Path) -> dict[tuple[int, str], float]:
     table = pd.read_parquet(run_dir / "probe/effects.parquet")
     rows: dict[tuple[int, str], float] = {}
     for row in table.itertuples():
-        if row.metric in ("accuracy", "nll"):
-            rows[row.step, f"probe/{row.metric}"] = row.clean
+        if row.metric in CLEAN:
+            rows[row.step, CLEAN[row.metric]] = row.clean
         is_region = not row.scope.startswith("layer:")
-        if row.metric != "nll" or row.positions != "all" or row.with_aliases or not is_region:
+        if row.metric != "logit_diff" or row.positions != "all" or row.with_aliases or not is_region:
             continue
         cell = f"{row.sublayer}/{row.scope}/{row.family}"
         rows[row.step, f"probe_mass/{cell}"] = row.mass
-        if row.applicable:
-            values = (row.effect, row.ci_low, row.ci_high)
-            rows |= {(row.step, f"{p}/{cell}"): v for p, v in zip(PREFIXES[row.kind], values, strict=True)}
+        strength, harm = PREFIXES[row.kind]
+        numbers = {f"{strength}/{cell}": row.strength, f"{harm}/{cell}": -row.effect}  # the margin falls
+        numbers |= {f"{strength}_low/{cell}": row.strength_low, f"{strength}_high/{cell}": row.strength_high}
+        numbers |= {f"{harm}_low/{cell}": -row.ci_high, f"{harm}_high/{cell}": -row.ci_low}
+        rows |= {(row.step, name): value for name, value in numbers.items() if math.isfinite(value)}
     return rows

@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from attnres import FAMILIES, REGIONS, SUBLAYERS
-from probe.training.publish import ACCURACY, EFFECTS_TABLE, HEAT_MAPS, MASS, MOTIFS_TABLE, NLL, metric_name
+from probe.training.publish import (
+    ACCURACY,
+    CLEAN_MARGIN,
+    EFFECTS_TABLE,
+    FIRST_ORDER,
+    HARM,
+    HEAT_MAPS,
+    MASS,
+    MOTIFS_TABLE,
+    NLL,
+    STRENGTH,
+    metric_name,
+)
 from probe.vocabulary import ALL, SUBLAYER_TITLES
 from train.loggers.wandb_files import STEP
 
@@ -27,19 +39,21 @@ TRAINING = ("learning_rate", "grad_norm_queries", "grad_norm_gains", "grad_norm_
 LAYOUT = {
     "Learning": {
         "accuracy": ("val/accuracy", ACCURACY, "train/accuracy"),
-        "loss": ("val/loss", NLL, "train/loss"),
+        "margin (nats)": (CLEAN_MARGIN,),
         "pairs in training": ("train/pairs",),
-        "mass and effect, layer by family": (HEAT_MAPS,),
+        "mass and strength, region by family": (HEAT_MAPS,),
+        "loss": ("val/loss", NLL, "train/loss"),
     },
-    "Effect of masking a family (nats)": _grid("probe_effect"),
+    "Strength of masking a family (share of the margin)": _grid(STRENGTH),
     "Routing mass": _grid(MASS),
     "Results at the end": {
         "effects with intervals, of every probe": (EFFECTS_TABLE,),
         "motifs: when they emerged": (MOTIFS_TABLE,),
     },
-    "Effect to first order (nats; probe.mode first_order or both)": _grid("probe_first_order"),
+    "Harm of masking a family (nats of the margin)": _grid(HARM),
+    "Strength to first order (probe.mode first_order or both)": _grid(FIRST_ORDER[STRENGTH]),
     "Final read (block_sum)": {
-        "effect of masking a family (nats)": _families("probe_effect", "final", "final"),
+        "strength of masking a family": _families(STRENGTH, "final", "final"),
         "routing mass": _families(MASS, "final", "final"),
     },
     "Training": {name: (name,) for name in (*(f"train/{n}" for n in TRAINING), "throughput/tokens_per_second")},

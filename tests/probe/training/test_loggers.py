@@ -16,13 +16,13 @@ from probe.training import publish
 from probe.training.loggers import RunLogger, run_logger
 
 MOTIF = {"sublayer": "mlp", "scope": "early", "family": "embedding", "motif": "embedding -> early mlp"}
-TIMES = {"onset": 90.0, "onset_low": 75.0, "onset_high": 110.0, "effect_half": 60.0, "mass_half": None}
+TIMES = {"onset": 90.0, "onset_low": 75.0, "onset_high": 110.0, "effect_half": 60.0, "mass_half": None, "peak": 0.4, "peak_step": 80}
 HEAVIEST = {"heaviest": "current", "most_harmful": "embedding", "dissociated": True, "p_heaviest_is_most_harmful": 0.01}
 MOTIFS = [MOTIF | TIMES | {"status": "emerged"}]
 MOTIFS += [MOTIF | {"scope": "late", "status": "transient", "onset": None, "effect_half": 30.0}]
 SUMMARY = {
     "step": 4,
-    "clean": {"accuracy": 0.5, "nll": 1.0, "task_learned": True},
+    "clean": {"accuracy": 0.5, "logit_diff": 3.0, "nll": 1.0, "task_learned": True},
     "dissociation": {"mlp": HEAVIEST},
     "probe": {"fraction": 0.1},
     "emergence": {"accuracy_half": 100.0, "motifs": MOTIFS},
@@ -78,6 +78,7 @@ def test_summary_fields():
     cell = "mlp/early/embedding"
     assert publish.summary_fields(SUMMARY) == {
         "final/accuracy": 0.5,
+        "final/logit_diff": 3.0,
         "final/nll": 1.0,
         "final/task_learned": True,
         "accuracy_half": 100.0,

@@ -103,7 +103,7 @@ def test_panels_show_what_runs_log(probed, tmp_path, monkeypatch):
     logged = set().union(*history(probed[1]), *history(synced_run(block_sum)))
     absent = SHOWN - logged - {"probe_table/motifs"}  # which comes with a probe that has them
     # Two layers have no early and no older source everywhere: the mass is there, and no effect.
-    assert all(name.startswith(("probe_effect/", "probe_first_order/")) for name in absent)
+    assert all(name.startswith(("probe_strength", "probe_harm", "probe_first_order")) for name in absent)
     assert {f"probe_mass/{name.partition('/')[2]}" for name in absent} <= logged
 
 
@@ -113,7 +113,7 @@ def test_a_workspace_has_the_layout():
     pytest.importorskip("wandb_workspaces")
     workspace = build_workspace("somebody", "attnres")
     assert [section.name for section in workspace.sections] == list(LAYOUT)
-    assert [section.is_open for section in workspace.sections] == [True] * 4 + [False] * 3
+    assert [section.is_open for section in workspace.sections] == [True] * 4 + [False] * 4
     for section in workspace.sections:
         lines = {panel.title: tuple(panel.y) for panel in section.panels if hasattr(panel, "y")}
         others = set(LAYOUT[section.name].values()) - set(lines.values())

@@ -152,7 +152,7 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     rows = pd.read_csv(whole / "metrics.csv")
     histories = [logged(path) for path in (whole, killed)]
     assert histories[0] == histories[1]
-    for metric in ("probe/accuracy", "probe_effect_low/mlp/all/embedding", "probe/heat_maps"):
+    for metric in ("probe/accuracy", "probe_harm_low/mlp/all/embedding", "probe/heat_maps"):
         assert {step for step, name in histories[1] if name == metric} == probed
     assert {step for step, name in histories[1] if name == "train/loss"} == set(range(36))
     assert list(rows["step"][rows["train/loss"].notna()]) == list(range(36))

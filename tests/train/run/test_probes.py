@@ -34,8 +34,8 @@ def test_a_probed_run_reaches_disk_and_wandb(tmp_path, monkeypatch):
     assert [row["trainer/global_step"] for row in rows] == [0, 2, 4]
     effects = primary_rows(pd.read_parquet(run / "probe/effects.parquet"))
     late = effects[(effects["sublayer"] == "mlp") & (effects["scope"] == "all") & (effects["family"] == "embedding")]
-    for column, quantity in (("mass", "probe_mass"), ("effect", "probe_effect")):
-        assert [row[f"{quantity}/mlp/all/embedding"] for row in rows] == pytest.approx(list(late[column]))
+    for column, sign, quantity in (("mass", 1, "probe_mass"), ("effect", -1, "probe_harm")):
+        assert [row[f"{quantity}/mlp/all/embedding"] for row in rows] == pytest.approx(list(sign * late[column]))
 
 
 def test_accumulated_batches_are_probed_once_a_step(tmp_path, monkeypatch):
