@@ -27,6 +27,11 @@ TASK_HELP = (
     'Task to probe on, where none lies beside the checkpoint: a JSON file such as {"task": "mqar", "num_pairs": 16, '
     '"vocab_size": 256, "seed": 0}, or one in words, as configs/text_recall.json.'
 )
+PROMPTS_HELP = (
+    'Prompts to probe on, in place of a task: a file with a JSON object a line, such as {"prompt": "The capital of '
+    'Peru is", "answer": " Lima", "distractors": [" Quito", " Oslo"], "cluster": "Peru"}; cluster can be left out. The '
+    "first num_sequences of them are taken."
+)
 
 
 class ProbeParser(OneLineParser, ArgumentParser):
@@ -68,7 +73,10 @@ def add_report(parser: ArgumentParser) -> None:
 
 def add_probe_options(parser: ArgumentParser) -> None:
     parser.add_argument("--task", type=Path | None, help=TASK_HELP)
-    tokenizer = "For a task in words: a folder or a hub id with tokenizer files. null for the checkpoint's own."
+    parser.add_argument("--prompts", type=Path | None, help=PROMPTS_HELP)
+    tokenizer = (
+        "For prompts and tasks in words: a folder or a hub id with tokenizer files. null for the checkpoint's own."
+    )
     parser.add_argument("--tokenizer", type=str | None, help=tokenizer)
     parser.add_class_arguments(ProbeSettings, None)
     parser.add_argument("--device", type=str | None, help="Torch device. null for cuda where there is one, else cpu.")
