@@ -1,6 +1,7 @@
 """`attnres-probe`: causal probes of finished models, and what they found.
 
     attnres-probe run runs/mine --output runs/mine/probe/final
+    attnres-probe run some/model --prompts prompts.jsonl --output runs/some/probe
     attnres-probe baseline runs/vanilla --num_blocks 4 --output runs/wrapped
     attnres-probe compare runs/mine runs/wrapped
     attnres-probe report runs/mine runs/wrapped

@@ -129,8 +129,9 @@ def check_vocabulary(config: PreTrainedConfig, of_task: int, whose: str) -> None
 
 
 def describe_tokens(examples: Examples) -> dict[str, float]:
-    """How long a tokenizer makes prompts and answers."""
+    """How long a tokenizer makes prompts and answers, where each prompt has one answer, at its end."""
+    of_answers = examples.queries.sum(1).double()
     return {
-        "mean_prompt_tokens": float(examples.lengths.double().mean()),
-        "mean_answer_tokens": float(examples.queries.sum() / examples.starts.sum()),
+        "mean_prompt_tokens": float((examples.lengths - of_answers + 1).mean()),  # its last token asks for the first
+        "mean_answer_tokens": float(of_answers.mean()),
     }

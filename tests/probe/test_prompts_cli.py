@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attnres.tasks import TextRecall
@@ -23,6 +25,9 @@ PAGE = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
 def documented(language: str) -> str:
     (block,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
     return block
+
+
+LINES = list(map(json.loads, documented("json").splitlines()))
 
 
 @pytest.fixture
@@ -56,7 +61,9 @@ def test_the_documented_file_is_probed_and_reported(export, prompts, tmp_path, c
     task = summary["task"]
     assert (task["file"], task["n_prompts"], task["n_prompts_given"], task["n_clusters"]) == ("prompts.jsonl", 4, 4, 3)
     assert (task["fewest_distractors"], task["most_distractors"], task["tokenizer"]) == (2, 2, str(export))
-    assert re.fullmatch("[0-9a-f]{64}", task["sha256"])
+    assert task["sha256"] == hashlib.sha256(prompts.read_bytes()).hexdigest()
+    tokens = [[len(make("qwen")(line[key])["input_ids"]) for key in ("prompt", "answer")] for line in LINES]
+    assert [task["mean_prompt_tokens"], task["mean_answer_tokens"]] == np.mean(tokens, axis=0).tolist()
     assert (summary["flip"], summary["num_pairs"]) == (None, 3)
     assert (summary["clean"]["chance_accuracy"], summary["clean"]["plateau_accuracy"]) == (None, 1 / 3)
     main(["report", str(export)])
