@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from probe.ablation.interventions import Ablation, everywhere
     from probe.examples.examples import Examples
+    from probe.examples.prompts import Prompt
     from probe.files.runs import load_emergence, load_run
     from probe.runner import Effects, measure, probe_model
     from probe.settings import ProbeSettings, TrainingProbeSettings
@@ -20,6 +21,7 @@ _PLACES = {
     "Effects": "probe.runner",
     "Examples": "probe.examples.examples",
     "ProbeSettings": "probe.settings",
+    "Prompt": "probe.examples.prompts",
     "TrainingProbeSettings": "probe.settings",
     "everywhere": "probe.ablation.interventions",
     "load_emergence": "probe.files.runs",

@@ -1,6 +1,7 @@
 """`attnres-probe`: causal probes of finished models, and what they found.
 
     attnres-probe run runs/mine --output runs/mine/probe/final
+    attnres-probe run some/model --prompts prompts.jsonl --output runs/some/probe
     attnres-probe baseline runs/vanilla --num_blocks 4 --output runs/wrapped
     attnres-probe compare runs/mine runs/wrapped
     attnres-probe report runs/mine runs/wrapped
@@ -26,6 +27,11 @@ CHECKPOINT_HELP = "A run directory, a .ckpt file, an exported folder or a hub id
 TASK_HELP = (
     'Task to probe on, where none lies beside the checkpoint: a JSON file such as {"task": "mqar", "num_pairs": 16, '
     '"vocab_size": 256, "seed": 0}, or one in words, as configs/text_recall.json.'
+)
+PROMPTS_HELP = (
+    'Prompts to probe on, in place of a task: a file with a JSON object a line, such as {"prompt": "The capital of '
+    'Peru is", "answer": " Lima", "distractors": [" Quito", " Oslo"], "cluster": "Peru"}; cluster can be left out. The '
+    "first num_sequences of them are taken."
 )
 
 
@@ -68,7 +74,10 @@ def add_report(parser: ArgumentParser) -> None:
 
 def add_probe_options(parser: ArgumentParser) -> None:
     parser.add_argument("--task", type=Path | None, help=TASK_HELP)
-    tokenizer = "For a task in words: a folder or a hub id with tokenizer files. null for the checkpoint's own."
+    parser.add_argument("--prompts", type=Path | None, help=PROMPTS_HELP)
+    tokenizer = (
+        "For prompts and tasks in words: a folder or a hub id with tokenizer files. null for the checkpoint's own."
+    )
     parser.add_argument("--tokenizer", type=str | None, help=tokenizer)
     parser.add_class_arguments(ProbeSettings, None)
     parser.add_argument("--device", type=str | None, help="Torch device. null for cuda where there is one, else cpu.")

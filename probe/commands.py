@@ -24,8 +24,9 @@ from probe.analysis.compare import compare as compare_runs
 from probe.analysis.compare import comparison_table
 from probe.analysis.inference import Inference
 from probe.examples.flip import recall_accuracy
-from probe.examples.prompts import TextPrompts
+from probe.examples.prompt_file import PromptTask
 from probe.examples.tasks import ProbeTask, TokenRecall
+from probe.examples.text_recall import TextPrompts
 from probe.files import tables as storage
 from probe.files.checkpoints import Checkpoint, load_model, load_tokenizer, read_json
 from probe.files.layout import CONFIG, EXPORT, PAGE, PARTS, PROBE, RUN_FILE, SUMMARY, SWEEP, TASK_FILE
@@ -75,11 +76,12 @@ def baseline(options: Namespace) -> None:
     subject = _probe(options, settings, _load_wrapped)
     export = options.output / EXPORT
     subject.model.save_pretrained(export)
-    if isinstance(subject.task, TextPrompts):
+    if isinstance(subject.task, TextPrompts | PromptTask):
         subject.task.tokenizer.save_pretrained(export)
     about = {"condition": "wrapped", "seed": subject.seed, "step": subject.step}
-    for name, content in ((TASK_FILE, subject.task.recall.to_dict()), (RUN_FILE, about)):
-        (export / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, content in ((TASK_FILE, subject.task.settings), (RUN_FILE, about)):
+        if content is not None:
+            (export / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     how = {"condition": "wrapped", "wraps": options.checkpoint, "step": subject.step}
     how |= {"num_blocks": options.num_blocks, "recency_bias": options.recency_bias}
     lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in how.items())
@@ -131,6 +133,8 @@ def _device(options: Namespace) -> str:
 
 def _prepare(options: Namespace, results: Path) -> ProbeSettings:
     """Check whatever can be checked before work starts: settings, devices, and that --output can be made or resumed."""
+    if options.task is not None and options.prompts is not None:
+        raise ValueError("--task and --prompts each say what to probe on: give one of them")
     if options.devices < 1:
         raise ValueError(f"--devices must be at least 1, got {options.devices}")
     settings, device, output = probe_settings(options), _device(options), options.output
@@ -170,20 +174,28 @@ def _load_wrapped(options: Namespace) -> Subject:
 
 
 def _task(options: Namespace, checkpoint: Checkpoint) -> ProbeTask:
+    source = options.tokenizer or options.checkpoint
+    if options.prompts is not None:
+        return PromptTask.read(options.prompts, load_tokenizer(source), source)
     task = checkpoint.task if options.task is None else task_from_dict(read_json(options.task))
     if task is None:
-        raise ValueError(f"nothing beside {options.checkpoint} says which task to probe on: give --task FILE")
+        raise ValueError(
+            f"nothing beside {options.checkpoint} says which task to probe on: give --task FILE or --prompts FILE"
+        )
     if isinstance(task, TextRecall):
-        source = options.tokenizer or options.checkpoint
         return TextPrompts(task, load_tokenizer(source), source)
     if options.tokenizer is not None:
-        raise ValueError("--tokenizer is for text_recall; the task mqar has token ids of its own")
+        raise ValueError("--tokenizer is for text_recall and --prompts; the task mqar has token ids of its own")
     return TokenRecall(task)
 
 
 def _probe(options: Namespace, settings: ProbeSettings, load: Callable[[Namespace], Subject]) -> Subject:
     """Load, check and probe, in one process or in `--devices` of them."""
     subject, device = load(options), _device(options)
+    if isinstance(subject.task, PromptTask):
+        count, given = subject.task.count(settings.num_sequences), len(subject.task.prompts)
+        if count < given:
+            print(f"probing the first {count} of {given} prompts: --num_sequences null takes all", file=sys.stderr)
     if options.devices > 1:
         check_probe(subject.model, subject.task, settings)  # an error in a spawned process would be a traceback
         from lightning.fabric import Fabric  # takes a second to import

@@ -34,7 +34,7 @@ from probe.examples.tasks import ProbeTask, as_probe_task
 from probe.files import tables as storage
 from probe.files.layout import PARTS
 from probe.files.parts import Parts
-from probe.settings import ProbeSettings, fewest_sequences
+from probe.settings import ProbeSettings
 from probe.vocabulary import check_names
 
 UNKNOWN = -1
@@ -94,19 +94,20 @@ def measure(
     Args:
         model: an AttnRes model in eval mode; it is neither changed nor moved.
         examples: sequences with answers and their distractors, `Examples.collate` makes them of tensors. Settings
-            that choose examples (`num_sequences`, `flip`) are not used.
+            that choose examples (`num_sequences`, `flip`) are not used. Sequences of one cluster are one in all
+            statistics: `sequence` in the tables numbers clusters.
         run, condition, seed, step: of the model, for the columns of that name; `condition` is by default the kind of
             its sources.
         store: keeps finished batches (`probe.files.parts`).
 
     Raises:
-        ValueError: a scope or kind does not exist in this model, a sequence has no partner that a kind needs, or a
-            context has fewer than two values.
+        ValueError: a scope or kind does not exist in this model, a sequence does not fit it or has no partner that a
+            kind needs, or a context has fewer than two values.
     """
     started = time.perf_counter()
     settings = ProbeSettings() if settings is None else settings
     engine = _engine(model, examples, settings, on_progress)
-    result = engine.run(examples, store)
+    result = engine.run(examples, store).clustered(examples.clusters.cpu().numpy())
     condition_name: str = model.config.attnres_source if condition is None else condition
     about = (run, condition_name, seed, step, examples.data_id(), examples.num_values)
     info = RunInfo(*about, mean_bias(model), rounding_floor(result, model.dtype))
@@ -114,7 +115,7 @@ def measure(
     effects, clusters = build_tables(result, info, how)
     summary = asdict(info) | {
         "model": describe_model(model),
-        "clean": describe_clean(result, info),
+        "clean": describe_clean(result, info) | {"plateau_accuracy": examples.plateau_accuracy},
         "flip": None,
         **read_motifs(effects, clusters, how),
         "dissociation": Reader(effects, clusters, how).dissociation(),
@@ -161,7 +162,7 @@ def probe_model(
     found = measure(model, examples, settings, **about, store=store, on_progress=on_progress)
     flip = task.flip_test(model, len(examples), settings.seed, settings.batch_size) if settings.flip else None
     summary = found.summary | {"task": task.describe(examples), "flip": None if flip is None else asdict(flip)}
-    summary["clean"] = found.summary["clean"] | {"chance_accuracy": task.recall.chance_accuracy}
+    summary["clean"] = found.summary["clean"] | {"chance_accuracy": task.chance_accuracy}
     storage.write_tables(directory, found.tables)
     summary["probe"] = found.summary["probe"] | {"seconds": time.perf_counter() - started}
     storage.write_summary(directory, summary)
@@ -173,16 +174,9 @@ def probe_model(
 def check_probe(model: AttnResForCausalLM, task: MQAR | ProbeTask, settings: ProbeSettings) -> Examples:
     """The examples that `probe_model` takes. Raises ValueError where it would, without running the model."""
     task = as_probe_task(task)
-    task.check(model.config.vocab_size)
-    count = settings.num_sequences or fewest_sequences(task.recall.num_pairs)
+    count = task.count(settings.num_sequences)
     examples = task.examples(count)
-    flipped = task.flipped(count, settings.seed) if settings.flip else ()
-    longest = max(part.input_ids.shape[1] for part in (examples, *flipped))
-    if longest > (most := model.config.max_position_embeddings):
-        raise ValueError(
-            f"the task's longest sequence has {longest} tokens, the model is made for {most} "
-            "(max_position_embeddings): make num_pairs or distance smaller"
-        )
+    task.check(model.config, [examples, *(task.flipped(count, settings.seed) if settings.flip else ())])
     _engine(model, examples, settings)
     return examples
 
@@ -253,6 +247,7 @@ def _engine(
     """Raises ValueError for all that can go wrong with the sweep, before the model is run."""
     if examples.num_values < 2:
         raise ValueError("probing needs num_pairs of at least 2: with one there is no distractor, and ln K is zero")
+    examples.check_fits(model.config)
     sizes = (settings.batch_size, settings.tokens_per_pass, settings.seed)
     engine = Engine(model, grid(model, settings), settings.positions, *sizes, on_progress)
     if "partner" in engine.needs:

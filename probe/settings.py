@@ -18,7 +18,7 @@ class ProbeSettings:
 
     Args:
         num_sequences: Sequences of the probe split, at the task's full K; each is one cluster. null for the fewest
-            that a probe in training may have: 64, and 1,024 queries.
+            that a probe in training may have: 64, and 1,024 queries; of prompts, null for all that there are.
         kinds: Interventions: mask_renormalise, zero, mean, resample, uniform, increment, patch_weights, matched_mass,
             keep_only, keep_random, silence, rescue, or module.Class for one of your own.
         families: Source families to ablate: embedding, current, prev_completed, older. Kinds that act on several

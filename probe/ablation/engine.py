@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -89,6 +89,46 @@ class ProbeResult:
         exact = [key for key in result.effects if not result.cells[key[0]].kind.first_order]
         result.replaced = float(len(exact) * len(result.counts))
         return result
+
+    def clustered(self, clusters: np.ndarray) -> ProbeResult:
+        """The result with clusters in the place of sequences, so that they are the unit of all statistics.
+
+        What sequences sum is summed over a cluster's; masses, shares and geometry, which are means, are averaged.
+
+        Args:
+            clusters: (sequences,) the cluster of each, numbered from 0 without a gap.
+        """
+        sizes = np.bincount(clusters)
+        if len(sizes) == len(clusters):
+            return self
+
+        def summed(values: np.ndarray) -> np.ndarray:
+            sums = np.zeros((len(sizes), *values.shape[1:]), values.dtype)
+            np.add.at(sums, clusters, values)
+            return sums
+
+        def each(values: Mapping[Any, np.ndarray]) -> dict[Any, np.ndarray]:
+            return {key: summed(value) for key, value in values.items()}
+
+        def averaged(values: np.ndarray) -> np.ndarray:
+            return summed(values) / sizes.reshape(-1, *[1] * (values.ndim - 1))
+
+        share = len(sizes) / len(clusters)  # one pass over the data costs what it did
+        return replace(
+            self,
+            counts=summed(self.counts),
+            logit_sizes=summed(self.logit_sizes),
+            clean=each(self.clean),
+            effects={key: each(effects) for key, effects in self.effects.items()},
+            routing=replace(
+                self.routing,
+                mass={key: averaged(value) for key, value in self.routing.mass.items()},
+                applicable={key: averaged(value) for key, value in self.routing.applicable.items()},
+                geometry=averaged(self.routing.geometry),
+            ),
+            spent=self.spent * share,
+            replaced=self.replaced * share,
+        )
 
     def applicable(self, index: int, positions: str) -> np.ndarray:
         """(sequences, reads of the cell) share of positions at which the cell's intervention can act."""

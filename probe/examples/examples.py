@@ -10,6 +10,7 @@ An answer is one token or several. Its tokens are asked for one after the other,
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,10 +18,14 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from attnres.tasks import IGNORE_INDEX, RecallBatch
+from probe.examples.prompts import Prompt, tokenize
 
 NO_CANDIDATE = -1
+Row = tuple[Tensor, Tensor, Tensor]
+"""One sequence of `Examples.collate`."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Examples:
             another; -1 where a value has fewer than A tokens, or a context fewer than C values.
         starts: (sequences, seq) bool: where an answer's first token is asked for; up to the next come its others.
         lengths: (sequences,) tokens without padding.
+        clusters: (sequences,) the cluster that each belongs to, which is the unit of all statistics; numbered from 0
+            as they first appear.
     """
 
     input_ids: Tensor
@@ -41,17 +48,47 @@ class Examples:
     candidates: Tensor
     starts: Tensor
     lengths: Tensor
+    clusters: Tensor
 
     @classmethod
     def from_recall(cls, examples: RecallBatch) -> Examples:
         """Of answers of one token."""
         ids, labels = examples.input_ids, examples.labels
         lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
-        return cls(ids, labels, examples.values.unsqueeze(-1), labels != IGNORE_INDEX, lengths)
+        clusters = torch.arange(len(ids), device=ids.device)
+        return cls(ids, labels, examples.values.unsqueeze(-1), labels != IGNORE_INDEX, lengths, clusters)
 
     @classmethod
-    def collate(cls, sequences: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Examples:
+    def from_prompts(
+        cls, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, names: Sequence[str] | None = None
+    ) -> Examples:
+        """Of prompts as `tokenizer` writes them; those of one cluster id are one cluster.
+
+        Args:
+            names: what messages call each; `None`: prompt 0 and so on.
+
+        Raises:
+            ValueError: no prompts, or one whose answer the tokenizer does not keep apart from the prompt or from a
+                distractor.
+        """
+        if not prompts:
+            raise ValueError("there are no prompts")
+        rows = []
+        for number, prompt in enumerate(prompts):
+            try:
+                rows.append(as_row(*tokenize(tokenizer, prompt.prompt, (prompt.answer, *prompt.distractors)), 0))
+            except ValueError as error:
+                name = f"prompt {number}" if names is None else names[number]
+                hint = "begin answers with their space, or word them otherwise"
+                raise ValueError(f"{name}: the tokenizer {error}: {hint}") from error
+        return cls.collate(rows, [prompt.cluster for prompt in prompts])
+
+    @classmethod
+    def collate(cls, sequences: Sequence[Row], clusters: Sequence[str | None] | None = None) -> Examples:
         """From (input_ids (t,), labels (t,), candidates (c,) or (c, a)) of each sequence, lengths free.
+
+        Args:
+            clusters: the id of each sequence's cluster; `None` for a cluster of its own.
 
         Raises:
             ValueError: a sequence without a query, or with an answer that is not among its candidates.
@@ -73,15 +110,26 @@ class Examples:
         longest = max(table.shape[1] for table in tables)
         tables = [torch.nn.functional.pad(t, (0, longest - t.shape[1]), value=NO_CANDIDATE) for t in tables]
         lengths = torch.tensor([len(part) for part in ids])
-        return cls(pad(ids, 0), pad(labels, IGNORE_INDEX), pad(tables, NO_CANDIDATE), pad(starts, False), lengths)
+        padded = pad(ids, 0), pad(labels, IGNORE_INDEX), pad(tables, NO_CANDIDATE), pad(starts, False)
+        return cls(*padded, lengths, _number_clusters(clusters or [None] * len(ids)))
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
+    def plateau_accuracy(self) -> float:
+        """Accuracy of the trivial solution, which guesses one of each answer's candidates."""
+        candidates = (self.candidates[..., 0] != NO_CANDIDATE).sum(1)
+        answers = self.starts.sum(1)
+        return sum(int(answers[candidates == k].sum()) / int(answers.sum()) / k for k in candidates.unique().tolist())
+
+    @property
     def num_values(self) -> int:
-        """K, the values in a context: guessing one of them is the trivial plateau, with accuracy 1/K and NLL ln K."""
-        return self.candidates.shape[1]
+        """K, the values in a context: the trivial plateau is an accuracy of 1/K and an NLL of ln K.
+
+        Where contexts differ, the whole number at or below 1 / `plateau_accuracy`: the plateau is not put too low.
+        """
+        return math.floor(1 / self.plateau_accuracy + 1e-9)
 
     @property
     def queries(self) -> Tensor:
@@ -119,11 +167,26 @@ class Examples:
         chosen = torch.as_tensor(np.asarray(indices), device=self.input_ids.device)
         lengths = self.lengths[chosen]
         ids, labels, starts = (t[chosen, : int(lengths.max())] for t in (self.input_ids, self.labels, self.starts))
-        return Examples(ids, labels, self.candidates[chosen], starts, lengths)
+        return Examples(ids, labels, self.candidates[chosen], starts, lengths, self.clusters[chosen])
 
     def to(self, device: torch.device | str) -> Examples:
-        tensors = (self.input_ids, self.labels, self.candidates, self.starts, self.lengths)
+        tensors = (self.input_ids, self.labels, self.candidates, self.starts, self.lengths, self.clusters)
         return Examples(*(tensor.to(device) for tensor in tensors))
+
+    def check_fits(self, config: PreTrainedConfig, names: Sequence[str] | None = None) -> None:
+        """Raise a ValueError that names the first sequence that a model of this configuration cannot be run on.
+
+        Args:
+            names: what messages call each; `None`: sequence 0 and so on.
+        """
+        most = config.max_position_embeddings
+        largest = torch.stack([t.flatten(1).amax(1) for t in (self.input_ids, self.labels, self.candidates)]).amax(0)
+        for number, (length, token) in enumerate(zip(self.lengths.tolist(), largest.tolist(), strict=True)):
+            name = f"sequence {number}" if names is None else names[number]
+            if length > most:
+                raise ValueError(f"{name} has {length} tokens, the model is made for {most} (max_position_embeddings)")
+            if token >= config.vocab_size:
+                raise ValueError(f"{name} has the token id {token}, the model's vocabulary is {config.vocab_size}")
 
     def partners(self, seed: int = 0) -> np.ndarray:
         """(sequences,) another sequence for each, of the same length and with queries at the same positions.
@@ -149,9 +212,33 @@ class Examples:
         return partners
 
     def data_id(self) -> str:
-        """Hash of the data: equal where two probes can be compared sequence by sequence."""
-        tensors = (self.input_ids, self.labels, self.candidates, self.lengths)  # starts follow from these
+        """Hash of the data: equal where two probes can be compared cluster by cluster."""
+        tensors = [self.input_ids, self.labels, self.candidates, self.lengths]  # starts follow from these
+        if len(self.clusters.unique()) < len(self):
+            tensors.append(self.clusters)
         return hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in tensors)).hexdigest()[:12]
+
+
+def as_row(prompt: Sequence[int], codes: Sequence[Sequence[int]], answer: int) -> Row:
+    """One prompt as a sequence that ends in its answer, but for the last token.
+
+    Args:
+        prompt: token ids, at least one.
+        codes: of each candidate; none is the beginning of another.
+        answer: which of them is asked for.
+    """
+    tokens = torch.tensor(codes[answer])
+    ids = torch.cat((torch.tensor(prompt), tokens[:-1]))
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    labels[len(prompt) - 1 :] = tokens
+    longest = max(len(code) for code in codes)
+    return ids, labels, torch.tensor([[*code, *[NO_CANDIDATE] * (longest - len(code))] for code in codes])
+
+
+def _number_clusters(ids: Sequence[str | None]) -> Tensor:
+    """(sequences,) numbers from 0 as the ids first appear; each `None` is one of its own."""
+    numbers: dict[str | int, int] = {}
+    return torch.tensor([numbers.setdefault(i if name is None else name, len(numbers)) for i, name in enumerate(ids)])
 
 
 def _find_starts(labels: Tensor, candidates: Tensor) -> Tensor:

@@ -1,61 +1,103 @@
-"""What a probe needs of a task: examples with answers, and a flip test. Adding a task means writing one such class.
+"""What a probe needs of a task: examples with answers. Adding a task means writing one such class.
 
 attnres.tasks   a task: token ids or text, as a function of an index
-ProbeTask       what stands around it here: `TokenRecall` for token ids, `TextPrompts` (prompts.py) for text
+ProbeTask       what stands around it here: `TokenRecall` for token ids, `TextPrompts` (text_recall.py) for text;
+                `PromptTask` (prompt_file.py) is of prompts that somebody wrote
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from attnres.tasks import MQAR, TextRecall
 from probe.examples.examples import Examples
 from probe.examples.flip import FlipResult, flip_test
+from probe.settings import fewest_sequences
 
 
-@dataclass(frozen=True)
 class ProbeTask(ABC):
-    """A task that can be probed. The first examples of its probe split are the same for every model.
-
-    Attributes:
-        recall: has `num_pairs` (K, the values in each context), `chance_accuracy` and plain settings (`to_dict`).
-        num_flips: changes of the flip test, each a forward pass; 0 where there is no new value to change one to.
-    """
-
-    recall: MQAR | TextRecall
+    """A task that can be probed. Its first examples are the same for every model."""
 
     @property
-    @abstractmethod
-    def num_flips(self) -> int: ...
+    def settings(self) -> dict[str, Any] | None:
+        """Plain values from which the task can be made again, to lie beside a model; None where they are not enough."""
+        return None
+
+    @property
+    def chance_accuracy(self) -> float | None:
+        """Of a guess from all answers that there could be; None where these are not known."""
+        return None
+
+    @property
+    def num_flips(self) -> int:
+        """Changes of the flip test, each a forward pass; 0 where there is no new value to change one to."""
+        return 0
 
     @abstractmethod
-    def check(self, vocab_size: int) -> None:
-        """Raise a ValueError if no model with this vocabulary can be probed on the task."""
+    def count(self, wanted: int | None) -> int:
+        """How many examples a probe takes that wants so many; `None`: as many as the task thinks fit."""
 
     @abstractmethod
     def examples(self, count: int) -> Examples:
         """The first `count` examples. Raises ValueError for examples that cannot be probed."""
 
     @abstractmethod
-    def flip_test(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> FlipResult | None:
-        """The flip test on the same examples; None without a new value to change one to."""
+    def check(self, config: PreTrainedConfig, examples: Sequence[Examples]) -> None:
+        """Raise a ValueError if a model of this configuration cannot be run on `examples`, the flipped among them."""
+
+    @abstractmethod
+    def describe(self, examples: Examples) -> dict[str, Any]:
+        """What a summary should say of the task and of the examples."""
 
     def flipped(self, count: int, seed: int) -> Iterable[Examples]:
         """The examples of the flip test that have to be checked before work starts."""
         return ()
 
-    def describe(self, examples: Examples) -> dict[str, Any]:
-        """Settings, and what else a summary should say of the examples."""
-        return self.recall.to_dict()
+    def flip_test(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> FlipResult | None:
+        """The flip test on the same examples; None without a new value to change one to."""
+        return None
 
 
 @dataclass(frozen=True)
-class TokenRecall(ProbeTask):
+class RecallTask(ProbeTask):
+    """Recall of the synthetic tasks, which make as many examples as one likes.
+
+    Attributes:
+        recall: has `num_pairs` (K, the values in each context), `chance_accuracy` and plain settings (`to_dict`).
+    """
+
+    recall: MQAR | TextRecall
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.recall.to_dict()
+
+    @property
+    def chance_accuracy(self) -> float:
+        return self.recall.chance_accuracy
+
+    def count(self, wanted: int | None) -> int:
+        return wanted or fewest_sequences(self.recall.num_pairs)
+
+    def check(self, config: PreTrainedConfig, examples: Sequence[Examples]) -> None:
+        longest = max(part.input_ids.shape[1] for part in examples)
+        if longest > (most := config.max_position_embeddings):
+            raise ValueError(
+                f"the task's longest sequence has {longest} tokens, the model is made for {most} "
+                "(max_position_embeddings): make num_pairs or distance smaller"
+            )
+
+    def describe(self, examples: Examples) -> dict[str, Any]:
+        return self.settings
+
+
+@dataclass(frozen=True)
+class TokenRecall(RecallTask):
     """Recall in token ids of its own."""
 
     recall: MQAR
@@ -64,8 +106,9 @@ class TokenRecall(ProbeTask):
     def num_flips(self) -> int:
         return min(4, self.recall.num_pairs) if self.recall.num_values > self.recall.num_pairs else 0
 
-    def check(self, vocab_size: int) -> None:
-        check_vocabulary(vocab_size, self.recall.vocab_size, "the task's")
+    def check(self, config: PreTrainedConfig, examples: Sequence[Examples]) -> None:
+        check_vocabulary(config, self.recall.vocab_size, "the task's")
+        super().check(config, examples)
 
     def examples(self, count: int) -> Examples:
         return Examples.from_recall(self.recall.batch("probe", range(count)))
@@ -79,7 +122,16 @@ def as_probe_task(task: MQAR | ProbeTask) -> ProbeTask:
     return TokenRecall(task) if isinstance(task, MQAR) else task
 
 
-def check_vocabulary(of_model: int, of_task: int, whose: str) -> None:
+def check_vocabulary(config: PreTrainedConfig, of_task: int, whose: str) -> None:
     """Raise a ValueError if the task has token ids that the model does not have."""
-    if of_model < of_task:
-        raise ValueError(f"the model's vocabulary ({of_model}) is smaller than {whose} ({of_task})")
+    if config.vocab_size < of_task:
+        raise ValueError(f"the model's vocabulary ({config.vocab_size}) is smaller than {whose} ({of_task})")
+
+
+def describe_tokens(examples: Examples) -> dict[str, float]:
+    """How long a tokenizer makes prompts and answers, where each prompt has one answer, at its end."""
+    of_answers = examples.queries.sum(1).double()
+    return {
+        "mean_prompt_tokens": float((examples.lengths - of_answers + 1).mean()),  # its last token asks for the first
+        "mean_answer_tokens": float(of_answers.mean()),
+    }

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from attnres import wrap_qwen3
+from attnres import AttnResConfig, wrap_qwen3
 from attnres.tasks import IGNORE_INDEX, TextRecall, task_from_dict
 from attnres.tasks.text_recall import read_data
 from probe.ablation.engine import Engine
 from probe.ablation.grid import Kind, build_grid
 from probe.ablation.interventions import MaskRenormalise
 from probe.examples.flip import recall_accuracy
-from probe.examples.prompts import TextPrompts
+from probe.examples.text_recall import TextPrompts
 from probe.runner import ProbeSettings, plan_probe, probe_model
 from tests.support.paths import ROOT
 from tests.support.tokenizers import KINDS, make
@@ -243,7 +243,7 @@ def alike() -> PreTrainedTokenizerFast:
     [
         (make("greedy"), "joins the end of the prompt, '.*', to what follows it"),
         (without("3"), "has no token for a part of the text"),
-        (alike(), "does not tell the codes apart"),
+        (alike(), "does not tell ' .*' and ' .*' apart \\(the same tokens\\)"),
         (lower_case(), "writes a code among the facts otherwise than as an answer"),
     ],
 )
@@ -273,9 +273,10 @@ def test_what_the_flip_test_cannot_write_is_told_before_the_model_is_run(make_mo
 
 def test_the_tokenizer_must_fit_the_model():
     task = TextPrompts(TextRecall(), make("qwen"), "here")
-    task.check(600)
+    examples = [task.examples(1)]
+    task.check(AttnResConfig(vocab_size=600), examples)
     with pytest.raises(ValueError, match=r"vocabulary \(599\) is smaller than that of the tokenizer of here \(600\)"):
-        task.check(599)
+        task.check(AttnResConfig(vocab_size=599), examples)
 
 
 @kinds
