@@ -92,8 +92,9 @@ class TrainCLI(LightningCLI):
             "--run_dir",
             type=str | None,
             default=None,
-            help="Folder that receives config.yaml, provenance.json, checkpoints/, hf/, metrics.csv, wandb/, probe/ and "
-            "trail/. Required by fit, which refuses a folder that is not empty unless --ckpt_path goes on with the run in it.",
+            help="Folder that receives config.yaml, provenance.json, checkpoints/, hf/, metrics.csv, wandb/, probe/ "
+            "and trail/. Required by fit, which refuses a folder that is not empty unless --ckpt_path goes on with the "
+            "run in it.",
         )
         parser.add_argument(
             "--ckpt_path",
