@@ -73,7 +73,9 @@ def explain(message: str, known_options: Iterable[str], program: str) -> str:
         nearest = nearest_option(key, known_options)
         hint = f"did you mean {nearest}?" if nearest else f"`{program} --help` lists the options"
         return f"option {key} does not exist; {hint}"
-    if group := re.match(r"option \"(model|data|probe|trainer)\":\s+Unable to load config ['\"]([^'\"]*)", message):
+    if group := re.match(
+        r"option \"(model|data|probe|trail|trainer)\":\s+Unable to load config ['\"]([^'\"]*)", message
+    ):
         example = "; the plain Qwen3 is model.architecture: vanilla" if group[1] == "model" else ""
         return f"{group[1]} must be a mapping of options or a file that holds one, got {group[2]}{example}"
     # A value of none of several types comes with a paragraph on each.

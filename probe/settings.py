@@ -163,6 +163,41 @@ class TrainingProbeSettings(ProbeSettings):
         return self.exact and masks and has_regions and has_sublayers
 
 
+@dataclass(frozen=True)
+class TrailSettings:
+    """Of which steps a run in training keeps the weights, so that any of them can be probed later.
+
+    Args:
+        every_n_steps: Steps between those whose weights are kept, step 0 and the last one among them; 0 for no trail.
+        until_step: The last step, besides the very last one, that is kept; null for all steps.
+
+    Raises:
+        ValueError: a number that is out of range.
+    """
+
+    every_n_steps: int = 0
+    until_step: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every_n_steps", "until_step"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"trail.{name} must not be negative, got {getattr(self, name)}")
+
+    def names(self, step: int, max_steps: int) -> bool:
+        """Whether the weights after `step` of `max_steps` steps are kept."""
+        if not self.every_n_steps:
+            return False
+        is_late = self.until_step is not None and step > self.until_step
+        return step == max_steps or (step % self.every_n_steps == 0 and not is_late)
+
+    def steps(self, max_steps: int) -> list[int]:
+        """All that `names` names, in order."""
+        if not self.every_n_steps:
+            return []
+        last = max_steps if self.until_step is None else min(self.until_step, max_steps)
+        return sorted({*range(0, last + 1, self.every_n_steps), max_steps})
+
+
 def fewest_sequences(num_pairs: int) -> int:
     """The fewest sequences of `num_pairs` queries that a probe in training may have."""
     return max(MIN_SEQUENCES, math.ceil(MIN_QUERIES / num_pairs))

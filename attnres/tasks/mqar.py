@@ -29,7 +29,9 @@ from torch import Tensor
 from attnres.tasks.settings import read_settings
 
 IGNORE_INDEX = -100
-SPLITS = ("train", "validation", "probe")
+SPLITS = ("train", "validation", "probe", "placement")
+SHARED_SPLITS = ("probe", "placement")
+"""The same for every seed."""
 
 
 def sequence_length(num_pairs: int, noise_tokens: int = 0) -> int:
@@ -133,11 +135,12 @@ class MQAR:
         num_pairs: K, the number of pairs of the full task.
         vocab_size: keys are the lower half of the token ids that are not noise, values the upper half.
         seed: names the training and validation streams. Each seed, split and index gives an independent example. The
-            probe split is the same for every seed, so that all models are compared on the same examples.
+            splits probe and placement (on which it is decided where to probe) are the same for every seed, so that all
+            models are compared on the same examples.
         noise_tokens: noise tokens in every example, between its pairs.
         noise_vocab_size: how many of the last token ids are noise, if there are noise tokens.
         min_pairs: draw the number of pairs of each training example evenly from this to the current size. With `None`
-            all have the current size. Validation and probe examples always have K pairs.
+            all have the current size. Examples of other splits always have K pairs.
 
     Raises:
         ValueError: there are fewer than one pair or more pairs than keys or values, or a number is out of range.
@@ -215,7 +218,7 @@ class MQAR:
 
     def settings_of(self, split: str) -> dict[str, str | int | None]:
         """The settings that examples of `split` depend on."""
-        unused = {"seed"} if split == "probe" else set()
+        unused = {"seed"} if split in SHARED_SPLITS else set()
         unused |= set() if split == "train" else {"min_pairs"}
         return {name: value for name, value in self.to_dict().items() if name not in unused}
 
@@ -225,7 +228,7 @@ class MQAR:
     def _draw(self, split: str, index: int, most_pairs: int) -> tuple[np.ndarray, ...]:
         """Keys (-1 is padding), values, query order and any noise of one example."""
         # numpy's SeedSequence mixes all four numbers, so no two streams coincide.
-        seed = 0 if split == "probe" else self.seed
+        seed = 0 if split in SHARED_SPLITS else self.seed
         rng = np.random.default_rng((seed, SPLITS.index(split), index, most_pairs))
         num_pairs = most_pairs
         if self._is_mixed(split):

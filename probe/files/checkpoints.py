@@ -1,4 +1,4 @@
-"""CHECKPOINT on the command line: a run directory, a `.ckpt`, an exported folder or a hub id."""
+"""CHECKPOINT on the command line: a run directory, a `.ckpt`, an exported folder, a step of a trail or a hub id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from attnres import AttnResConfig
 from attnres.tasks import MQAR, TextRecall, task_from_dict
-from probe.files.layout import EXPORT, RUN_FILE, TASK_FILE
+from probe.files.layout import EXPORT, RUN_FILE, TASK_FILE, trail_step
 
 UNKNOWN = -1
 """Seed or step of a checkpoint beside which nothing says."""
@@ -52,7 +52,8 @@ def load_model(source: str) -> Checkpoint:
                 f"{source} holds no model: expected a run directory with hf/config.json, an exported folder "
                 "with config.json, a .ckpt file or a hub id"
             )
-        run = path.name if folder is not path else folder.resolve().parent.name
+        above = folder.resolve().parent
+        run = path.name if folder is not path else above.name if trail_step(folder) is None else above.parent.name
         return _load_exported(str(folder), run or path.resolve().name, folder)
     # A hub id is owner/name; where a folder of the owner's name lies here, a path was meant.
     if path.exists() or path.is_absolute() or source.count("/") != 1 or path.parent.exists():
@@ -102,9 +103,11 @@ def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
     if wrong:
         raise ValueError(f"{source} does not fit its config.json: {wrong}")
-    beside = [folder / name if folder else None for name in (TASK_FILE, RUN_FILE)]
+    step = trail_step(folder) if folder else None
+    place = folder.resolve().parent if folder and step is not None else folder  # once for all steps of a trail
+    beside = [place / name if place else None for name in (TASK_FILE, RUN_FILE)]
     task, about = (read_json(path) if path and path.exists() else {} for path in beside)
-    return _checkpoint(model, task, run, about)
+    return _checkpoint(model, task, run, about | ({} if step is None else {"step": step}))
 
 
 def _load_lightning(path: Path) -> Checkpoint:

@@ -3,6 +3,8 @@
 RUN/config.yaml, provenance.json, metrics.csv      what it was told, what it was, what it logged
     checkpoints/                                   to go on from
     hf/                                            the final model, with task.json and attnres_run.json beside it
+    trail/step_<n>/                                weights kept while training, each folder as hf/
+    trail/                                         task.json, attnres_run.json of all of them; finished.json; locks
     probe/                                         tables and summary.json of the probes in training
     probe/final/                                   the same of a probe of the finished model
     figures/, report.html, report.txt              what attnres-probe report writes: figures, page, long tables;
@@ -12,11 +14,13 @@ RUN/config.yaml, provenance.json, metrics.csv      what it was told, what it was
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 CONFIG, PROVENANCE, METRICS = "config.yaml", "provenance.json", "metrics.csv"
 CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoints", "last.ckpt", "previous.ckpt"
 EXPORT, TASK_FILE, RUN_FILE = "hf", "task.json", "attnres_run.json"
+TRAIL, TRAIL_STEP, TRAIL_FINISHED = "trail", re.compile(r"step_(\d+)"), "finished.json"
 PROBE, FINAL_PROBE, SUMMARY = "probe", "final", "summary.json"
 TABLES = ("effects", "clusters", "coalitions", "geometry")
 PARTS, SWEEP, DROPPED = "parts", "sweep.json", "dropped.json"
@@ -49,6 +53,13 @@ def find_results(run: Path) -> Path:
     if found is None:
         raise ValueError(f"{run} holds no probe results: expected effects.parquet there or in its probe/ folder")
     return found
+
+
+def trail_step(folder: Path) -> int | None:
+    """The step that a folder of a trail holds; None for any other folder."""
+    folder = folder.resolve()
+    match = TRAIL_STEP.fullmatch(folder.name)
+    return int(match[1]) if match and folder.parent.name == TRAIL else None
 
 
 def find_training(run: Path) -> Path | None:

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from probe.settings import TrailSettings
 from probe.training.callback import ProbeCallback
 from train.cli.checks import check_trainer
 from train.cli.options import TrainCLI
@@ -45,12 +46,13 @@ class EstimateCLI(TrainCLI):
         config = self.config_init["trainer"]
         check_trainer({**config, "accelerator": "auto"})
         self.probe = ProbeCallback(self.config_init["probe"])
+        self.trail = self.config_init["trail"] or TrailSettings()
         self.probe.check(self.datamodule.task, self.model.model)
         check_devices(config)
         return super().instantiate_trainer(**NO_DEVICES)
 
     def after_instantiate_classes(self) -> None:
-        run = ConfiguredRun(self.model, self.datamodule, self.probe, self.config_init["trainer"])
+        run = ConfiguredRun(self.model, self.datamodule, self.probe, self.trail, self.config_init["trainer"])
         target = Target(**{name: self.config[name] for name in self.target_options})
         self.found = estimate_cost(run, target)
 

@@ -18,6 +18,7 @@ from train.run.callbacks import SaveConfig, run_callbacks
 from train.run.checkpoints import AtomicCheckpointIO
 from train.run.provenance import FILE as PROVENANCE
 from train.run.provenance import read_segments
+from train.run.trail import TrailCallback
 
 
 class FitCLI(TrainCLI):
@@ -55,7 +56,8 @@ class FitCLI(TrainCLI):
             interval *= config.accumulate_grad_batches
         self.save_config_callback = SaveConfig
         progress, checkpoints = config.enable_progress_bar is not False, config.enable_checkpointing is not False
-        self.trainer_defaults["callbacks"] = [probe, *run_callbacks(progress, checkpoints)]
+        trail = TrailCallback(self.config_init["trail"])
+        self.trainer_defaults["callbacks"] = [trail, probe, *run_callbacks(progress, checkpoints)]
         given = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         plugins = [AtomicCheckpointIO(), *given]
         trainer = super().instantiate_trainer(logger=loggers, val_check_interval=interval, plugins=plugins)

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from probe.command_line import OneLineParser, UsageError
-from probe.settings import TrainingProbeSettings
+from probe.settings import TrailSettings, TrainingProbeSettings
 from train.cli.commands import COMMANDS, PROGRAM
 from train.cli.quiet import silence_known_messages
 from train.recall.data import MQARDataModule
@@ -33,7 +33,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,
 }
-GROUPS = ("trainer", "model", "data", "probe")
+GROUPS = ("trainer", "model", "data", "probe", "trail")
 LoggerName = Literal["WandbLogger", "TensorBoardLogger", "CSVLogger"]
 """Those of Lightning's loggers that need no options here (train/loggers/build.py has our own in their place)."""
 
@@ -92,8 +92,9 @@ class TrainCLI(LightningCLI):
             "--run_dir",
             type=str | None,
             default=None,
-            help="Folder that receives config.yaml, provenance.json, checkpoints/, hf/, metrics.csv, wandb/, probe/. "
-            "Required by fit, which refuses a folder that is not empty unless --ckpt_path goes on with the run in it.",
+            help="Folder that receives config.yaml, provenance.json, checkpoints/, hf/, metrics.csv, wandb/, probe/ "
+            "and trail/. Required by fit, which refuses a folder that is not empty unless --ckpt_path goes on with the "
+            "run in it.",
         )
         parser.add_argument(
             "--ckpt_path",
@@ -109,6 +110,7 @@ class TrainCLI(LightningCLI):
             help="When training ends, log hf/ and the tables of probe/ to W&B as artifacts.",
         )
         parser.add_class_arguments(TrainingProbeSettings, "probe")
+        parser.add_class_arguments(TrailSettings, "trail")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("seed_everything", "model.seed")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
+from probe.files.trail import step_size
+from probe.settings import TrailSettings
 from probe.training.callback import ProbeCallback
 from train.estimate.hardware import Hardware, Target
 from train.estimate.memory import Workload, simulate_step
@@ -48,6 +50,7 @@ class CostEstimate:
     flops: dict[str, float]  # of a step, and of all training, validation and probing, over all devices
     memory: dict[str, int]  # bytes at the peak of a step on one device, by part
     tokens: dict[str, int]  # of a sequence, of a step and in total, over all devices
+    trail: dict[str, int]  # its steps, and bytes of all of them on disk
     probing: ProbePlan
     hours: list[Hours]  # by device
     notes: list[str]  # what is left out or assumed
@@ -60,6 +63,7 @@ class ConfiguredRun:
     module: RetrievalModule
     datamodule: MQARDataModule
     probe: ProbeCallback
+    trail: TrailSettings
     trainer: Mapping[str, Any]
 
     @property
@@ -175,6 +179,7 @@ def estimate_cost(run: ConfiguredRun, target: Target) -> CostEstimate:
         flops=flops,
         memory=memory,
         tokens=tokens,
+        trail={"steps": (kept := len(run.trail.steps(steps))), "bytes": kept * step_size(model)},
         probing=probing,
         hours=[hours_on(device, run, target.mfu, flops, probing, memory, issuing) for device in target.devices()],
         notes=notes_of(run, target),

@@ -25,9 +25,11 @@ def table(found: CostEstimate) -> str:
     at_peak = [_line("memory at the peak of a step, one device", size(memory)), *_parts(found.memory, size)]
     tokens = [_line("tokens per step, all devices", f"{found.tokens['step']:,}")]
     tokens += [_line("tokens of training", amount(found.tokens["total"]))]
+    trail = [_line("steps of the trail", f"{found.trail['steps']:,}"), _line("  on disk", size(found.trail["bytes"]))]
     notes = [f"- {note}" for note in found.notes]
-    blocks = [[found.run], parameters, flops, at_peak, tokens, _probing(found), _hours(found), notes]
-    return "\n\n".join("\n".join(block) for block in blocks)
+    trail = trail if found.trail["steps"] else []
+    blocks = [[found.run], parameters, flops, at_peak, tokens, trail, _probing(found), _hours(found), notes]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def as_json(found: CostEstimate) -> str:

@@ -1,0 +1,181 @@
+"""The trail of a run: weights of many steps, kept while it trains, each in a folder that `from_pretrained` takes.
+
+RUN/trail/step_<n>/model.safetensors      written last and at once: where it is, the step is whole
+                   config.json
+          task.json, attnres_run.json     of all steps
+          finished.json                   once training has ended: its last step
+          *.lock                          empty: who holds one of them writes
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from attnres.files import replacing
+from probe.files.checkpoints import Checkpoint, load_model, read_json
+from probe.files.layout import RUN_FILE, TASK_FILE, TRAIL, TRAIL_FINISHED, TRAIL_STEP
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PROBING = "probing.lock"
+
+
+class Trail:
+    """Steps of a run directory whose weights are kept. One process writes it, any may read it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.folder = run_dir / TRAIL
+        self._config: str | None = None
+        self._not_synced: set[Path] = set()
+
+    def folder_of(self, step: int) -> Path:
+        """The folder of a step, whether it is there or not."""
+        return self.folder / f"step_{step}"
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that are there, whole, in order."""
+        return sorted(step for step in self._all_steps() if (self.folder_of(step) / WEIGHTS).exists())
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step of a training that has ended; None while it goes on."""
+        path = self.folder / TRAIL_FINISHED
+        return int(read_json(path)["step"]) if path.exists() else None
+
+    def start(self, step: int, task: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Training begins at `step`, or goes on from there: what was kept of later steps is removed.
+
+        Args:
+            task: settings of the task, for `task.json`.
+            about: what `attnres_run.json` says of the run.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / TRAIL_FINISHED).unlink(missing_ok=True)
+        self.remove([later for later in self._all_steps() if later > step])
+        _write_json(self.folder / TASK_FILE, task)
+        _write_json(self.folder / RUN_FILE, about)
+
+    def write(self, step: int, model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+        """Keep `state`, the whole state dict of `model`, as that of `step`: all of it or nothing."""
+        folder = self.folder_of(step)
+        folder.mkdir(exist_ok=True)
+        if self._config is None:
+            self._config = _config_text(model)
+        with replacing(folder / CONFIG) as part:
+            part.write_text(self._config, encoding="utf-8")
+        with replacing(folder / WEIGHTS) as part:
+            save_file({name: state[name].contiguous() for name in _kept(model, state)}, part, {"format": "pt"})
+        self._not_synced.update((folder / CONFIG, folder / WEIGHTS, folder, self.folder))
+
+    def sync(self) -> None:
+        """Make what was written outlive a loss of power; a checkpoint that is, must not be ahead of its trail."""
+        for path in self._not_synced:
+            if path.exists():
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        self._not_synced.clear()
+
+    def finish(self, step: int) -> None:
+        """Training has ended at `step`."""
+        self.sync()
+        _write_json(self.folder / TRAIL_FINISHED, {"step": step})
+
+    def remove(self, steps: Iterable[int]) -> None:
+        """Remove steps, or what is left of them. Weights go first: the process may be killed in between."""
+        for step in steps:
+            (self.folder_of(step) / WEIGHTS).unlink(missing_ok=True)
+            shutil.rmtree(self.folder_of(step), ignore_errors=True)
+
+    def prune(self, kept: Collection[int]) -> list[int]:
+        """Remove all steps but those that are `kept`, and return them. If it is killed, another call goes on."""
+        removed = [step for step in self._all_steps() if step not in kept]
+        self.remove(removed)
+        return removed
+
+    def load(self, step: int) -> Checkpoint:
+        """The model of a step, in eval mode, with the run's task. Raises ValueError if it is not there, or torn."""
+        self._check(step)
+        return load_model(str(self.folder_of(step)))
+
+    def export(self, step: int, folder: Path) -> None:
+        """Copy a step into a new `folder` with all that a run's `hf/` has.
+
+        Raises:
+            ValueError: the step is not there, or `folder` is.
+        """
+        self._check(step)
+        if folder.exists():
+            raise ValueError(f"{folder} exists: choose another folder, nothing is overwritten")
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(self.folder_of(step), part)
+        shutil.copy(self.folder / TASK_FILE, part)
+        _write_json(part / RUN_FILE, {**read_json(self.folder / RUN_FILE), "step": step})
+        part.rename(folder)
+
+    @contextmanager
+    def held(self, waits: bool = False) -> Iterator[None]:
+        """Of all processes that probe the trail or prune it, one at a time is inside.
+
+        Raises:
+            ValueError: another one is, and this one does not wait until it is done.
+        """
+        lock = FileLock(self.folder / PROBING)
+        try:
+            lock.acquire(timeout=-1 if waits else 0)
+        except Timeout:
+            raise ValueError(f"another process probes or prunes {self.folder}: wait until it is done") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _check(self, step: int) -> None:
+        if step not in (steps := self.steps):
+            nearest = sorted(sorted(steps, key=lambda other: abs(other - step))[:3])
+            which = f"the nearest are {', '.join(map(str, nearest))}" if nearest else "there is no trail"
+            raise ValueError(f"step {step} is not in {self.folder}: {which}")
+
+    def _all_steps(self) -> list[int]:
+        """Those that are not whole, too."""
+        found = (TRAIL_STEP.fullmatch(folder.name) for folder in self.folder.glob("step_*"))
+        return sorted(int(match[1]) for match in found if match)
+
+
+def step_size(model: PreTrainedModel) -> int:
+    """Bytes of one step of the model's trail. Its parameters may be on the "meta" device, or divided over devices."""
+    state = model.state_dict()
+    return sum(state[name].numel() * state[name].element_size() for name in _kept(model, state))
+
+
+def _kept(model: PreTrainedModel, state: Mapping[str, Tensor]) -> list[str]:
+    """All weights of `state` but those that are tied to others."""
+    tied = (model._tied_weights_keys or ()) if model.config.tie_word_embeddings else ()
+    return [name for name in state if name not in tied]
+
+
+def _config_text(model: PreTrainedModel) -> str:
+    config: Any = copy.deepcopy(model.config)
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # FSDP2 renames the class
+    return config.to_json_string(use_diff=True)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
