@@ -165,7 +165,9 @@ def main() -> None:
                 rows[kind.name]["interval_steps_of_trail"] = dict(
                     zip(("median", "95 %"), np.nanquantile(widths, (0.5, 0.95)).tolist(), strict=True)
                 )
-            print(kind.name, {k: round(v.get("rate", v.get("median")), 3) for k, v in rows[kind.name].items()}, flush=True)
+            print(
+                kind.name, {k: round(v.get("rate", v.get("median")), 3) for k, v in rows[kind.name].items()}, flush=True
+            )
         settings = {"runs": args.runs, "seeds": f"0 to {args.runs - 1}", "probes": NUM_PROBES, "trail": len(TRAIL)}
         settings |= {"sequences": SEQUENCES, "resamples": HOW.num_resamples}
         add(args.output, what, rows, time.perf_counter() - started, **settings)

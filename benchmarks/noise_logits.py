@@ -47,9 +47,7 @@ def sample(signal: float, kept: float, redrawn: float, rng: np.random.Generator)
     noise, other = torch.from_numpy(rng.standard_normal((2, *shape)))
     answers = torch.from_numpy(rng.integers(VALUES, size=len(noise)))
     answered = torch.nn.functional.one_hot(answers, VALUES)
-    clean = CleanRun.from_logits(
-        noise + signal * answered, answers, torch.arange(VALUES).expand(shape)
-    )
+    clean = CleanRun.from_logits(noise + signal * answered, answers, torch.arange(VALUES).expand(shape))
     ablated = math.sqrt(1 - redrawn) * noise + math.sqrt(redrawn) * other + kept * signal * answered
     before, after = clean.metrics(), clean.metrics(ablated)
     return {
@@ -65,7 +63,9 @@ def case(accuracy: float, kept: float, redrawn: float, args: argparse.Namespace,
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in MARGINS}
     for _ in range(args.samples):
         for name, (margins, effects) in sample(signal, kept, redrawn, rng).items():
-            statistics = dict(zip(OF_EFFECT, Grid(effects[:, None], counts, name, margins, how=how).of_effect(), strict=True))
+            statistics = dict(
+                zip(OF_EFFECT, Grid(effects[:, None], counts, name, margins, how=how).of_effect(), strict=True)
+            )
             harm, finds = -statistics["effect"][0], statistics["p_adjusted"][0] <= LEVEL
             found[name].append((margins.sum() / counts.sum(), harm, finds and harm > 0, finds and harm < 0))
     row: dict[str, Any] = {"accuracy": accuracy, "signal": signal, "signal_kept": kept, "noise_redrawn": redrawn}

@@ -161,9 +161,7 @@ def equivalence(clusters: int, args: argparse.Namespace, rng: np.random.Generato
     The noise of harm per query is as large as the margin of equivalence, or five times as large, or a fifth.
     """
     epsilon, margin = EQUIVALENT, LEARNED
-    cases = [
-        (noise, truth, size) for noise in NOISES for truth in (epsilon, -epsilon, 0.0) for size in (0.2, 1.0, 5.0)
-    ]
+    cases = [(noise, truth, size) for noise in NOISES for truth in (epsilon, -epsilon, 0.0) for size in (0.2, 1.0, 5.0)]
     truths = np.array([truth for _, truth, _ in cases])
     sizes = np.array([size for *_, size in cases]) * epsilon * margin.mean
     called = []

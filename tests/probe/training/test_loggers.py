@@ -16,7 +16,15 @@ from probe.training import publish
 from probe.training.loggers import RunLogger, run_logger
 
 MOTIF = {"sublayer": "mlp", "scope": "early", "family": "embedding", "motif": "embedding -> early mlp"}
-TIMES = {"onset": 90.0, "onset_low": 75.0, "onset_high": 110.0, "effect_half": 60.0, "mass_half": None, "peak": 0.4, "peak_step": 80}
+TIMES = {
+    "onset": 90.0,
+    "onset_low": 75.0,
+    "onset_high": 110.0,
+    "effect_half": 60.0,
+    "mass_half": None,
+    "peak": 0.4,
+    "peak_step": 80,
+}
 HEAVIEST = {"heaviest": "current", "most_harmful": "embedding", "dissociated": True, "p_heaviest_is_most_harmful": 0.01}
 MOTIFS = [MOTIF | TIMES | {"status": "emerged"}]
 MOTIFS += [MOTIF | {"scope": "late", "status": "transient", "onset": None, "effect_half": 30.0}]
