@@ -1,6 +1,7 @@
 """Causal probes of depth routing: an AttnRes model and examples with answers in, tables of effects out.
 
-`measure` works in memory, `probe_model` writes what it finds; `load_run` and `load_emergence` read it again.
+`measure` works in memory, `probe_model` writes what it finds, `probe_trail` probes steps of a training; `load_run` and
+`load_emergence` read it again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from probe.files.runs import load_emergence, load_run
     from probe.runner import Effects, measure, probe_model
     from probe.settings import ProbeSettings, TrainingProbeSettings
+    from probe.training.trail import probe_trail
 
 _PLACES = {
     "Ablation": "probe.ablation.interventions",
@@ -28,6 +30,7 @@ _PLACES = {
     "load_run": "probe.files.runs",
     "measure": "probe.runner",
     "probe_model": "probe.runner",
+    "probe_trail": "probe.training.trail",
 }
 
 

@@ -5,6 +5,9 @@
     attnres-probe baseline runs/vanilla --num_blocks 4 --output runs/wrapped
     attnres-probe compare runs/mine runs/wrapped
     attnres-probe report runs/mine runs/wrapped
+    attnres-probe trail runs/mine --num_probes 40     # steps of the training, where most happens
+    attnres-probe prune runs/mine
+    attnres-probe export runs/mine 120 runs/mine-120
 
 Options are made from the dataclasses of `probe.settings`. Bad input gives one line on standard error and exit status 2.
 """
@@ -24,6 +27,7 @@ from probe.settings import ProbeSettings
 
 PROGRAM = "attnres-probe"
 CHECKPOINT_HELP = "A run directory, a .ckpt file, an exported folder or a hub id"
+DEVICE_HELP = "Torch device. null for cuda where there is one, else cpu."
 TASK_HELP = (
     'Task to probe on, where none lies beside the checkpoint: a JSON file such as {"task": "mqar", "num_pairs": 16, '
     '"vocab_size": 256, "seed": 0}, or one in words, as configs/text_recall.json.'
@@ -72,6 +76,25 @@ def add_report(parser: ArgumentParser) -> None:
     )
 
 
+def add_trail(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="A run directory with a trail; its config.yaml says how it is probed.")
+    number = "Steps to have been probed in all. null for probe.trail_probes of the run."
+    parser.add_argument("--num_probes", type=int | None, help=number)
+    watch = "Begin while training goes on: spread steps as they come, the rest when it has ended."
+    parser.add_argument("--watch", action="store_true", help=watch)
+    parser.add_argument("--device", type=str | None, help=DEVICE_HELP)
+
+
+def add_prune(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="A run directory with a trail whose training has ended.")
+
+
+def add_export(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="A run directory with a trail.")
+    parser.add_argument("step", type=int, help="Of the trail.")
+    parser.add_argument("folder", type=Path, help="New folder, which from_pretrained and attnres-probe run take.")
+
+
 def add_probe_options(parser: ArgumentParser) -> None:
     parser.add_argument("--task", type=Path | None, help=TASK_HELP)
     parser.add_argument("--prompts", type=Path | None, help=PROMPTS_HELP)
@@ -80,7 +103,7 @@ def add_probe_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", type=str | None, help=tokenizer)
     parser.add_class_arguments(ProbeSettings, None)
-    parser.add_argument("--device", type=str | None, help="Torch device. null for cuda where there is one, else cpu.")
+    parser.add_argument("--device", type=str | None, help=DEVICE_HELP)
     parser.add_argument("--devices", type=int, default=1, help="Processes that share the sequences, a device each.")
     dtype = Literal["float32", "bfloat16", "float16"] | None
     parser.add_argument("--dtype", type=dtype, help="Run the model in this dtype. null for the checkpoint's.")
@@ -91,8 +114,13 @@ OPTIONS = {
     "baseline": ("See a vanilla Qwen3 through the recency-bias wrapper and probe that.", add_baseline),
     "compare": ("B - A for every cell that two probes hold, paired by sequence.", add_compare),
     "report": ("Print one table for all runs, write each run's figures and one HTML page of all runs.", add_report),
+    "trail": ("Probe steps of a run's trail, the weights kept while it trained, where most happens.", add_trail),
+    "prune": ("Remove the steps of a run's trail that were not probed.", add_prune),
+    "export": ("Copy a step of a run's trail into a folder of its own.", add_export),
 }
 """Command -> what it does, and what adds its options."""
+MODULES: dict[str, str] = dict.fromkeys(("trail", "prune", "export"), "probe.trail_commands")
+"""Where the function of a command is, if not in `probe.commands`."""
 
 
 def parse(command: str, args: Sequence[str]) -> Namespace:
@@ -104,10 +132,10 @@ def parse(command: str, args: Sequence[str]) -> Namespace:
 
 
 def run(command: str, args: Sequence[str]) -> int:
-    """What a command does is in `probe.commands`, which is imported when it is run."""
+    """What a command does is in one of `MODULES`, which is imported when it is run."""
     options = parse(command, args)
-    commands = importlib.import_module("probe.commands")
-    commands.silence()
+    importlib.import_module("probe.commands").silence()
+    commands = importlib.import_module(MODULES.get(command, "probe.commands"))
     try:
         getattr(commands, command)(options)
     except ValueError as error:

@@ -131,17 +131,23 @@ def _device(options: Namespace) -> str:
     return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def check_device(options: Namespace) -> str:
+    """The device that the options name. Raises ValueError if it cannot be used."""
+    device = _device(options)
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here ({str(error).splitlines()[0]})") from error
+    return device
+
+
 def _prepare(options: Namespace, results: Path) -> ProbeSettings:
     """Check whatever can be checked before work starts: settings, devices, and that --output can be made or resumed."""
     if options.task is not None and options.prompts is not None:
         raise ValueError("--task and --prompts each say what to probe on: give one of them")
     if options.devices < 1:
         raise ValueError(f"--devices must be at least 1, got {options.devices}")
-    settings, device, output = probe_settings(options), _device(options), options.output
-    try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used here ({str(error).splitlines()[0]})") from error
+    settings, device, output = probe_settings(options), check_device(options), options.output
     available = torch.cuda.device_count() if device.startswith("cuda") else os.cpu_count() or 1
     if options.devices > available:
         raise ValueError(f"--devices {options.devices} is more than the {available} of {device} here")

@@ -147,6 +147,8 @@ def probe_model(
 ) -> Effects:
     """Measure `model` on the examples of `task`, run the flip test, and write tables and summary into `directory`.
 
+    The summary is that of the last step in the tables: a probe of an earlier one adds its rows alone.
+
     Args:
         resumable: keep finished batches in `directory` until all is written, so that a killed probe goes on with them.
 
@@ -163,9 +165,8 @@ def probe_model(
     flip = task.flip_test(model, len(examples), settings.seed, settings.batch_size) if settings.flip else None
     summary = found.summary | {"task": task.describe(examples), "flip": None if flip is None else asdict(flip)}
     summary["clean"] = found.summary["clean"] | {"chance_accuracy": task.chance_accuracy}
-    storage.write_tables(directory, found.tables)
     summary["probe"] = found.summary["probe"] | {"seconds": time.perf_counter() - started}
-    storage.write_summary(directory, summary)
+    storage.write_results(directory, found.tables, summary)
     if store is not None:
         store.remove()
     return replace(found, summary=summary)

@@ -111,10 +111,10 @@ class TrainingProbeSettings(ProbeSettings):
         enabled: Probe at all.
         every_n_steps: Steps between evenly spaced probes; 0 for none.
         log_spaced: Also probe at steps 1, 2, 4, 8 and so on.
-        at_steps: Also probe at these steps, whatever it costs.
+        at_steps: Also probe at these steps.
         accuracy_jump: Also probe when validation accuracy has risen by this much since the last probe; 0 for never.
-        max_probe_fraction: The most that probes may take meanwhile, as a fraction of the time spent training; null for
-            no limit. Step 0 and at_steps are probed in any case, and count.
+        trail_probes: Steps of the trail, if there is one, that are probed in all by the end of training: where most
+            happens. 0 for none after training.
         stop_when_settled: End training when the task is learned and the motifs, at least one, stay the same.
         settled_probes: For how many probes in a row they must stay the same.
     """
@@ -127,7 +127,7 @@ class TrainingProbeSettings(ProbeSettings):
     log_spaced: bool = True
     at_steps: tuple[int, ...] | None = None
     accuracy_jump: float = 0.1
-    max_probe_fraction: float | None = 0.1
+    trail_probes: int = 20
     stop_when_settled: bool = False
     settled_probes: int = 5
 
@@ -137,13 +137,11 @@ class TrainingProbeSettings(ProbeSettings):
         except ValueError as error:
             raise ValueError(f"probe: {error}") from error
         object.__setattr__(self, "at_steps", tuple(self.at_steps or ()))
-        for name in ("every_n_steps", "accuracy_jump"):
+        for name in ("every_n_steps", "accuracy_jump", "trail_probes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"probe.{name} must not be negative, got {getattr(self, name)}")
         if any(step < 0 for step in self.at_steps or ()):
             raise ValueError(f"probe.at_steps must not be negative, got {min(self.at_steps or ())}")
-        if self.max_probe_fraction is not None and not self.max_probe_fraction > 0:
-            raise ValueError(f"probe.max_probe_fraction must be positive, or null, got {self.max_probe_fraction}")
         if self.num_sequences is not None and self.num_sequences < MIN_SEQUENCES:
             raise ValueError(f"probe.num_sequences must be at least {MIN_SEQUENCES}, got {self.num_sequences}")
         if self.settled_probes < 1:

@@ -26,7 +26,6 @@ TRAIN = ["--trainer.max_steps", "3", "--trainer.accelerator", "cpu", "--data.bat
 TRAIN += ["--model.hidden_size", "16", "--model.intermediate_size", "16", "--model.head_dim", "4"]
 TRAIN += ["--model.num_hidden_layers", "4", "--model.attnres_num_blocks", "4", "--probe.num_resamples", "20"]
 TRAIN += ["--trainer.val_check_interval", "1", "--trainer.log_every_n_steps", "1"]
-TRAIN += ["--probe.max_probe_fraction", "null"]  # all scheduled steps, in a run whose training takes no time
 PROBE = ["--num_sequences", "8", "--num_resamples", "20", "--device", "cpu"]
 
 

@@ -23,8 +23,8 @@ EXPORT, TASK_FILE, RUN_FILE = "hf", "task.json", "attnres_run.json"
 TRAIL, TRAIL_STEP, TRAIL_FINISHED = "trail", re.compile(r"step_(\d+)"), "finished.json"
 PROBE, FINAL_PROBE, SUMMARY = "probe", "final", "summary.json"
 TABLES = ("effects", "clusters", "coalitions", "geometry")
-PARTS, SWEEP, DROPPED = "parts", "sweep.json", "dropped.json"
-"""An unfinished sweep and what it is of; the steps whose rows a resumed run has removed and not probed again."""
+PARTS, SWEEP = "parts", "sweep.json"
+"""An unfinished sweep, and what it is of."""
 FIGURES, PAGE, TEXT, CLAIMS = "figures", "report.html", "report.txt", "claims.json"
 WANDB, TENSORBOARD, PROBES = "wandb", "tensorboard", "probes.csv"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock
 from pandas.api.types import is_integer_dtype
 
 from attnres.files import replacing
 from probe.analysis import stats
 from probe.analysis.effects import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
 from probe.files.checkpoints import first_line
-from probe.files.layout import CLAIMS, DROPPED, PROBE, SUMMARY, TABLES, has_results, table_file
+from probe.files.layout import CLAIMS, PROBE, SUMMARY, TABLES, TRAIL, has_results, table_file
 
 SCHEMA_VERSION = 3
 """Of tables and summary. Raised when what they hold changes its name or meaning."""
 VERSION_KEY = b"attnres_schema_version"
+WRITING = "writing.lock"
+"""In the folder of the trail, empty: who holds it writes the tables of the run's probes."""
 REQUIRED = {
     "effects": EFFECT_COLUMNS,
     "clusters": CLUSTER_COLUMNS,
@@ -32,6 +36,28 @@ REQUIRED = {
     "coalitions": ["run", "step", "sublayer", "scope", "positions", "metric", "term"],
 }
 """The columns without which a table is of another version."""
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """No other process writes the tables in `directory` meanwhile: only a run with a trail may be probed by several."""
+    trail = directory.parent / TRAIL
+    with FileLock(trail / WRITING) if trail.is_dir() else nullcontext():
+        yield
+
+
+def write_results(directory: Path, tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]) -> None:
+    """Write a probe's tables and, unless they hold a later step, its summary: that is of the last step."""
+    with locked(directory):
+        write_tables(directory, tables)
+        if summary["step"] >= max(probed_steps(directory)):
+            write_summary(directory, summary)
+
+
+def probed_steps(directory: Path) -> set[int]:
+    """The steps of which the tables in `directory` hold effects; none where there are no tables."""
+    path = table_file(directory, "effects")
+    return set(pq.read_table(path, columns=["step"])["step"].to_pylist()) if path.exists() else set()
 
 
 def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -74,33 +100,13 @@ def across_steps(effects: pd.DataFrame) -> np.ndarray:
     return cells.transform(lambda p: stats.false_discovery(p.to_numpy())).to_numpy()
 
 
-def drop_steps_after(directory: Path, step: int) -> list[int]:
-    """Remove the rows of later steps from the tables in `directory`, if there are any tables; returns these steps.
-
-    Those that were removed before, and have not been probed again since, are among them: a file remembers them.
-    """
-    record = directory / DROPPED
-    dropped: set[int] = set(json.loads(record.read_text(encoding="utf-8")) if record.exists() else ())
-    paths = [path for name in TABLES if (path := table_file(directory, name)).exists()]
-    for path in paths:
-        dropped.update(pq.read_table(path, columns=["step"])["step"].to_pylist())
-    later = sorted(found for found in dropped if found > step)
-    if later:
-        with replacing(record) as part:
-            part.write_text(json.dumps(later) + "\n", encoding="utf-8")
-    else:
-        record.unlink(missing_ok=True)
-    for path in paths:
-        table = pq.read_table(path)
-        earlier = table.filter(pc.less_equal(table["step"], step))  # type: ignore[attr-defined]
-        if len(earlier) < len(table):
-            _write(earlier, path)
-    return later
-
-
-def forget_dropped(directory: Path) -> None:
-    """Forget the dropped steps: they have been probed again, or will not be, as the run has ended."""
-    (directory / DROPPED).unlink(missing_ok=True)
+def drop_steps_after(directory: Path, step: int) -> None:
+    """Remove the rows of later steps from the tables in `directory`, if there are any."""
+    with locked(directory):
+        for path in (table_file(directory, name) for name in TABLES):
+            table = pq.read_table(path) if path.exists() else None
+            if table is not None and pc.any(later := pc.greater(table["step"], step)).as_py():  # type: ignore[attr-defined]
+                _write(table.filter(pc.invert(later)), path)  # type: ignore[attr-defined]
 
 
 def write_claims(directory: Path, claims: Sequence[Mapping[str, Any]]) -> Path:

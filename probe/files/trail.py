@@ -119,8 +119,9 @@ class Trail:
             ValueError: the step is not there, or `folder` is.
         """
         self._check(step)
-        if folder.exists():
-            raise ValueError(f"{folder} exists: choose another folder, nothing is overwritten")
+        if folder.exists() or not folder.absolute().parent.is_dir():
+            what = "exists" if folder.exists() else "cannot be made there"
+            raise ValueError(f"{folder} {what}: choose another folder, nothing is overwritten")
         part = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(self.folder_of(step), part)

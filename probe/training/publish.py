@@ -7,7 +7,7 @@ unless told otherwise), a section is a quantity; grouped by what comes before th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,18 @@ class Publisher:
         scalars = {ACCURACY: probe.accuracy} | probe_scalars(probe.effects)
         _log(self._loggers, scalars, probe.effects, step)
 
-    def log_rows_of_disk(self) -> None:
-        """Log what is in the tables, for loggers of a resumed run that lack some of it and know what."""
-        loggers = [logger for logger in self._loggers if logger.is_resumable]
-        if loggers and has_results(self._directory):
-            for step, effects in storage.read_effects(self._directory).groupby("step"):
-                _log(loggers, probe_scalars(effects), effects, int(step))  # type: ignore[arg-type]
+    def log_rows_of_disk(self, told: Collection[int] | None = None) -> None:
+        """Log what is in the tables, in order of steps, except for what a logger knows that it was told.
+
+        Args:
+            told: steps of which all loggers were told, those too that do not know after a run was resumed what they
+                were told before. None: these loggers are told nothing.
+        """
+        if not has_results(self._directory):
+            return
+        for step, effects in storage.read_effects(self._directory).groupby("step"):
+            loggers = [x for x in self._loggers if x.is_resumable or (told is not None and step not in told)]
+            _log(loggers, probe_scalars(effects), effects, int(step))  # type: ignore[arg-type]
 
     def log_summary(self) -> None:
         """At the end of training, log what `summary.json` says of the last probe, and the tables.

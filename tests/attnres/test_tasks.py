@@ -100,7 +100,7 @@ def test_another_seed_split_or_index_is_another_example(seed, split, index, data
     other_seed = data.draw(st.integers(0, 2**31).filter(lambda other: other != seed))
     other_index = data.draw(st.integers(0, 2**40).filter(lambda other: other != index))
     assert not same(example, MQAR(seed=seed).batch(other_split, [index]))
-    # Splits for probes are the same for every seed, so that models of different seeds are compared on the same examples.
+    # Splits for probes are the same for every seed: models of different seeds are compared on the same examples.
     assert same(example, MQAR(seed=other_seed).batch(split, [index])) == (split in SHARED_SPLITS)
     assert not same(example, MQAR(seed=seed).batch(split, [other_index]))
 

@@ -168,9 +168,9 @@ def estimate_cost(run: ConfiguredRun, target: Target) -> CostEstimate:
         "training": sum(training.values()) * sequences * steps,
         "validation": sum(forward.values()) * run.validated,
     }
-    probing = plan_probes(run.probe, model, run.datamodule.task, steps, run.num_devices, forward)
+    probing = plan_probes(run.probe, run.trail, model, run.datamodule.task, steps, run.num_devices, forward)
     tokens = {"sequence": workload.seq, "step": sequences * workload.seq, "total": sequences * workload.seq * steps}
-    flops["probing"] = probing.cost(1, flops["training"] + flops["validation"])
+    flops["probing"] = probing.all_flops
     issuing = 0 if run.is_compiled else steps * operations * ISSUE_SECONDS / 3600
     return CostEstimate(
         run=str(run),
@@ -219,7 +219,7 @@ def hours_on(
     rate = device.tflops(workload.autocast or workload.dtype) * per_tflops
     training, validation = flops["training"] / rate, flops["validation"] / rate
     # Probes run outside of autocast, in the precision of the parameters.
-    probes = probing.cost(device.tflops(workload.dtype) * per_tflops, training + validation)
+    probes = probing.all_flops / (device.tflops(workload.dtype) * per_tflops)
     hours = [part * max(1, issuing / training) for part in (training, validation, probes)]
     fits = None if device.memory_gb is None else step_fits(run, memory, device.memory_gb * 1e9)
     return Hours(device.name, fits, *hours, total=sum(hours))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from probe.training.schedule import percent
 from train.estimate.cost import CostEstimate
 
 WIDTH = 44
@@ -71,9 +70,7 @@ def _probing(found: CostEstimate) -> list[str]:
     if plan.probes:
         each = f"each {plan.forward_passes:.1f} forward passes over {plan.sequences} sequences"
         each += f"; the one after training {plan.last_forward_passes:.1f}"
-        lines += [_line("scheduled probes", f"{plan.probes}"), f"  {each}"]
-    if plan.max_fraction is not None:
-        lines.append(f"  and at most {percent(plan.max_fraction)} of training's time: then fewer")
+        lines += [_line("scheduled probes, and of the trail", f"{plan.probes} + {plan.of_trail}"), f"  {each}"]
     for part in ("probing", "validation"):
         lines.append(_line(f"{part}'s FLOPs, of training's", f"{flops[part] / flops['training']:.1%}"))
     return lines

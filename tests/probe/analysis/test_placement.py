@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -80,7 +81,7 @@ def test_two_jumps_are_both_seen():
 
 def test_where_nothing_happens_probes_are_spread_evenly():
     steps = sorted(place(lambda _: Reading(CHANCE, -1.0, {"any": 0.5}), num_probes=17))
-    assert {b - a for a, b in zip(steps, steps[1:], strict=False)} <= {18, 20}
+    assert {b - a for a, b in pairwise(steps)} <= {18, 20}
 
 
 def test_a_margin_that_rises_after_accuracy_is_followed_too():

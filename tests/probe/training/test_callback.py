@@ -6,9 +6,7 @@ import itertools
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +19,6 @@ from attnres.tasks import MQAR
 from probe import runner
 from probe.analysis.effects import CELL_KEYS
 from probe.files import tables as storage
-from probe.files.layout import DROPPED
 from probe.settings import TrainingProbeSettings
 from probe.training.callback import ProbeCallback, undisturbed
 from train.recall.curriculum import CurriculumConfig
@@ -52,39 +49,17 @@ class Losses(Callback):
         self.modes.add(pl_module.model.training)
 
 
-class Clock(Callback):
-    """A clock that a probe and a step move, by `seconds` each; the probe's is that of its number."""
-
-    def __init__(self, monkeypatch, probe: Callable[[int], float], step: float) -> None:
-        self.now, self.step, self.probed = 0.0, step, []
-        probe_model = runner.probe_model
-
-        def timed(*args, **kwargs):
-            self.now += probe(len(self.probed))
-            self.probed.append(kwargs["step"])
-            return probe_model(*args, **kwargs)
-
-        monkeypatch.setattr("probe.training.callback.probe_model", timed)
-
-    def on_train_batch_start(self, *_) -> None:
-        self.now += self.step
-
-
 def probes(**settings) -> ProbeCallback:
     return ProbeCallback(TrainingProbeSettings(**settings))
 
 
-def fit(
-    directory: Path, probe: ProbeCallback | None, max_steps: int = STEPS, clock: Clock | None = None, **model
-) -> Losses:
+def fit(directory: Path, probe: ProbeCallback | None, max_steps: int = STEPS, **model) -> Losses:
     seed_everything(0, verbose=False)
     module = RetrievalModule(**SHAPE, embedding_init_std=0.3, num_pairs=4, vocab_size=32, warmup_steps=5, **model)
     data = MQARDataModule(
         num_pairs=4, vocab_size=32, batch_size=32, num_validation_examples=64, curriculum=CurriculumConfig(kind="off")
     )
     losses = Losses()
-    if probe and clock:
-        probe.budget.clock = lambda: clock.now
     trainer = Trainer(
         max_steps=max_steps,
         accelerator="cpu",
@@ -96,7 +71,7 @@ def fit(
         val_check_interval=7,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        callbacks=[CurriculumCallback(), losses, *(callback for callback in (clock, probe) if callback)],
+        callbacks=[CurriculumCallback(), losses, *([probe] if probe else [])],
     )
     trainer.fit(module, data)
     return losses
@@ -110,7 +85,6 @@ def probed(tmp_path_factory):
         log_spaced=False,
         at_steps=[1, 8],
         accuracy_jump=0.03,
-        max_probe_fraction=None,
         num_resamples=50,
     )
     return directory, callback, fit(directory, callback)
@@ -145,7 +119,7 @@ def test_the_table_has_every_scheduled_step(probed):
     assert cost["n_probed"] == len(steps) - 1
     assert cost["fraction"] == pytest.approx(cost["in_training_seconds"] / cost["training_seconds"])
     assert min(cost[f"{name}_seconds"] for name in ("in_training", "training", "after_training")) > 0
-    assert (cost["max_probe_fraction"], cost["skipped_steps"]) == (None, [])
+    assert (cost["trail_seconds"], cost["n_of_trail"]) == (0, 0)
     assert summary["emergence"]["steps"] == sorted(steps)
 
 
@@ -195,7 +169,7 @@ def test_everything_comes_back_after_a_probe(make_model):
         ({"families": ["embeding"]}, "family 'embeding' does not exist"),
         ({"positions": ["key"]}, "positions 'key' does not exist"),
         ({"every_n_steps": -1}, "every_n_steps must not be negative"),
-        ({"max_probe_fraction": 0.0}, "max_probe_fraction must be positive, or null, got 0.0"),
+        ({"trail_probes": -1}, "trail_probes must not be negative"),
         ({"settled_probes": 0}, "settled_probes must be at least 1, got 0"),
         ({"stop_when_settled": True, "mode": "first_order"}, "waits for motifs, which need exact"),
         ({"stop_when_settled": True, "scopes": ["early", "all"]}, "of early, middle and late"),
@@ -230,9 +204,7 @@ def test_scopes_without_reads_are_refused(make_model):
 
 def test_first_order_probes_leave_training_alone_too(tmp_path):
     """Gradients are taken in the middle of training: no bit of it changes, none is left behind."""
-    probe = probes(
-        every_n_steps=3, accuracy_jump=0, mode="both", num_resamples=20, scopes=["late"], max_probe_fraction=None
-    )
+    probe = probes(every_n_steps=3, accuracy_jump=0, mode="both", num_resamples=20, scopes=["late"])
     losses = fit(tmp_path / "probed", probe, max_steps=6)
     assert losses.seen == fit(tmp_path / "not", None, max_steps=6).seen
     effects = storage.read_effects(tmp_path / "probed")
@@ -247,7 +219,7 @@ def test_first_order_probes_leave_training_alone_too(tmp_path):
 
 
 def test_the_probe_after_training_is_exact_whatever_the_mode(tmp_path):
-    callback = probes(every_n_steps=2, mode="first_order", num_resamples=20, max_probe_fraction=None)
+    callback = probes(every_n_steps=2, mode="first_order", num_resamples=20)
     fit(tmp_path, callback, max_steps=4)
     kinds = storage.read_effects(tmp_path).groupby("step")["kind"].agg(set)
     linear = "mask_renormalise_first_order"
@@ -262,53 +234,6 @@ def test_a_block_sum_model_is_probed_at_its_final_read_too(tmp_path):
 
 
 EVERY_4 = {"every_n_steps": 4, "log_spaced": False, "accuracy_jump": 0, "num_resamples": 20}
-
-
-class TestBudget:
-    def test_probes_keep_within_a_fraction_of_training(self, tmp_path, monkeypatch, caplog):
-        """40 steps of 1 s and probes of 1 s, the one after training of 5 s."""
-        clock = Clock(monkeypatch, lambda number: 1.0 if len(clock.probed) < 4 else 5.0, step=1.0)
-        with caplog.at_level("INFO"):
-            losses = fit(tmp_path, probes(**EVERY_4, max_probe_fraction=0.11), 40, clock)
-        *in_training, last = clock.probed
-        assert (in_training[0], last) == (0, 40)
-        assert len(in_training) == 4  # 4 s of 4.4
-        assert max(np.diff(in_training)) <= 16
-        cost = json.loads((tmp_path / "probe" / "summary.json").read_text())["probe"]
-        assert (cost["in_training_seconds"], cost["training_seconds"], cost["fraction"]) == (4, 40, 0.1)
-        assert (cost["obligatory_seconds"], cost["after_training_seconds"]) == (1, 5)
-        assert (cost["n_probed"], cost["max_probe_fraction"]) == (4, 0.11)
-        assert sorted({*cost["skipped_steps"], *clock.probed}) == list(range(0, 41, 4))
-        said = [record.message for record in caplog.records if "skip" in record.message]
-        assert len(said) == 2
-        assert "probes are limited to 11 % of training time (probe.max_probe_fraction): skipping step 4" in said[0]
-        assert "probes: 4 while training, 4.0 s, 10 % of training time; one after it, 5.0 s" in said[1]
-        assert "scheduled steps skipped: 6" in said[1]
-        assert losses.seen == fit(tmp_path / "without", None, 40).seen
-
-    def test_those_asked_for_by_name_are_made(self, tmp_path, monkeypatch, caplog):
-        clock = Clock(monkeypatch, lambda _: 3.0, step=1.0)
-        with caplog.at_level("INFO"):
-            fit(tmp_path, probes(**EVERY_4, at_steps=[5, 8, 12]), 16, clock)
-        assert clock.probed == [0, 5, 8, 12, 16]
-        assert "This is more than probe.max_probe_fraction, 10 %" in caplog.text
-        cost = json.loads((tmp_path / "probe" / "summary.json").read_text())["probe"]
-        assert cost["in_training_seconds"] == cost["obligatory_seconds"] == 12
-
-    @pytest.mark.parametrize("decision", [True, False])
-    def test_the_first_process_decides_for_all(self, decision, monkeypatch):
-        callback = ProbeCallback()
-        asked = []
-
-        class Strategy:
-            def broadcast(self, mine):
-                asked.append(mine)
-                return decision
-
-        monkeypatch.setattr(callback.budget, "allows", lambda *_: not decision)
-        trainer = SimpleNamespace(strategy=Strategy(), global_step=3, max_steps=9)
-        assert callback._can_afford(trainer) is decision  # type: ignore[arg-type]
-        assert asked == [not decision]
 
 
 class TestSettled:
@@ -327,11 +252,11 @@ class TestSettled:
             probe.summary["clean"]["task_learned"] = True
             return probe
 
-        monkeypatch.setattr("probe.training.callback.probe_model", planted)
+        monkeypatch.setattr("probe.training.shared.probe_model", planted)
         return steps
 
     def test_training_ends_when_they_are(self, motifs, tmp_path, caplog):
-        callback = probes(**EVERY_4, max_probe_fraction=None, stop_when_settled=True, settled_probes=3)
+        callback = probes(**EVERY_4, stop_when_settled=True, settled_probes=3)
         with caplog.at_level("INFO"):
             losses = fit(tmp_path, callback, 40)
         assert len(losses.seen) == 16
@@ -347,33 +272,24 @@ class TestSettled:
 
     @pytest.mark.slow
     def test_it_is_off_by_default(self, motifs, tmp_path):
-        assert len(fit(tmp_path, probes(**EVERY_4, max_probe_fraction=None), 28).seen) == 28
+        assert len(fit(tmp_path, probes(**EVERY_4), 28).seen) == 28
         summary = json.loads((tmp_path / "probe" / "summary.json").read_text())
         assert summary["probe"]["stopped_when_settled"] is None
 
 
-def test_steps_that_were_dropped_are_remembered_until_they_are_there_again(probed, tmp_path):
-    """Also by a run that is killed again before it has come to them."""
+def test_rows_of_later_steps_are_dropped(probed, tmp_path):
     shutil.copytree(probed[0] / "probe", tmp_path / "probe")
     steps = sorted(set(storage.read_effects(tmp_path)["step"]))
-    later = [step for step in steps if step > 8]
-    for _ in range(2):
-        assert storage.drop_steps_after(tmp_path / "probe", 8) == later
-        for name in ("effects", "clusters", "geometry"):
-            assert set(pd.read_parquet(tmp_path / "probe" / f"{name}.parquet")["step"]) == set(steps) - set(later)
-    assert storage.drop_steps_after(tmp_path / "probe", 60) == [step for step in later if step > 60]
-    assert storage.drop_steps_after(tmp_path / "probe", STEPS) == []
-    assert not (tmp_path / "probe" / DROPPED).exists()
-
-
-def test_checkpoints_of_before_there_was_a_budget_can_be_gone_on_with(caplog):
-    probe = ProbeCallback()
-    with caplog.at_level("INFO"):
-        probe.load_state_dict({"last_step": 7})
-    assert "does not say what probes have cost" in caplog.text
-    assert probe.last_step == 7
-    assert probe.last_full_step == -1
-    assert probe.budget.to_dict() == ProbeCallback().budget.to_dict()
+    before = {
+        name: pd.read_parquet(tmp_path / "probe" / f"{name}.parquet") for name in ("effects", "clusters", "geometry")
+    }
+    for last in (60, 8, 8):
+        storage.drop_steps_after(tmp_path / "probe", last)
+        assert storage.probed_steps(tmp_path / "probe") == {step for step in steps if step <= last}
+        for path, table in before.items():
+            kept = table[table["step"] <= last].reset_index(drop=True)
+            pd.testing.assert_frame_equal(pd.read_parquet(path), kept)
+    storage.drop_steps_after(tmp_path / "nothing", 3)
 
 
 def test_a_mode_that_does_not_exist_is_named():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,14 +13,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-import probe.training.callback
 from attnres.tasks import MQAR
 from probe.ablation import interventions
 from probe.ablation.engine import Engine
 from probe.ablation.grid import Kind, build_grid
 from probe.examples.examples import Examples
 from probe.runner import grid, plan_probe
-from probe.training.callback import ProbeCallback
+from probe.settings import TrainingProbeSettings
+from probe.training import shared
+from probe.training.shared import settings_of_probe
 from tests.support.paths import CONFIGS
 from tests.train.cli.test_fit import TINY, refused
 from train.cli import main
@@ -182,20 +182,20 @@ def test_a_sweep_takes_the_passes_that_were_planned(source, positions, make_mode
 
 
 def test_probes_are_those_that_a_run_makes(tmp_path, monkeypatch):
-    options = [*TINY, PROBED, "--probe.every_n_steps=3", "--probe.accuracy_jump=0", "--probe.max_probe_fraction=null"]
-    options += ["--probe.num_resamples=20", "--data.batch_size=16", "--trainer.max_steps=3"]
-    found, summaries, probe_model = estimated(*options)["probing"], [], probe.training.callback.probe_model
+    options = [*TINY, PROBED, "--probe.every_n_steps=3", "--probe.accuracy_jump=0", "--trail.every_n_steps=1"]
+    options += ["--probe.log_spaced=false", "--probe.num_resamples=20", "--data.batch_size=16", "--trainer.max_steps=3"]
+    found, summaries, probe_model = estimated(*options)["probing"], [], shared.probe_model
 
     def note(*args, **kwargs):
         made = probe_model(*args, **kwargs)
         summaries.append(made.summary)
         return made
 
-    monkeypatch.setattr("probe.training.callback.probe_model", note)
+    monkeypatch.setattr("probe.training.shared.probe_model", note)
     main(["fit", *options, f"--run_dir={tmp_path / 'run'}"])
     *in_training, last = summaries
     assert [summary["step"] for summary in in_training] == [0, 1, 2]
-    assert found["probes"] == found["always"] + 2 == len(in_training)
+    assert (found["probes"], found["of_trail"]) == (1, 2)
     for summary in in_training:
         assert summary["flip"] is None
         assert found["sequences"] == summary["probe"]["n_sequences"]
@@ -203,30 +203,29 @@ def test_probes_are_those_that_a_run_makes(tmp_path, monkeypatch):
     assert found["last_forward_passes"] == pytest.approx(last["probe"]["forward_passes"] + 4)  # and the flip test
 
 
-BUDGETS = [
-    (math.inf, 1, ["--probe.max_probe_fraction=null"]),
-    (0.5, 1, ["--probe.max_probe_fraction=0.5"]),
-    (0.01, 3, ["--probe.max_probe_fraction=0.01", "--probe.at_steps=[0, 3, 4, 100]"]),
-]
-
-
-@pytest.mark.parametrize(("limit", "always", "options"), BUDGETS)
-def test_a_budget_bounds_what_is_scheduled(limit, always, options):
-    """At most a fraction of training and validation, but for step 0 and those asked for by name; the last on top."""
-    found = estimated(*TINY, PROBED, PEAK, "--probe.every_n_steps=1", "--trainer.max_steps=100", *options)
+@pytest.mark.parametrize(
+    ("options", "probes", "of_trail"),
+    [
+        (["--probe.every_n_steps=1"], 100, 0),
+        (["--probe.every_n_steps=50", "--trail.every_n_steps=10"], 2, 8),  # 11 steps, 3 of which are scheduled
+        (["--probe.every_n_steps=50", "--trail.every_n_steps=10", "--probe.trail_probes=5"], 2, 2),
+        (["--probe.every_n_steps=1", "--trail.every_n_steps=10"], 100, 0),
+        (["--probe.every_n_steps=50", "--trail.every_n_steps=10", "--probe.trail_probes=0"], 2, 0),
+    ],
+)
+def test_scheduled_probes_those_of_the_trail_and_the_last_are_counted(options, probes, of_trail):
+    found = estimated(*TINY, PROBED, PEAK, "--probe.log_spaced=false", "--trainer.max_steps=100", *options)
     probing = found["probing"]
-    assert (probing["probes"], probing["always"]) == (100, always)
+    assert (probing["probes"], probing["of_trail"]) == (probes, of_trail)
     for amount, unit in ((found["flops"], 1), (found["hours"][0], PER_HOUR)):
         each, last = probing["flops"] / unit, probing["last_flops"] / unit
-        bound = max(always * each, limit * (amount["training"] + amount["validation"]))
-        assert amount["probing"] == pytest.approx(min(100 * each, bound) + last)
-        assert (bound < 100 * each) == (limit < math.inf)
+        assert amount["probing"] == pytest.approx((probes + of_trail) * each + last)
 
 
 def test_the_head_is_part_of_a_probes_cost():
     """Every ablation reads out all queries, however short its replay; so do the clean run and the flip test."""
     module = module_of("meta", num_hidden_layers=2, attnres_num_blocks=2)
-    settings = ProbeCallback().settings_for(MQAR(), module.model, full=True)
+    settings = settings_of_probe(TrainingProbeSettings(), MQAR(), module.model, full=True)
     cost = plan_probe(module.model, MQAR(), settings)
     assert 4 < cost.readouts <= len(grid(module.model, settings)) + 1 + 4
     assert cost.readouts > cost.forward_passes
@@ -239,7 +238,7 @@ def test_probing_is_free_where_there_is_none(options):
 
 
 def test_work_and_hours_are_in_proportion():
-    options = [*TINY, PROBED, PEAK, "--data.num_pairs=8", "--probe.max_probe_fraction=null"]
+    options = [*TINY, PROBED, PEAK, "--data.num_pairs=8"]
     options += ["--trainer.precision=64-true"]  # at the rate that is stated
     one = estimated(*options, "--trainer.max_steps=100")
     two = estimated(*options, "--trainer.max_steps=200", "--mfu=0.6")

@@ -24,7 +24,7 @@ from train.loggers.build import build_loggers
 pytestmark = pytest.mark.usefixtures("quiet_wandb")
 STEP = "trainer/global_step"
 PROBED = ["--probe.enabled=true", "--probe.log_spaced=false", "--probe.accuracy_jump=0", "--probe.num_resamples=20"]
-PROBED += ["--probe.max_probe_fraction=null", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
+PROBED += ["--model.warmup_steps=9", "--data.curriculum.kind=off"]
 BOTH = "--trainer.logger=[TensorBoardLogger,CSVLogger]"
 ALL = "--trainer.logger=[WandbLogger,TensorBoardLogger,CSVLogger]"
 

@@ -60,8 +60,8 @@ def test_summary_and_configuration(probed):
     assert summary["final/accuracy"] == pytest.approx(about["clean"]["accuracy"])
     assert summary["final/task_learned"] is False
     assert summary["dissociation/mlp/heaviest"] == about["dissociation"]["mlp"]["heaviest"]
-    seconds = [about["probe"][name] for name in ("in_training_seconds", "training_seconds")]
-    assert summary["probe/fraction_of_training"] == pytest.approx(seconds[0] / seconds[1])
+    seconds = [about["probe"][name] for name in ("in_training_seconds", "trail_seconds", "training_seconds")]
+    assert summary["probe/fraction_of_training"] == pytest.approx((seconds[0] + seconds[1]) / seconds[2])
     accuracies = [row["val/accuracy"] for row in history(run) if "val/accuracy" in row]
     assert summary["val/accuracy"] == pytest.approx({"last": accuracies[-1], "max": max(accuracies)})
 

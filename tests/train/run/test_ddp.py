@@ -34,7 +34,6 @@ OPTIONS = [
     "--probe.log_spaced=false",
     "--probe.accuracy_jump=0.001",
     "--probe.num_resamples=50",
-    "--probe.max_probe_fraction=null",
 ]
 
 

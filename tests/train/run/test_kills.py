@@ -37,7 +37,6 @@ OPTIONS = [
     "--probe.every_n_steps=10",
     "--probe.accuracy_jump=0.001",  # probes that validations trigger
     "--probe.num_resamples=50",
-    "--probe.max_probe_fraction=null",
 ]
 KILLS = ["while starting"] * 2 + ["while training"] * 4 + ["while saving"] * 3
 

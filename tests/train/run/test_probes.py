@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-import probe.training.callback
+import probe.training.shared
 from probe.analysis.effects import CELL_KEYS
 from probe.vocabulary import primary_rows
 from tests.support.wandb_server import synced_history
@@ -18,7 +18,6 @@ PROBED = [
     "--probe.log_spaced=false",
     "--probe.accuracy_jump=0",
     "--probe.num_resamples=20",
-    "--probe.max_probe_fraction=null",  # which steps are probed is then no matter of time
 ]
 
 
@@ -39,14 +38,14 @@ def test_a_probed_run_reaches_disk_and_wandb(tmp_path, monkeypatch):
 
 
 def test_accumulated_batches_are_probed_once_a_step(tmp_path, monkeypatch):
-    steps, probe_model = [], probe.training.callback.probe_model
+    steps, probe_model = [], probe.training.shared.probe_model
 
     def count(*args, step: int, **kwargs):
         steps.append(step)
         return probe_model(*args, step=step, **kwargs)
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr("probe.training.callback.probe_model", count)
+    monkeypatch.setattr("probe.training.shared.probe_model", count)
     options = ["--trainer.max_steps=5", "--trainer.accumulate_grad_batches=3", "--probe.every_n_steps=2"]
     fit(tmp_path / "run", *PROBED, *options, "--probe.accuracy_jump=0.001")  # at validations, steps 2 and 4 as well
     assert steps == [0, 2, 4, 5]
@@ -76,29 +75,29 @@ def test_resuming_repeats_no_row(tmp_path, monkeypatch):
         pd.testing.assert_frame_equal(table.drop(columns="run"), expected.drop(columns="run"))
 
 
-@pytest.mark.slow
-def test_steps_that_loggers_know_are_probed_again_whatever_it_costs(tmp_path, monkeypatch):
-    """And a resumed run goes on with the budget it had."""
-    options = [*PROBED, "--probe.every_n_steps=1", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
+def test_a_checkpoint_of_before_there_was_a_trail_is_gone_on_with(tmp_path, monkeypatch):
+    """Then probes had a budget, and the checkpoint held what was left of it."""
+    options = [*PROBED, "--probe.every_n_steps=2", "--model.warmup_steps=9", "--data.curriculum.kind=off"]
     with monkeypatch.context() as patch:
         patch.setattr("train.run.callbacks.RunExport.on_train_end", lambda *_: None)
         run = fit(tmp_path / "run", *options, "--trainer.max_steps=3")
-    spent = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["ProbeCallback"]["budget"][
-        "spent"
-    ]
-    tight = ["--trainer.max_steps=6", "--probe.max_probe_fraction=1e-9", "--ckpt_path=last"]
-    main(["fit", f"--config={run / 'config.yaml'}", *tight])
-    assert set(pd.read_parquet(run / "probe/effects.parquet")["step"]) == {0, 1, 2, 3, 6}  # 3 was there before
+    path = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    state = checkpoint["callbacks"]["ProbeCallback"]
+    for name in ("cost", "probed"):
+        del state[name]
+    state |= {"last_step": 2, "last_full_step": -1, "budget": {"spent": 1.0, "costs": [1.0], "skipped": [1]}}
+    torch.save(checkpoint, path)
+    options = ["--ckpt_path=last", "--trainer.max_steps=6", "--trail.every_n_steps=2"]
+    main(["fit", f"--config={run / 'config.yaml'}", *options])
+    assert set(pd.read_parquet(run / "probe/effects.parquet")["step"]) == {0, 2, 4, 6}
     cost = json.loads((run / "probe/summary.json").read_text())["probe"]
-    assert cost["skipped_steps"] == [4, 5]
-    assert cost["n_probed"] == 4
-    assert cost["in_training_seconds"] > spent > 0
-    assert not (run / "probe/dropped.json").exists()
+    assert (cost["n_probed"], cost["n_of_trail"]) == (1, 0)  # since then
 
 
 @pytest.mark.slow
 def test_a_run_that_was_stopping_when_it_was_killed_stops(tmp_path, monkeypatch):
-    probe_model = probe.training.callback.probe_model
+    probe_model = probe.training.shared.probe_model
 
     def planted(*args, **kwargs):
         made = probe_model(*args, **kwargs)
@@ -106,7 +105,7 @@ def test_a_run_that_was_stopping_when_it_was_killed_stops(tmp_path, monkeypatch)
         made.summary["clean"]["task_learned"] = True
         return made
 
-    monkeypatch.setattr("probe.training.callback.probe_model", planted)
+    monkeypatch.setattr("probe.training.shared.probe_model", planted)
     options = [*PROBED, "--probe.every_n_steps=2", "--probe.stop_when_settled=true", "--probe.settled_probes=3"]
     with monkeypatch.context() as patch:
         patch.setattr("train.run.callbacks.RunExport.on_train_end", lambda *_: None)
