@@ -183,7 +183,8 @@ def _resampled(centred: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> 
     whole = weights @ np.square(centred) + np.square(shift) * (weights @ np.square(counts))[:, None]
     squares = whole - 2 * shift * (weights @ (centred * counts[:, None]))
     squares[squares <= 1e-12 * whole] = 0.0  # what rounding leaves of a difference is no spread
-    return shift, np.sqrt(num_clusters / (num_clusters - 1) * squares) / queries
+    factor = num_clusters / (num_clusters - 1) if num_clusters > 1 else np.nan  # one cluster has no spread
+    return shift, np.sqrt(factor * squares) / queries
 
 
 def strengths(

@@ -152,6 +152,16 @@ def test_a_probe_in_batches_clusters_across_them(make_model):
     pd.testing.assert_frame_equal(whole.clusters, split.clusters, rtol=0, atol=1e-5)
 
 
+def test_one_cluster_has_effects_but_no_intervals(make_model):
+    found = measure(make_model(**SHAPE), in_one_cluster(recall(3), ["a"] * 3), QUICK)
+    effects = found.effects[found.effects["applicable"]]
+    assert set(effects["n_sequences"]) == {1}
+    assert effects["effect"].notna().all()
+    assert effects[["ci_low", "ci_high"]].isna().all(axis=None)
+    assert not (effects["p_value"] < 1).any()
+    assert not found.summary["motifs"]
+
+
 def test_the_data_id_is_of_tokens_and_clusters():
     prompts = recall(4)
     ids = [[None] * 4, ["a", "b", "c", "d"], ["a", "b", "c", "a"], ["x", "b", None, "x"]]
