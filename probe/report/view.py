@@ -63,6 +63,10 @@ class Scale:
         return "fall of accuracy (points)" if self.is_share else f"rise of {name} (nats)"
 
     @property
+    def short_title(self) -> str:
+        return f"{self.word} (%)" if self.is_strength else self.title
+
+    @property
     def word(self) -> str:
         """What a value is called."""
         return "strength" if self.is_strength else self.title.split(" (")[0]

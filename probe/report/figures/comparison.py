@@ -17,7 +17,7 @@ from probe.analysis import stats
 from probe.files.runs import groups_of_seeds
 from probe.report.figures import style
 from probe.report.figures.cells import DepthCells
-from probe.report.view import NOT_APPLICABLE
+from probe.report.view import NO_STRENGTH, NOT_APPLICABLE
 
 SEED: dict[str, Any] = {"marker": "o", "markerfacecolor": "w", "markersize": 2.5, "linestyle": ""}
 ENDS = {"mass": ("mass_low", "mass_high"), "value": ("low", "high")}
@@ -74,7 +74,7 @@ def plot_comparison(models: Sequence[DepthCells]) -> Figure:
     Several seeds of a condition: each seed's point, their mean, and the Student t interval over the seeds.
     """
     scale = models[0].view.scale
-    titles = {"mass": "routing mass", "value": scale.title.replace(" (", "\n(")}
+    titles = {"mass": "routing mass", "value": scale.short_title}
     groups, cells = seed_groups(models), pd.concat([model.cells for model in models])
     sublayers = words.present(cells["sublayer"], words.READ_SUBLAYERS)
     families = words.present(cells["family"], words.FAMILIES)
@@ -94,7 +94,10 @@ def plot_comparison(models: Sequence[DepthCells]) -> Figure:
         axes.tick_params(axis="y", length=0)
         for depth, (family, group) in enumerate(lines):
             if group is not None:
-                _draw_line(axes, -depth, family, interval(groups[group], sublayer, family, value))
+                found = interval(groups[group], sublayer, family, value)
+                cells = pd.concat([model.of(sublayer) for model in groups[group]])
+                lacks = cells.loc[cells.index == family, "status"].str.startswith(NO_STRENGTH).any()
+                _draw_line(axes, -depth, family, found, NO_STRENGTH if lacks else "n/a")
         axes.set_title(f"{style.reads_title(sublayer)}:\n{titles[value]}")
     names = [words.FAMILY_TITLES[family] if group is None else group for family, group in lines]
     panels[0].set_yticks(-np.arange(len(lines)), names)
@@ -110,9 +113,9 @@ def plot_comparison(models: Sequence[DepthCells]) -> Figure:
     return figure
 
 
-def _draw_line(axes: Axes, at: float, family: str, found: Interval | None) -> None:
+def _draw_line(axes: Axes, at: float, family: str, found: Interval | None, why: str) -> None:
     if found is None:
-        axes.text(0.02, at, "none", transform=axes.get_yaxis_transform(), ha="left", va="center", color=style.GREY)
+        axes.text(0.02, at, why, transform=axes.get_yaxis_transform(), ha="left", va="center", color=style.GREY)
         return
     color = words.FAMILY_COLORS[family]
     style.draw_intervals(axes, [at], [found.low], [found.high], "x", color=color, linewidth=1.3)

@@ -45,6 +45,8 @@ def plot_dissociation(models: Sequence[DepthCells]) -> Figure:
         column = panels[top : top + len(sublayers), index % columns]
         column[0].set_title(model.label.replace(" (", "\n(" if columns > 2 else " ("), pad=14)
         for axes, sublayer in zip(column, sublayers, strict=True):
+            if model.of(sublayer).empty:
+                continue
             axes.set_axis_on()
             _draw_panel(axes, model, sublayer)
             if lines <= MOST_NAMED_LINES * len(sublayers):

@@ -102,7 +102,8 @@ def value_axis(axes: Axes, along: str, scale: Scale, values: Iterable[float], he
     set_scale("asinh", linear_width=scale.width)
     set_limits(low, high)
     ticks = scale.ticks(low, high)
-    axis.set_ticks(ticks, labels=[scale.tick_text(tick) for tick in ticks])
+    close = scale.width if along == "x" else 0.0  # labels along x would run into each other there
+    axis.set_ticks(ticks, labels=[scale.tick_text(tick) if not 0 < abs(tick) <= close else "" for tick in ticks])
     axis.set_minor_locator(NullLocator())
 
 
