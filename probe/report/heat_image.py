@@ -14,11 +14,10 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from probe import vocabulary as words
-from probe.report.view import NO_STRENGTH, NOT_APPLICABLE, HeatMap, Scale, heat_maps, view_cells
+from probe.report.view import COLORS, NO_STRENGTH, NOT_APPLICABLE, HeatMap, Scale, heat_maps, view_cells
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN, GAP, HEAD, FOOT = 52, 20, 106, 14, 42, 46
 GREY, BLACK, WHITE = (222, 222, 222), (0, 0, 0), (255, 255, 255)
-COLORS = {"mass": "Purples", "value": "RdBu_r"}
 FOOTNOTE = (
     "red: harm; white: none; full colour at 100 %; one scale for all steps",
     "grey: n/a not applicable, — no strength (margin not clear of zero); dot: aliased",

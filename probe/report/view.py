@@ -63,6 +63,10 @@ class Scale:
         return "fall of accuracy (points)" if self.is_share else f"rise of {name} (nats)"
 
     @property
+    def short_title(self) -> str:
+        return f"{self.word} (%)" if self.is_strength else self.title
+
+    @property
     def word(self) -> str:
         """What a value is called."""
         return "strength" if self.is_strength else self.title.split(" (")[0]
@@ -78,11 +82,29 @@ class Scale:
     def position(self, values: Any) -> Any:
         return np.arcsinh(np.asarray(values, dtype=float) / self.width) / np.arcsinh(self.limit / self.width)
 
+    def at(self, positions: Any) -> Any:
+        """The values at these positions."""
+        return self.width * np.sinh(np.asarray(positions, dtype=float) * np.arcsinh(self.limit / self.width))
+
+    def span(self, values: Iterable[float], headroom: float = 0.0) -> tuple[float, float]:
+        """The ends of an axis that holds the finite ones of `values`, zero and what matters, `headroom` a share of it.
+
+        It ends at four times `limit`, whatever the values.
+        """
+        most = [0.0, -0.02 * self.limit, 2 * self.matters * self.limit, *values]
+        ends = [self.position(np.clip(end, -4 * self.limit, 4 * self.limit)) for end in finite_range(most)]
+        room = 0.05 * (ends[1] - ends[0])
+        low, high = ends[0] - room, ends[1] + room
+        return float(self.at(low)), float(self.at(high + (high - low) * headroom / (1 - headroom)))
+
     def ticks(self, low: float = -math.inf, high: float = math.inf) -> list[float]:
         """Where an axis from `low` to `high`, or a colour bar, is marked."""
         sizes = (0.01, 0.05, 0.2, 0.8) if self.is_share else (0.01, 0.1, 1.0, 10.0)
         marks = [0.0, *sizes, *(-size for size in sizes)]
         return sorted(mark for mark in [*marks, 4.0, -4.0] if low <= mark <= high and abs(mark) <= 4 * self.limit)
+
+    def tick_text(self, value: float) -> str:
+        return f"{100 * value if self.is_share else value:g}".replace("-", "−")
 
     def text(self, value: float) -> str:
         """A number without its unit, in at most four characters and a sign; empty for NaN."""
@@ -127,6 +149,10 @@ def view_cells(effects: pd.DataFrame, metric: str = words.PRIMARY_METRIC) -> pd.
         matters=above & (p_value <= words.LEVEL).to_numpy(bool),
         aliased=applicable & (rows["n_unaliased_reads"] == 0).to_numpy(bool),
     )
+
+
+COLORS = {"mass": "Purples", "value": "RdBu_r"}
+"""Matplotlib's names of the colours of heat maps."""
 
 
 @dataclass(frozen=True)

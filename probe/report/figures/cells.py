@@ -9,17 +9,22 @@ import pandas as pd
 
 from probe.analysis import stats
 from probe.files.runs import ProbedRun
-from probe.vocabulary import primary_rows, whole_depth
+from probe.report.view import View, view_cells
+from probe.vocabulary import MASK, primary_rows, whole_depth
 
 
 @dataclass(frozen=True)
 class DepthCells:
     """The families of one probed model, over its whole depth."""
 
-    run: ProbedRun
+    view: View
     cells: pd.DataFrame
-    """A row per (sublayer, family): the rows of `effects.parquet` of the primary intervention in all layers (`final`
-    for the final read), with `mass_low`, `mass_high`: 95 % bootstrap-t over sequences."""
+    """A row per (sublayer, family): the exact cells of `view_cells` in all layers (`final` for the final read), with
+    `mass_low`, `mass_high`: 95 % bootstrap-t over sequences."""
+
+    @property
+    def run(self) -> ProbedRun:
+        return self.view.run
 
     @property
     def is_learned(self) -> bool:
@@ -35,17 +40,18 @@ class DepthCells:
         return self.cells[self.cells["sublayer"] == sublayer].set_index("family")
 
 
-def depth_cells(run: ProbedRun) -> DepthCells | None:
-    """The cells of a run; None where the primary intervention was not probed over the whole depth.
+def depth_cells(view: View) -> DepthCells | None:
+    """The cells of a run's last probe; None where the primary intervention was not probed over the whole depth.
 
     Raises:
         ValueError: the clusters cannot be read.
     """
-    rows = whole_depth(primary_rows(run.effects))
+    rows = whole_depth(view_cells(view.run.effects, view.metric))
+    rows = rows[rows["kind"] == MASK]
     if rows.empty:
         return None
-    clusters = whole_depth(primary_rows(run.clusters))
+    clusters = whole_depth(primary_rows(view.run.clusters))
     by_sequence = clusters.pivot(index="sequence", columns=["sublayer", "family"], values="mass")
     low, high = stats.bootstrap_t(by_sequence.to_numpy(), np.ones(len(by_sequence))).interval()
     ends = pd.DataFrame({"mass_low": low, "mass_high": high}, index=by_sequence.columns).reset_index()
-    return DepthCells(run, rows.merge(ends, on=["sublayer", "family"], how="left"))
+    return DepthCells(view, rows.merge(ends, on=["sublayer", "family"], how="left"))

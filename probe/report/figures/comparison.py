@@ -1,4 +1,4 @@
-"""Models side by side: mass and effect of each family, condition by condition, and over seeds."""
+"""Models side by side: mass and strength of each family, condition by condition, and over seeds."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from probe.analysis import stats
 from probe.files.runs import groups_of_seeds
 from probe.report.figures import style
 from probe.report.figures.cells import DepthCells
+from probe.report.view import NO_STRENGTH, NOT_APPLICABLE
 
 SEED: dict[str, Any] = {"marker": "o", "markerfacecolor": "w", "markersize": 2.5, "linestyle": ""}
-ENDS = {"mass": ("mass_low", "mass_high"), "effect": ("ci_low", "ci_high")}
+ENDS = {"mass": ("mass_low", "mass_high"), "value": ("low", "high")}
 Groups = Mapping[str, list[DepthCells]]
 """Models that share a line, by its label: the seeds of one condition, or one model."""
 
@@ -52,9 +53,10 @@ def _label(seeds: list[DepthCells]) -> str:
 
 
 def interval(group: Sequence[DepthCells], sublayer: str, family: str, value: str) -> Interval | None:
-    """`value` ("mass" or "effect") of a family in a group; None where it cannot be ablated in some run, or was not."""
+    """`value` ("mass" or "value") of a family in a group; None where it cannot be ablated in some run or was not, or
+    has no strength there."""
     cells = pd.concat([model.of(sublayer) for model in group])
-    cells = cells[(cells.index == family) & cells["applicable"]]
+    cells = cells[(cells.index == family) & (cells["status"] != NOT_APPLICABLE) & cells[value].notna()]
     if len(cells) < len(group):
         return None
     seeds = cells[value].tolist()
@@ -67,11 +69,12 @@ def interval(group: Sequence[DepthCells], sublayer: str, family: str, value: str
 
 @style.paper_style()
 def plot_comparison(models: Sequence[DepthCells]) -> Figure:
-    """Mass and effect of each family in each condition: a line for each (family, condition), a point and an interval.
+    """Mass and strength of each family in each condition: a line for each (family, condition), a point, an interval.
 
-    Several seeds of a condition: each seed's point, their mean, and the Student t interval over the seeds. Effects are
-    linear within the equivalence band (± 1 % of ln K) and logarithmic outside.
+    Several seeds of a condition: each seed's point, their mean, and the Student t interval over the seeds.
     """
+    scale = models[0].view.scale
+    titles = {"mass": "routing mass", "value": scale.short_title}
     groups, cells = seed_groups(models), pd.concat([model.cells for model in models])
     sublayers = words.present(cells["sublayer"], words.READ_SUBLAYERS)
     families = words.present(cells["family"], words.FAMILIES)
@@ -79,8 +82,11 @@ def plot_comparison(models: Sequence[DepthCells]) -> Figure:
     figure = Figure(figsize=(style.PAGE, 1.1 + 0.145 * len(lines)), layout="constrained")
     panels = figure.subplots(1, 2 * len(sublayers), sharey=True, squeeze=False)[0]
     for axes, (sublayer, value) in zip(panels, product(sublayers, ENDS), strict=True):
-        if value == "effect":
-            _scale_effects(axes, groups, sublayers)
+        if value == "value":
+            style.draw_thresholds(axes, "x", scale)
+            found = [interval(*place, value) for place in product(groups.values(), sublayers, words.FAMILIES)]
+            ends = [number for each in found if each is not None for number in (*each[:3], *each.seeds)]
+            style.value_axis(axes, "x", scale, ends)
         else:
             axes.set(xlim=(-0.05, 1.05))
             axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -88,8 +94,11 @@ def plot_comparison(models: Sequence[DepthCells]) -> Figure:
         axes.tick_params(axis="y", length=0)
         for depth, (family, group) in enumerate(lines):
             if group is not None:
-                _draw_line(axes, -depth, family, interval(groups[group], sublayer, family, value))
-        axes.set_title(f"{style.reads_title(sublayer)}:\n{style.VALUES[value]}")
+                found = interval(groups[group], sublayer, family, value)
+                cells = pd.concat([model.of(sublayer) for model in groups[group]])
+                lacks = cells.loc[cells.index == family, "status"].str.startswith(NO_STRENGTH).any()
+                _draw_line(axes, -depth, family, found, NO_STRENGTH if lacks else "n/a")
+        axes.set_title(f"{style.reads_title(sublayer)}:\n{titles[value]}")
     names = [words.FAMILY_TITLES[family] if group is None else group for family, group in lines]
     panels[0].set_yticks(-np.arange(len(lines)), names)
     for tick, (family, group) in zip(panels[0].get_yticklabels(), lines, strict=True):
@@ -99,26 +108,16 @@ def plot_comparison(models: Sequence[DepthCells]) -> Figure:
     handles = [style.entry("one run: 95 % interval over sequences", color="k", marker="o")]
     if len(groups) < len(models):
         handles.append(style.entry("several seeds: Student t over seeds; dots: each seed", **SEED, color="k"))
-    handles += style.threshold_entries()
+    handles += style.threshold_entries(scale)
     figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) == 3 else 2)
     return figure
 
 
-def _draw_line(axes: Axes, at: float, family: str, found: Interval | None) -> None:
+def _draw_line(axes: Axes, at: float, family: str, found: Interval | None, why: str) -> None:
     if found is None:
-        axes.text(0.02, at, "n/a", transform=axes.get_yaxis_transform(), ha="left", va="center", color=style.GREY)
+        axes.text(0.02, at, why, transform=axes.get_yaxis_transform(), ha="left", va="center", color=style.GREY)
         return
     color = words.FAMILY_COLORS[family]
     style.draw_intervals(axes, [at], [found.low], [found.high], "x", color=color, linewidth=1.3)
     axes.plot(found.seeds, [at] * len(found.seeds), color=color, zorder=2.3, **SEED)
     axes.plot([found.mean], [at], words.FAMILY_MARKERS[family], color=color, markersize=4, zorder=2.2)
-
-
-def _scale_effects(axes: Axes, groups: Groups, sublayers: Sequence[str]) -> None:
-    """Scale and thresholds, of every K, the same for every panel of effects."""
-    num_pairs = [model.run.num_pairs for group in groups.values() for model in group]
-    style.draw_thresholds(axes, "x", num_pairs)
-    found = [interval(*place, "effect") for place in product(groups.values(), sublayers, words.FAMILIES)]
-    ends = [number for each in found if each is not None for number in (*each[:3], *each.seeds)]
-    most_labels = 5 if len(sublayers) <= len(words.SUBLAYERS) else 3
-    style.effect_axis(axes, "x", np.array(ends), num_pairs, most_labels=most_labels)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import zip_longest
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from matplotlib.patheffects import withStroke
 from probe import vocabulary as words
 from probe.report.figures import style
 from probe.report.figures.cells import DepthCells
+from probe.report.view import NO_STRENGTH, Scale
 
 MOST_COLUMNS = 3
 MOST_NAMED_LINES = 2
@@ -24,12 +26,12 @@ OUTLINE = [withStroke(linewidth=1.5, foreground="w")]
 
 @style.paper_style()
 def plot_dissociation(models: Sequence[DepthCells]) -> Figure:
-    """Effect against mass of each family, with 95 % intervals: a column for each model, a row for each sublayer.
+    """Strength against mass of each family, with 95 % intervals: a column for each model, a row for each sublayer.
 
-    Effects are linear within the equivalence band (± 1 % of ln K) and logarithmic outside. A marker is hollow where
-    most of the mass is aliased: no effect there is true by construction. All panels share their axes.
+    A marker is hollow where most of the mass is aliased: no effect there is true by construction. All panels share
+    their axes.
     """
-    cells = pd.concat([model.cells[model.cells["applicable"]] for model in models])
+    cells, scale = pd.concat([model.cells for model in models]), models[0].view.scale
     sublayers = words.present(pd.concat([model.cells["sublayer"] for model in models]), words.READ_SUBLAYERS)
     columns = min(len(models), MOST_COLUMNS)
     lines = math.ceil(len(models) / columns) * len(sublayers)
@@ -43,28 +45,29 @@ def plot_dissociation(models: Sequence[DepthCells]) -> Figure:
         column = panels[top : top + len(sublayers), index % columns]
         column[0].set_title(model.label.replace(" (", "\n(" if columns > 2 else " ("), pad=14)
         for axes, sublayer in zip(column, sublayers, strict=True):
+            if model.of(sublayer).empty:
+                continue
             axes.set_axis_on()
             _draw_panel(axes, model, sublayer)
             if lines <= MOST_NAMED_LINES * len(sublayers):
                 _name_extremes(axes, model, sublayer, is_narrow=columns == MOST_COLUMNS)
-    ends, num_pairs = cells[["effect", "ci_low", "ci_high"]].to_numpy(), [model.run.num_pairs for model in models]
-    style.effect_axis(panels[0, 0], "y", ends, num_pairs, headroom=5)  # for names at points
+    style.value_axis(panels[0, 0], "y", scale, cells[["value", "low", "high"]].to_numpy().flat, headroom=0.12)  # names
     panels[0, 0].set_xlim(-0.03, 1.03)
     panels[0, 0].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     for axes in panels[:, 0]:
-        axes.set_ylabel(style.EFFECT_LABEL)
+        axes.set_ylabel(scale.title.replace(" (", "\n("))
     for column in panels.T:
         lowest = [axes for axes in column if axes.axison][-1]
         lowest.set_xlabel("routing mass")
         lowest.tick_params(labelbottom=True)
-    _draw_legend(figure, columns)
+    _draw_legend(figure, columns, scale)
     return figure
 
 
-def _draw_legend(figure: Figure, columns: int) -> None:
+def _draw_legend(figure: Figure, columns: int, scale: Scale) -> None:
     families = style.family_entries(linestyle="", markersize=4)
     hollow = style.entry("hollow: mostly aliased", color=style.GREY, marker="o", markerfacecolor="w", linestyle="")
-    marks = [hollow, *style.threshold_entries()]
+    marks = [hollow, *style.threshold_entries(scale)]
     # Legends fill columns first: families in a column of their own, or in the first row.
     across = [handle for pair in zip_longest(families, marks) for handle in pair if handle is not None]
     handles, ncols = ([*families, *marks], 2) if columns == 1 else (across, 4)
@@ -72,20 +75,23 @@ def _draw_legend(figure: Figure, columns: int) -> None:
 
 
 def _draw_panel(axes: Axes, model: DepthCells, sublayer: str) -> None:
-    style.draw_thresholds(axes, "y", [model.run.num_pairs])
+    style.draw_thresholds(axes, "y", model.view.scale)
     axes.grid(False)
     cells = model.of(sublayer)
-    for family in words.present(cells.index[cells["applicable"]], words.FAMILIES):
+    for family in words.present(cells.index[cells["value"].notna()], words.FAMILIES):
         row, color = cells.loc[[family]].to_dict("records")[0], words.FAMILY_COLORS[family]
         face = "w" if row["aliased_mass"] > MOSTLY_ALIASED * row["mass"] else color
-        mass, effect = [row["mass"]], [row["effect"]]
-        style.draw_intervals(axes, mass, [row["ci_low"]], [row["ci_high"]], color=color, linewidth=1)
-        style.draw_intervals(axes, effect, [row["mass_low"]], [row["mass_high"]], "x", color=color, linewidth=1)
+        mass, value = [row["mass"]], [row["value"]]
+        style.draw_intervals(axes, mass, [row["low"]], [row["high"]], color=color, linewidth=1)
+        style.draw_intervals(axes, value, [row["mass_low"]], [row["mass_high"]], "x", color=color, linewidth=1)
         marker = words.FAMILY_MARKERS[family]
-        axes.plot(mass, effect, marker, color=color, markerfacecolor=face, markersize=4, label=family)
+        axes.plot(mass, value, marker, color=color, markerfacecolor=face, markersize=4, label=family)
+    absent = cells.loc[cells["status"].str.startswith(NO_STRENGTH), "status"]
+    if len(absent):
+        axes.text(0.5, 0.5, absent.iloc[0].replace(": ", ":\n"), transform=axes.transAxes, ha="center", color=style.GREY)
     found = model.run.summary["dissociation"].get(sublayer)
-    harmless = ": no harm that matters" if found is not None and found["dissociated"] is None else ""
-    title = f"{style.reads_title(sublayer)}{harmless}"
+    none = found is not None and found["dissociated"] is None and absent.empty
+    title = f"{style.reads_title(sublayer)}{': none matters' if none else ''}"
     axes.text(0, 1.02, title, transform=axes.transAxes, color=style.GREY, ha="left", va="bottom")
 
 
@@ -100,10 +106,12 @@ def _name_extremes(axes: Axes, model: DepthCells, sublayer: str, is_narrow: bool
     if found["dissociated"] is not None:
         names[harmful] = "most mass and harm" if harmful == heaviest else "most harm"
     for family, name in names.items():
-        mass, effect = (float(cells[name].loc[family]) for name in ("mass", "effect"))
+        mass, value = (float(cells[name].loc[family]) for name in ("mass", "value"))
+        if not np.isfinite(value):
+            continue
         # Under its point where the most harmful one, which is higher, has its name above.
-        below = len(names) == 2 and name == "most mass" and effect > -words.equivalent_within(model.run.num_pairs)
+        below = len(names) == 2 and name == "most mass" and value > -model.view.scale.equivalent
         side, shift = ("left", 5) if mass < left else ("right", -5) if mass > right else ("center", 0)
         va, up = ("top", -5) if below else ("bottom", 5)
-        text = axes.annotate(name, (mass, effect), (shift, up), textcoords="offset points", ha=side, va=va)
+        text = axes.annotate(name, (mass, value), (shift, up), textcoords="offset points", ha=side, va=va)
         text.set(color=words.FAMILY_COLORS[family], path_effects=OUTLINE)

@@ -13,14 +13,14 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullLocator
 
 from probe import vocabulary as words
+from probe.report.view import Scale
 
 STYLE_FILE = Path(__file__).with_name("paper.mplstyle")
 COLUMN, PAGE = 3.25, 6.75
 """Widths of a figure in inches: one column of a two-column paper, or the page."""
-EFFECT_LABEL = "ΔNLL (nats)"
-VALUES = {"mass": "routing mass", "effect": EFFECT_LABEL}
 GREY, LIGHT = "#666666", "#e9e9e9"
 FAR = 1e9
 """Where a line to infinity ends, in any unit."""
@@ -59,19 +59,21 @@ def reads_title(sublayer: str) -> str:
     return f"{words.SUBLAYER_TITLES[sublayer]}{'' if sublayer == words.FINAL else ' reads'}"
 
 
-def draw_thresholds(axes: Axes, along: str, num_pairs: Iterable[int]) -> None:
-    """On an axis of effects: zero, what is equivalent to it, and from where an effect matters, for each K."""
+def draw_thresholds(axes: Axes, along: str, scale: Scale) -> None:
+    """On an axis of values: zero, and of strengths, what is equivalent to it and from where a cell matters."""
     span, line = (axes.axvspan, axes.axvline) if along == "x" else (axes.axhspan, axes.axhline)
-    for k in set(num_pairs):
-        span(-words.equivalent_within(k), words.equivalent_within(k), color=LIGHT, linewidth=0, zorder=0)
-        line(words.matters_from(k), color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
+    if scale.is_strength:
+        span(-scale.equivalent, scale.equivalent, color=LIGHT, linewidth=0, zorder=0)
+        line(scale.matters, color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
     line(0, color=GREY, linewidth=0.5, zorder=0.5)
 
 
-def threshold_entries() -> list[Line2D | Patch]:
+def threshold_entries(scale: Scale) -> list[Line2D | Patch]:
     """Entries of a legend for `draw_thresholds`."""
-    matters = entry("5 % of ln K: matters", color=GREY, linestyle=":", linewidth=0.8)
-    return [matters, Patch(label="± 1 % of ln K: equivalent to 0", color=LIGHT, linewidth=0)]
+    if not scale.is_strength:
+        return []
+    matters = entry(f"from {scale.matters:.0%} it matters".replace("%", " %"), color=GREY, linestyle=":", linewidth=0.8)
+    return [matters, Patch(label=f"± {100 * scale.equivalent:g} %: equivalent to 0", color=LIGHT, linewidth=0)]
 
 
 def draw_intervals(
@@ -91,32 +93,20 @@ def draw_intervals(
     axes.autoscale_view()
 
 
-def effect_axis(
-    axes: Axes, along: str, values: np.ndarray, num_pairs: Iterable[int], headroom: float = 1.8, most_labels: int = 7
-) -> None:
-    """An axis of effects: linear within what is equivalent to zero (at the smallest K), logarithmic outside.
-
-    It holds `values` (`headroom` times the largest) and both ends of what is equivalent to zero, and has ticks at zero
-    and at powers of ten; of more than `most_labels`, only zero and the outermost are labelled.
-    """
-    bands = [words.equivalent_within(k) for k in num_pairs]
-    band = min(bands)
-    low, high = finite_range([*values.flat, -max(bands), 10 * max(bands)])
-    low, high = 1.8 * low, headroom * high
+def value_axis(axes: Axes, along: str, scale: Scale, values: Iterable[float], headroom: float = 0.0) -> None:
+    """An axis of values on their scale, see `Scale.span`."""
     axis, set_scale, set_limits = (
         (axes.xaxis, axes.set_xscale, axes.set_xlim) if along == "x" else (axes.yaxis, axes.set_yscale, axes.set_ylim)
     )
-    set_scale("symlog", linthresh=band, linscale=0.5)
+    low, high = scale.span(values, headroom)
+    set_scale("asinh", linear_width=scale.width)
     set_limits(low, high)
-    powers = [sign * 10.0**power for power in range(-6, 7) for sign in (-1, 1)]
-    ticks = [0.0, *(tick for tick in powers if abs(tick) > band and low < tick < high)]
-    labelled = ticks if len(ticks) <= most_labels else [0.0, min(ticks), max(ticks)]
-    axis.set_ticks(ticks, labels=[f"{tick:g}".replace("-", "−") if tick in labelled else "" for tick in ticks])
-    between = (power * digit for power in powers for digit in range(2, 10))
-    axis.set_ticks([tick for tick in between if abs(tick) > band and low < tick < high], minor=True)
+    ticks = scale.ticks(low, high)
+    close = scale.width if along == "x" else 0.0  # labels along x would run into each other there
+    axis.set_ticks(ticks, labels=[scale.tick_text(tick) if not 0 < abs(tick) <= close else "" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
 
-def finite_range(values: Iterable[float]) -> tuple[float, float]:
-    """The smallest and the largest of those that are finite."""
-    finite = [value for value in values if np.isfinite(value)]
-    return min(finite), max(finite)
+def saturation_note(scale: Scale, is_saturated: bool) -> str:
+    """What titles say of a metric that hardly moves in a model that has learned its task."""
+    return f" — saturated: {scale.word} hardly moves until the margin is gone" if is_saturated else ""

@@ -13,57 +13,49 @@ from probe.files.runs import ProbedRun
 from probe.report.figures.cells import depth_cells
 from probe.report.figures.comparison import plot_comparison
 from probe.report.figures.dissociation import plot_dissociation
-from probe.report.figures.emergence import plot_emergence, plot_motifs
+from probe.report.figures.emergence import plot_emergence
 from probe.report.figures.heat_maps import plot_heat_maps
 from probe.report.figures.style import save
-from probe.report.grid import find_grid
+from probe.report.view import IN_TRAINING, View, heat_maps, view_cells
 
 
-def write_figures(runs: Sequence[ProbedRun]) -> list[Path]:
+def write_figures(runs: Sequence[ProbedRun], metric: str = words.PRIMARY_METRIC) -> list[Path]:
     """Figures of each of one or more runs into its `figures/`, those of several into the first's. Returns the files.
 
-    Of each run, `heat_maps`; and where it was probed while it trained, `emergence`, `motifs` and `heat_maps_peak`, of
-    the step of the largest effect (`heat_maps_peak_layers` where single layers were probed to first order alone). Of
-    all of them, `dissociation` and, of two or more, `comparison`. What was not probed has no figure.
+    Of each run, `heat_maps`; and where it was probed while it trained, `emergence` and `heat_maps_peak`, of the step of
+    the largest harm. Of all of them, `dissociation` and, of two or more, `comparison`. What was not probed has no
+    figure. Those of another metric than the margin end in its name.
 
     Raises:
         ValueError: tables that cannot be read.
     """
-    written = []
-    for run in runs:
-        for name, figure in _figures_of(run):
-            written += save(figure, run.directory / "figures" / name)
-    models = [found for run in runs if (found := depth_cells(run)) is not None]
+    views = [View(run, run.label, metric) for run in runs]
+    end, written = "" if metric == words.PRIMARY_METRIC else f"_{metric}", []
+    for view in views:
+        for name, figure in _figures_of(view):
+            written += save(figure, view.run.directory / "figures" / (name + end))
+    models = [found for view in views if (found := depth_cells(view)) is not None]
     for fewest, name, plot in ((1, "dissociation", plot_dissociation), (2, "comparison", plot_comparison)):
         if len(models) >= fewest:
-            written += save(plot(models), runs[0].directory / "figures" / name)
+            written += save(plot(models), runs[0].directory / "figures" / (name + end))
     return written
 
 
-def _figures_of(run: ProbedRun) -> Iterator[tuple[str, Figure]]:
+def _figures_of(view: View) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of what was probed of one run."""
-    num_pairs, emergence, effects = run.num_pairs, run.emergence, run.training_effects
-    if find_grid(run.effects) is not None:
-        yield "heat_maps", plot_heat_maps(run.effects, num_pairs, run.label)
-    if emergence is None or effects is None:
+    last = view_cells(view.run.effects, view.metric)
+    if heat_maps(last):
+        yield "heat_maps", plot_heat_maps(last, view.scale, view.name)
+    curves, title = view.curves, f"{view.run.condition}, seed {view.run.seed}"
+    if curves["step"].nunique() < 2:
         return
-    scopes, title = set(emergence.curves["scope"]), f"{run.condition}, seed {run.seed}"
-    if scopes & set(words.WHOLE_DEPTH):
-        yield "emergence", plot_emergence(emergence, effects, run.curves, num_pairs, title)
-    if scopes & set(words.REGIONS):
-        yield "motifs", plot_motifs(emergence, effects, num_pairs, title)
-    if words.ALL in scopes:
-        peak = largest_effect_step(effects)
-        rows, title = effects[effects["step"] == peak], f"{title}, step {peak} (largest effect)"
-        linear = words.primary_rows(rows, kind=words.MASK_FIRST_ORDER)
-        if grid := find_grid(rows):
-            yield "heat_maps_peak", plot_heat_maps(rows, num_pairs, title)
-            if grid.unit == "region" and len(words.by_layer(linear)):
-                yield "heat_maps_peak_layers", plot_heat_maps(linear, num_pairs, title)
+    yield "emergence", plot_emergence(view, title)
+    if (peak := largest_harm_step(curves)) is not None:
+        rows = view.cells[(view.cells["stage"] == IN_TRAINING) & (view.cells["step"] == peak)]
+        yield "heat_maps_peak", plot_heat_maps(rows, view.scale, f"{title}, step {peak} (largest harm)")
 
 
-def largest_effect_step(effects: pd.DataFrame) -> int:
-    """The probed step at which masking one family in all layers does the most harm."""
-    rows = words.primary_rows(effects)
-    rows = rows[(rows["scope"] == words.ALL) & rows["applicable"]]
-    return int(rows["step"].to_numpy()[rows["effect"].to_numpy().argmax()])
+def largest_harm_step(curves: pd.DataFrame) -> int | None:
+    """The probed step at which masking one family in all layers does the most harm; None without any."""
+    rows = curves[(curves["scope"] == words.ALL) & curves["harm"].notna()]
+    return None if rows.empty else int(rows["step"].to_numpy()[rows["harm"].to_numpy().argmax()])
