@@ -339,3 +339,10 @@ def test_what_could_have_been_found_is_where_the_adjusted_tests_begin_to_find():
         assert (stats.sign_flip_test(sums, 399)[1][largest] <= 0.05) == exceeds
         found.append(bool(exceeds))
     assert set(found) == {True, False}
+
+
+def test_a_cell_that_never_does_anything_has_a_strength_of_zero_and_no_spread():
+    harm = np.stack([np.zeros(20), np.linspace(0.0, 1.0, 20)], axis=1)
+    ends = stats.strengths(harm, np.full(20, 160.0), np.full(20, 16))
+    assert [end[0] for end in ends] == [0.0, 0.0, 0.0]
+    assert ends[1][1] < ends[0][1] < ends[2][1]
