@@ -204,7 +204,7 @@ def strengths(
         root = np.sqrt(np.maximum(b**2 - a * c, 0.0))
         unbounded = np.isinf(critical) | (a <= 0)
         found = (-b - np.sign(critical) * root) / np.where(unbounded, 1.0, a)
-        return np.where(unbounded, -np.sign(critical) * np.inf, found)
+        return np.where(unbounded, np.where(critical > 0, -np.inf, np.inf), found)
 
     low, high = bootstrap.critical_values()
     return strength, strength + distance(high), strength + distance(low)
