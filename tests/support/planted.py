@@ -9,7 +9,8 @@ All but `zero_mean` solve MQAR (8 pairs, vocabulary 40) in two attention steps, 
 Slices of the hidden state: C a constant 1; R the token's one-hot code (from the embedding); W a copy of it that some
 sublayer writes; P the previous token's code; OUT the output; J junk; M markers that pseudo-queries point at. Queries
 and keys are normed per head, so only *which* content a read holds matters, not how much of it: an ablation either
-leaves the mechanism alone or breaks it. Values scale with 1 / rms of a read, which is the same for every token.
+leaves the mechanism alone or breaks it. Values scale with 1 / rms of a read, which is the same for every token; the
+output is `LOUD`, so that the last norm undoes that, and the margin stays where it is unless the mechanism breaks.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ THETA = 1e6
 FAST = range(6)  # rotary pairs that turn by 0.3 to 1 rad per position: for looking at a distance
 SLOW = 24  # pairs from here on turn by less than 0.006 rad per position: for content
 SHARP = 3.5  # gain of the query and key norms
+LOUD = 10.0  # times the code that is looked up: against all else that the last norm sees
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,14 @@ def move(model: AttnResForCausalLM, layer: int, head: int, source: slice, target
     attention.o_proj.weight[target, head * HEAD : head * HEAD + width] += amount * torch.eye(width)
 
 
-def look_up(model: AttnResForCausalLM, layer: int, code: slice) -> None:
-    """Make head 0 match the own `code` with the bound P, and write the `code` it finds there into OUT."""
-    attention = model.model.layers[layer].self_attn
-    attention.q_proj.weight[SLOW : SLOW + V, code] = torch.eye(V)
-    attention.k_proj.weight[SLOW : SLOW + V, P] = torch.eye(V)
-    move(model, layer, 0, code, OUT, 1.0)
+def look_up(
+    model: AttnResForCausalLM, layer: int, code: slice, key: slice = P, target: slice = OUT, head=0, amount=LOUD
+) -> None:
+    """Make a head match the own `code` with what `key` holds, and write the `code` that it finds there to `target`."""
+    attention, rows = model.model.layers[layer].self_attn, slice(head * HEAD + SLOW, head * HEAD + SLOW + V)
+    attention.q_proj.weight[rows, code] = torch.eye(V)
+    attention.k_proj.weight[rows, key] = torch.eye(V)
+    move(model, layer, head, code, target, amount)
 
 
 def copy_by_mlp(model: AttnResForCausalLM, layer: int, moves: list[tuple[slice, slice, float]], read: Tensor) -> None:
@@ -170,6 +174,43 @@ def older_to_late_attention() -> Planted:
     return Planted(model, frozenset({("older", "self_attn", "late")}))
 
 
+def saturated() -> Planted:
+    """A margin of 18 nats, of which older -> late attention is worth a tenth: NLL is below 1e-4 without it, too.
+
+    As `older_to_late_attention`, but layer 0 binds twice, and only one of the two codes is erased from the stream. Of
+    two heads of one read, the first needs the other code, which all sources hold, and writes the output; the second
+    needs the erased one, and writes half as much into J, which the output head reads as well.
+    """
+    found = older_to_late_attention()
+    model, scale = found.model, rms(state(C=1, R=1))
+    look_back(model, 0, 2, 1)
+    move(model, 0, 2, R, W, scale)
+    model.model.layers[3].mlp.down_proj.weight.zero_()
+    read = state(C=1, R=1, P=0.8, W=0.8, M1=0.8)
+    copy_by_mlp(model, 3, [(P, P, -1 / 0.8), (dim(M1), dim(M1), -1 / 0.8)], read)
+    for projection in ("v_proj", "o_proj"):
+        getattr(model.model.layers[4].self_attn, projection).weight.zero_()
+    look_up(model, 4, R, key=P, target=J, amount=LOUD / 2)
+    look_up(model, 4, R, key=W, target=OUT, head=1)
+    model.lm_head.weight[V // 2 :, J] = 0.47 * 1.2 * torch.eye(V)[V // 2 :]
+    return found
+
+
+def degenerate_cells() -> Planted:
+    """`older_to_late_attention`, and a late MLP that acts in hardly any sequence: where one key has one certain value.
+
+    It multiplies the queried key's code with that of the value that was found, and writes against it into J. Effects
+    of masking at late MLPs are made by a few of 64 sequences.
+    """
+    found = older_to_late_attention()
+    mlp = found.model.model.layers[5].mlp
+    found.model.lm_head.weight[V // 2 :, J] = -torch.eye(V)[V // 2 :]
+    mlp.gate_proj.weight[0, R.start] = 1
+    mlp.up_proj.weight[0, OUT.start + V // 2] = 1
+    mlp.down_proj.weight[J.start + V // 2, 0] = 3.0
+    return found
+
+
 def mass_without_role() -> Planted:
     """Block sums: block 0 holds P and W, block 1 holds junk, and late attention puts 45 % of its mass on the junk.
 
@@ -208,6 +249,19 @@ def redundant_pair() -> Planted:
     for layer in (4, 5):
         route(model, layer, "self_attn", {M1: math.log(9.0) * rms(state(C=1, R=1, P=1, M1=1))})
     look_up(model, 5, R)
+    return Planted(model, frozenset())
+
+
+def redundant_blocks() -> Planted:
+    """Block sums, which share no content: blocks 0 and 1 both bind, and late attention needs either of them."""
+    model = solver("block_sum", num_blocks=3)
+    for layer, weight in ((0, 1.0), (2, 0.5)):  # of the embedding, in its read
+        scale = rms(state(C=1, R=1)) if layer == 0 else rms(state(C=0.5, R=0.5, P=0.5, W=0.5)) / weight
+        look_back(model, layer, 0, 1)
+        move(model, layer, 0, R, P, scale)
+        look_back(model, layer, 1, 0)
+        move(model, layer, 1, R, W, scale)
+    look_up(model, 4, W)
     return Planted(model, frozenset())
 
 

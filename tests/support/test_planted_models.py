@@ -22,22 +22,28 @@ from tests.support import planted
 from tests.support.planted import Planted
 
 NUM_SEQUENCES = 32
-NEGLIGIBLE = 0.01 * math.log(8)  # nats
-HARMFUL = 1.0  # nats
+NEGLIGIBLE = 0.15  # nats of a margin of 16 or more: a hundredth
+HARMFUL = 1.5  # nats
 BUILDERS: dict[str, Callable[[], Planted]] = {
     "embedding_to_early_mlp": planted.embedding_to_early_mlp,
     "older_to_late_attention": planted.older_to_late_attention,
     "mass_without_role": planted.mass_without_role,
     "redundant_pair": planted.redundant_pair,
+    "saturated": planted.saturated,
+    "redundant_blocks": planted.redundant_blocks,
+    "degenerate_cells": planted.degenerate_cells,
 }
 SITES = {
     "embedding_to_early_mlp": {("embedding", "mlp", "early")},
     "older_to_late_attention": {("older", "self_attn", "late")},
     "mass_without_role": {("older", "self_attn", "late")},
     "redundant_pair": set(),
+    "saturated": {("older", "self_attn", "late")},
+    "redundant_blocks": set(),
+    "degenerate_cells": {("older", "self_attn", "late")},
 }
 ZERO_MEAN_LAYER = (1, 2, 1, 2, 2, 1, 2, 2)  # by seed; of three layers, so one in each region
-PLANTED_LAYER = {"embedding_to_early_mlp": 0, "older_to_late_attention": 4, "mass_without_role": 4, "redundant_pair": 5}
+PLANTED_LAYER = dict.fromkeys(BUILDERS, 4) | {"embedding_to_early_mlp": 0, "redundant_pair": 5}
 Cell = tuple[str, str, str]
 
 
@@ -76,6 +82,19 @@ def answer_nll(logits: Tensor, batch: RecallBatch) -> Tensor:
     return -logits.log_softmax(-1).gather(-1, batch.answers.unsqueeze(-1)).squeeze(-1)
 
 
+def margin(logits: Tensor, batch: RecallBatch, distractors: Tensor) -> Tensor:
+    """(batch, pairs) logit of the answer less that of its distractor."""
+    answers, others = (logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) for ids in (batch.answers, distractors))
+    return answers - others
+
+
+def strongest(logits: Tensor, batch: RecallBatch) -> Tensor:
+    """(batch, pairs) the value of the context with the largest logit, of those that are not the answer."""
+    values = batch.values.unsqueeze(1).expand(-1, logits.shape[1], -1)
+    others = logits.gather(-1, values).masked_fill(values == batch.answers.unsqueeze(-1), -torch.inf)
+    return values.gather(-1, others.argmax(-1, keepdim=True)).squeeze(-1)
+
+
 class Solver:
     """A planted model, its clean run on the probe split, and what masking does to it."""
 
@@ -84,7 +103,8 @@ class Solver:
         self.model = self.found.model
         self.batch = self.found.task.batch("probe", range(NUM_SEQUENCES))
         self.logits = query_logits(self.model, self.batch)
-        self.clean = answer_nll(self.logits, self.batch)
+        self.distractors = strongest(self.logits, self.batch)
+        self.clean = margin(self.logits, self.batch, self.distractors)
         self.reads = self._record()
 
     @torch.inference_mode()
@@ -99,8 +119,9 @@ class Solver:
         return reads
 
     def harm(self, families: Iterable[str], sublayer: str, region: str, layer_idx: int | None = None) -> float:
+        """The mean fall of the margin, in nats."""
         logits = query_logits(self.model, self.batch, mask(families, sublayer, region, layer_idx))
-        return float((answer_nll(logits, self.batch) - self.clean).mean())
+        return float((self.clean - margin(logits, self.batch, self.distractors)).mean())
 
     def masses(self, cell: Cell) -> list[Tensor]:
         """(batch, seq) of the family for each read in scope; zero where it is absent."""
@@ -129,7 +150,8 @@ def harms(solver: Solver) -> dict[Cell, float]:
 
 
 def test_the_task_is_solved(solver: Solver) -> None:
-    assert solver.clean.mean() < 1e-2
+    assert answer_nll(solver.logits, solver.batch).mean() < 1e-3
+    assert solver.clean.mean() > 15
     assert torch.equal(solver.logits.argmax(-1), solver.batch.answers)
 
 
@@ -151,7 +173,7 @@ def test_masking_breaks_the_planted_sites_and_no_other(solver: Solver, harms: di
 def test_one_layer_alone_carries_the_mechanism(solver: Solver, harms: dict[Cell, float]) -> None:
     for family, sublayer, region in solver.found.sites:
         harm = solver.harm((family,), sublayer, region, PLANTED_LAYER[solver.name])
-        assert harm == pytest.approx(harms[family, sublayer, region], abs=1e-4)
+        assert harm == pytest.approx(harms[family, sublayer, region], abs=1e-3)
 
 
 def test_the_planted_family_carries_most_of_the_mass_and_can_be_masked(solver: Solver) -> None:
@@ -167,8 +189,14 @@ def test_sources_hold_what_the_mechanism_says(solver: Solver) -> None:
     if solver.name == "embedding_to_early_mlp":
         assert holders("mlp", layer, planted.R) == {"embedding"}
         assert {"prev_completed", "current"} == holders("self_attn", 3, planted.W) == holders("self_attn", 3, planted.P)
-    elif solver.name == "older_to_late_attention":
+    elif solver.name in ("older_to_late_attention", "degenerate_cells"):
         assert holders("self_attn", layer, planted.P) == {"older"}
+    elif solver.name == "saturated":
+        assert holders("self_attn", layer, planted.P) == {"older"}
+        assert holders("self_attn", layer, planted.W) == {"older", "prev_completed", "current"}
+    elif solver.name == "redundant_blocks":
+        for code in (planted.P, planted.W):
+            assert holders("self_attn", layer, code) == {"older", "prev_completed"}
     elif solver.name == "mass_without_role":
         assert holders("self_attn", layer, planted.P) == holders("self_attn", layer, planted.W) == {"older"}
         assert holders("self_attn", layer, planted.J) == {"prev_completed"}

@@ -13,6 +13,7 @@ from probe.ablation.grid import Kind, build_grid
 from probe.ablation.interventions import MaskRenormalise
 from probe.analysis import effects as results
 from probe.analysis.coalitions import coalition_cells, coalition_table, terms
+from probe.analysis.inference import Inference
 from probe.examples.examples import Examples
 from probe.vocabulary import COALITIONS, FAMILIES
 
@@ -63,7 +64,7 @@ def test_a_model_s_games(make_model, source):
     model = make_model(attnres_source=source)
     cells = coalition_cells(model.model.sites, ["self_attn", "mlp"], ["early", "all"])
     result = Engine(model, cells, ("all",)).run(INPUTS)
-    table = coalition_table(result, INFO, 50)
+    table = coalition_table(result, INFO, Inference(num_resamples=50))
     rows = table[table["metric"] == "nll"].set_index(["sublayer", "scope", "term"])["effect"]
     for (sublayer, scope), game_rows in rows.groupby(["sublayer", "scope"]):
         values = game_rows.loc[sublayer, scope]
@@ -81,4 +82,4 @@ def test_a_model_s_games(make_model, source):
 def test_without_coalitions_there_is_no_table(make_model):
     model = make_model()
     result = Engine(model, build_grid(model.model.sites, Kind(MaskRenormalise), scopes=["all"]), ("all",)).run(INPUTS)
-    assert coalition_table(result, INFO, 20).empty
+    assert coalition_table(result, INFO, Inference(num_resamples=20)).empty

@@ -14,6 +14,7 @@ from probe.ablation.grid import Kind, build_grid
 from probe.ablation.interventions import MaskRenormalise
 from probe.analysis import effects as results
 from probe.analysis import stats
+from probe.analysis.inference import Inference
 from probe.examples.examples import Examples
 from probe.files import tables as storage
 from probe.runner import mean_bias
@@ -31,7 +32,7 @@ def probe(model, positions=("all", "query"), batch_size=64, **grid):
 @pytest.fixture(scope="module")
 def tables(make_model):
     result = probe(make_model(num_hidden_layers=5, attnres_num_blocks=3))
-    return (result, *results.build_tables(result, INFO, num_resamples=200))
+    return (result, *results.build_tables(result, INFO, Inference(num_resamples=200)))
 
 
 def test_columns_and_keys(tables):
@@ -84,7 +85,7 @@ def test_clusters_aggregate_to_effects(tables):
 def test_aliased_mass_is_that_of_the_reads_that_open_a_block(make_model):
     """Cumulative: at the attention read that opens a block `current` is the newest completed source."""
     result = probe(make_model(num_hidden_layers=6, attnres_num_blocks=3), positions=("all",))
-    effects, _ = results.build_tables(result, INFO, num_resamples=10)
+    effects, _ = results.build_tables(result, INFO, Inference(num_resamples=10))
     rows = effects[effects["metric"] == "nll"].set_index(["sublayer", "scope", "family"]).sort_index()
     assert rows.loc["mlp", "aliased_mass"].eq(0).all()
     for layer in range(6):
@@ -98,7 +99,7 @@ def test_aliased_mass_is_that_of_the_reads_that_open_a_block(make_model):
 
 def test_taking_a_family_out_with_its_aliases_is_not_applicable_where_nothing_is_left(make_model):
     result = probe(make_model(), positions=("all",), with_aliases=(False, True), scopes=("layer:0", "layer:2"))
-    effects, _ = results.build_tables(result, INFO, num_resamples=10)
+    effects, _ = results.build_tables(result, INFO, Inference(num_resamples=10))
     rows = effects[(effects["metric"] == "nll") & (effects["sublayer"] == "self_attn")]
     rows = rows.set_index(["scope", "family", "with_aliases"])
     assert rows.loc[("layer:0", "current", False), "applicable"]
@@ -109,7 +110,7 @@ def test_taking_a_family_out_with_its_aliases_is_not_applicable_where_nothing_is
 
 
 def test_the_final_read_of_block_sum_is_a_scope_of_its_own(make_model):
-    effects, _ = results.build_tables(probe(make_model(attnres_source="block_sum")), INFO, num_resamples=10)
+    effects, _ = results.build_tables(probe(make_model(attnres_source="block_sum")), INFO, Inference(num_resamples=10))
     final = effects[effects["scope"] == "final"]
     assert set(final["sublayer"]) == {"final"}
     assert final.loc[final["family"] == "embedding", "applicable"].all()
@@ -144,7 +145,7 @@ def test_dose_is_the_median_relative_move_of_the_clean_run(make_model):
     with torch.no_grad():
         model(INPUTS.input_ids, intervention=lambda read: reads.append(read) or read)
     result = probe(model, positions=("all",), scopes=("all",), sublayers=("mlp",))
-    effects, _ = results.build_tables(result, INFO, num_resamples=10)
+    effects, _ = results.build_tables(result, INFO, Inference(num_resamples=10))
     for row in effects[effects["metric"] == "nll"].to_dict("records"):
         doses = []
         for read in reads:
@@ -164,7 +165,7 @@ def test_positions_without_enough_left_are_not_touched_and_are_counted(make_mode
     with torch.no_grad():
         model.model.layers[1].mlp_res_bias.fill_(20.0)
     result = probe(model)
-    effects, _ = results.build_tables(result, INFO, num_resamples=10)
+    effects, _ = results.build_tables(result, INFO, Inference(num_resamples=10))
     row = effects[(effects["scope"] == "layer:1") & (effects["family"] == "current") & (effects["sublayer"] == "mlp")]
     assert not row["applicable"].any()
     assert row["effect"].isna().all()
@@ -239,7 +240,7 @@ def test_masses_stand_beside_their_priors(make_model):
     """With zero queries the schedule at the mean bias is the mass itself; even weights are what b = 0 gives."""
     model = make_model(randomize=False, attnres_recency_bias_init=2.0, num_hidden_layers=6, attnres_num_blocks=3)
     info = results.RunInfo("run", "wrapped", 0, 7, "data", TASK.num_pairs, mean_bias(model))
-    effects, _ = results.build_tables(probe(model, positions=("all",)), info, num_resamples=10)
+    effects, _ = results.build_tables(probe(model, positions=("all",)), info, Inference(num_resamples=10))
     np.testing.assert_allclose(effects["mass"], effects["mass_schedule"], atol=1e-5)
     cell = [key for key in results.CELL_KEYS if key != "family"]
     np.testing.assert_allclose(effects.groupby(cell)["mass_uniform"].sum(), 1)
