@@ -125,7 +125,9 @@ def main() -> None:
     started, rows = time.perf_counter(), []
     for case in models():
         rows.append(describe(*case, args))
-        strengths = [np.round(np.sort(np.abs(rows[-1].get(k, []))), 4)[-3:] for k in ("planted_strengths", "other_strengths")]
+        strengths = [
+            np.round(np.sort(np.abs(rows[-1].get(k, []))), 4)[-3:] for k in ("planted_strengths", "other_strengths")
+        ]
         print(*(rows[-1][k] for k in ("model", "dirt", "seed")), round(rows[-1]["accuracy"], 3), round(rows[-1]["margin"], 2),
               rows[-1]["no_strength"], rows[-1]["motifs_are_the_planted_sites"], rows[-1]["others_of_rounding"], "of", rows[-1]["other_sites"], *strengths, flush=True)  # fmt: skip
     settings = {"num_sequences": args.num_sequences, "torch": torch.__version__}
