@@ -88,7 +88,9 @@ def _draw_panel(axes: Axes, model: DepthCells, sublayer: str) -> None:
         axes.plot(mass, value, marker, color=color, markerfacecolor=face, markersize=4, label=family)
     absent = cells.loc[cells["status"].str.startswith(NO_STRENGTH), "status"]
     if len(absent):
-        axes.text(0.5, 0.5, absent.iloc[0].replace(": ", ":\n"), transform=axes.transAxes, ha="center", color=style.GREY)
+        axes.text(
+            0.5, 0.5, absent.iloc[0].replace(": ", ":\n"), transform=axes.transAxes, ha="center", color=style.GREY
+        )
     found = model.run.summary["dissociation"].get(sublayer)
     none = found is not None and found["dissociated"] is None and absent.empty
     title = f"{style.reads_title(sublayer)}{': none matters' if none else ''}"
