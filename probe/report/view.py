@@ -100,8 +100,8 @@ class Scale:
     def ticks(self, low: float = -math.inf, high: float = math.inf) -> list[float]:
         """Where an axis from `low` to `high`, or a colour bar, is marked."""
         sizes = (0.01, 0.05, 0.2, 0.8) if self.is_share else (0.01, 0.1, 1.0, 10.0)
-        marks = [0.0, *sizes, *(-size for size in sizes)]
-        return sorted(mark for mark in [*marks, 4.0, -4.0] if low <= mark <= high and abs(mark) <= 4 * self.limit)
+        marks = [0.0, *sizes, *(-size for size in sizes), *([4.0, -4.0] if self.is_share else [])]
+        return sorted(mark for mark in marks if low <= mark <= high)
 
     def tick_text(self, value: float) -> str:
         return f"{100 * value if self.is_share else value:g}".replace("-", "−")
@@ -195,6 +195,7 @@ def heat_maps(cells: pd.DataFrame) -> list[HeatMap]:
             wanted = pd.MultiIndex.from_tuples([(*place, f) for place in places for f in words.FAMILIES])
             whole = rows.set_index(words.ROUTE).reindex(wanted.set_names(words.ROUTE)).reset_index()
             whole["status"] = whole["status"].fillna(NOT_PROBED)
+            whole["hover"] = whole["hover"].fillna(NOT_PROBED) if "hover" in whole else ""
             whole = whole.assign(**{name: whole[name].eq(True) for name in ("matters", "aliased")})
             found.append(HeatMap(unit, bool((rows["kind"] != words.MASK).all()), places, whole))
     return found

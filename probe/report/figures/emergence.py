@@ -38,7 +38,7 @@ def plot_emergence(view: View, title: str = "") -> Figure:
     95 % band, over the steps of training.
 
     Where there is no strength, a lighter line is the harm as a share of the final margin. A triangle on its interval is
-    an onset (the motif holds from there to the end), a bracket spans the probes at which a motif held that did not last.
+    an onset (the motif holds from there to the end), a bracket spans the probes at which one held that did not last.
 
     Args:
         view: of a run that was probed at two steps or more while it trained.

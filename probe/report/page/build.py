@@ -1,9 +1,11 @@
-"""One self-contained HTML page of probed runs: panels that a step slider moves, tables, and how numbers were made."""
+"""One self-contained HTML page of probed runs: the claims, then panels that a step slider moves, and tables."""
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,24 @@ from plotly.offline import get_plotlyjs
 
 from attnres.files import replacing
 from probe.files.runs import repeated_seeds
-from probe.report.page import style, tables
-from probe.report.page.cells import comparison_panel, comparison_table, heat_maps_panel, largest_effect, scatter_panel
-from probe.report.page.curves import accuracy_panel, accuracy_table, all_steps, curves_panel
-from probe.report.page.data import KEPT, NEEDED, PageRun
-from probe.report.page.layout import Panel
-from probe.vocabulary import ENOUGH_SEQUENCES, FAMILY_COLORS, FAMILY_TITLES, wide
+from probe.report.page import panels, style, tables
+from probe.report.page.data import NEEDED, PageRun, metrics_of
+from probe.vocabulary import ENOUGH_SEQUENCES, FAMILY_COLORS, FAMILY_TITLES, METRIC_TITLES, PRIMARY_METRIC
 
 ASSETS = Environment(
     loader=PackageLoader("probe.report.page", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
-DIGITS = 7
+DIGITS = 6
 """Significant digits of embedded numbers."""
 
 
-def write_page(runs: Sequence[PageRun], path: Path) -> Path:
-    """Write the page, which appears at once or not at all. Raises ValueError if `path` cannot be written."""
-    page = build_page(runs)
+def write_page(runs: Sequence[PageRun], path: Path, metric: str = PRIMARY_METRIC) -> Path:
+    """Write the page, which appears at once or not at all, and opens on `metric`.
+
+    Raises:
+        ValueError: `path` cannot be written, or a run was not probed on the metric.
+    """
+    page = build_page(runs, metric)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
@@ -39,79 +42,113 @@ def write_page(runs: Sequence[PageRun], path: Path) -> Path:
     return path
 
 
-def build_page(runs: Sequence[PageRun]) -> str:
+def build_page(runs: Sequence[PageRun], metric: str = PRIMARY_METRIC) -> str:
     """The HTML of the page. Plotly, data, style and script are in it; nothing is fetched.
 
     Runs without effects of the primary intervention are named and not shown. At least one run must have some.
     """
     notes = [f"{run.name} is not shown: it holds no {NEEDED}." for run in runs if not run.has_cells]
     runs = [run for run in runs if run.has_cells]
-    notes += [f"{line}." for line in repeated_seeds([run.probed for run in runs])]
-    accuracies, compared = accuracy_table(runs), comparison_table(runs)
-    shared = [accuracy_panel(runs, accuracies)] + ([] if compared.empty else [comparison_panel(runs, compared)])
-    limit = largest_effect(runs)
-    of_runs = [_panels(run, number, limit) for number, run in enumerate(runs)]
-    data = {f"cells-{number}": _cells(run) for number, run in enumerate(runs)}
-    data |= {"accuracy": accuracies, "comparison": compared[["run", "stage", *KEPT]]}
-    if motifs := [run.probed.emergence.table.assign(run=run.name) for run in runs if run.probed.emergence is not None]:
-        data["motifs"] = pd.concat(motifs, ignore_index=True)
-    embedded = {
-        "steps": all_steps(runs),
-        "panels": {panel.name: panel.to_dict() for panel in sum(of_runs, shared)},
-        "tables": {name: _columns(table) for name, table in data.items()},
-        "templates": style.templates(),
-        "darkened": style.darkened(),
+    notes += [f"{line}." for line in repeated_seeds([run.probed for run in runs])] + _warnings(runs)
+    metrics = metrics_of(runs)
+    if metric not in metrics:
+        raise ValueError(f"--metric {metric}: not all runs were probed on it; choose from {', '.join(metrics)}")
+    drawn = {name: _panels(runs, name) for name in metrics}
+    motifs = [run.probed.emergence.table.assign(run=run.name) for run in runs if run.probed.emergence is not None]
+    data = {
+        f"numbers-{i}": pd.concat([run.view(name).cells for name in metrics]).drop(columns="hover")
+        for i, run in enumerate(runs)
     }
+    data |= {"motifs": pd.concat(motifs)} if motifs else {}
+    steps = sorted({probe.step for run in runs for probe in run.view().probes})
+    saturated = {name: [run.name for run in runs if run.view(name).is_saturated] for name in metrics}
+    embedded = {
+        "steps": steps,
+        "panels": {
+            m: {panel.name: panel.to_dict() for _, _, found in kinds for panel in found} for m, kinds in drawn.items()
+        },
+        "tables": {name: {"columns": list(rows), "rows": rows.to_numpy(object)} for name, rows in data.items()},
+        "saturated": {name: ", ".join(names) for name, names in saturated.items()},
+        "templates": style.templates(),
+        "darkened": [(FAMILY_COLORS[f], dark) for f, dark in style.DARK_COLORS.items() if FAMILY_COLORS[f] != dark],
+    }
+    summary = runs[0].probed.summary["probe"]
     return ASSETS.get_template("page.html").render(
         runs=runs,
         notes=notes,
-        steps=embedded["steps"],
-        tables=tables,
-        style=style,
-        enough=ENOUGH_SEQUENCES,
-        motifs=tables.motif_rows(runs),
-        seeds=tables.seed_rows(runs),
-        shared=shared,
-        sections=zip(runs, of_runs, strict=True),
-        families=zip(
-            "●■◆▲", *(names.values() for names in (FAMILY_COLORS, style.DARK_COLORS, FAMILY_TITLES)), strict=True
-        ),
-        resamples=_listed(f"{run.probed.summary['probe']['num_resamples']:,}" for run in runs),
-        thresholds=_listed(f"{run.matters_from:.3f} nats at K = {run.probed.num_pairs}" for run in runs),
-        data=_json(embedded),
+        steps=steps,
+        claims=[(run.probed.label, list(run.probed.claims)) for run in runs],
+        evidence=drawn[metric],
+        tables={"Motifs": tables.motif_rows(runs), "Seeds": tables.seed_rows(runs), "Runs": tables.run_rows(runs)},
+        data=list(data),
+        metrics={name: METRIC_TITLES[name] for name in metrics},
+        metric=metric,
+        probe=summary,
+        families=[
+            (mark, FAMILY_COLORS[family], style.DARK_COLORS[family], FAMILY_TITLES[family])
+            for mark, family in zip("●■◆▲", FAMILY_TITLES, strict=True)
+        ],
+        embedded=_packed(embedded),
         plotly=get_plotlyjs(),
     )
 
 
-def _listed(texts: Iterable[str]) -> str:
-    return ", ".join(sorted(set(texts)))
+def _panels(runs: Sequence[PageRun], metric: str) -> list[tuple[str, str, list[panels.Panel]]]:
+    """(heading, what it shows, panels) of each kind of evidence, on one metric."""
+    views = [(number, run.view(metric)) for number, run in enumerate(runs)]
+    courses = [(number, view) for number, view in views if view.curves["step"].nunique() > 1]
+    return [
+        (
+            "When routes begin to matter",
+            "Accuracy, and under it what masking each family costs, by sublayer and region, over training. Bands: 95 % "
+            "intervals. Dotted: tau, from which a route matters; grey band: equivalent to zero. Dashed and light: no "
+            "strength yet, as the margin is not clear of zero; the harm as a share of the final margin instead. "
+            "Triangles: a motif holds from here to the end, with its interval. Short lines: it held, and did not last.",
+            [panels.emergence(view, number, "value") for number, view in courses],
+        ),
+        (
+            "Which routes matter",
+            "Red is harm; one scale of colours for all runs, steps and layers, on which one per cent and twenty can "
+            "both be seen. Bold: above tau (adjusted). n/a: the family cannot be masked there. none: no strength, as "
+            "the margin is not clear of zero. †: aliased, the same tensor stays readable as another family, so masking "
+            "has no effect by construction.",
+            [panels.maps(view, number) for number, view in views],
+        ),
+        (
+            "Where mass and effect part ways",
+            "Large marks: all layers at once; small ones: early, middle and late, named where they matter. Bars: 95 % "
+            "intervals. A route to the right of another and below it carries more and does less.",
+            [panels.scatter([view for _, view in views])],
+        ),
+        (
+            "Routing mass through training",
+            "Mean routing weight over all reads of a cell. Mass says nothing about effect.",
+            [panels.emergence(view, number, "mass") for number, view in courses],
+        ),
+    ]
 
 
-def _panels(run: PageRun, number: int, limit: float) -> list[Panel]:
-    curves = [curves_panel(run, number, value) for value in ("effect", "mass")] if run.has_course else []
-    scatter = [] if wide(run.cells).empty else [scatter_panel(run, number)]
-    return [*curves, heat_maps_panel(run, number, limit), *scatter]
+def _warnings(runs: Sequence[PageRun]) -> list[str]:
+    """What must be known before the numbers are read."""
+    lines = []
+    for run in runs:
+        fewest = int(run.view().cells["n_sequences"].min())
+        if fewest < ENOUGH_SEQUENCES:
+            lines.append(
+                f"{run.name}: few sequences, some probes rest on {fewest}. With fewer than {ENOUGH_SEQUENCES}, do not "
+                "rely on intervals and p-values of skewed effects."
+            )
+        if run.probed.emergence is not None and run.probed.emergence.left_out:
+            steps = ", ".join(map(str, run.probed.emergence.left_out))
+            lines.append(f"{run.name}: steps {steps} are not in the curves: other sequences, or not all regions.")
+    return lines
 
 
-def _cells(run: PageRun) -> pd.DataFrame:
-    about = {"run": run.name, "condition": run.probed.summary["condition"], "seed": run.probed.summary["seed"]}
-    return run.cells.assign(**about)[[*about, "stage", *KEPT]]
-
-
-def _columns(table: pd.DataFrame) -> dict[str, Any]:
-    """A table as its length and columns: each a list, or one value where all rows have the same."""
-    varies: dict[Any, bool] = dict(table.nunique(dropna=False) != 1)
-    columns = {
-        name: values if varies[name] or name in ("effect", "step") or len(values) == 1 else values[0]
-        for name, values in table.to_dict("list").items()
-    }
-    return {"length": len(table), "columns": columns}
-
-
-def _json(data: Any) -> str:
-    """For a script element: no tag can begin in it. Floats have `DIGITS` digits; null stands for those not finite."""
+def _packed(data: Any) -> str:
+    """JSON, compressed, in base64: floats have `DIGITS` digits; null stands for those not finite."""
     exact = json.dumps(data, default=lambda array: array.tolist())
     short = json.loads(
         exact, parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"), parse_constant=lambda _: None
     )
-    return json.dumps(short, separators=(",", ":")).replace("<", "\\u003c")
+    packed = gzip.compress(json.dumps(short, separators=(",", ":")).encode(), mtime=0)
+    return base64.b64encode(packed).decode()

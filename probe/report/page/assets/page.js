@@ -1,46 +1,47 @@
-// The slider, the theme, the width of plots and the downloads. What is drawn, Python has made: a panel's figure, and
-// for each probed step what differs from it.
-(() => {
+// The slider, the metric, the theme, the width of plots and the downloads. What is drawn, Python has made: a panel's
+// layouts, and its traces from each probed step on.
+(async () => {
   "use strict";
-  const page = JSON.parse(document.getElementById("page-data").textContent);
-  const [slider, label, play, main] = ["step", "step-label", "play", "main"].map((id) => document.getElementById(id));
+  const packed = Uint8Array.from(atob(document.getElementById("page-data").textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const page = JSON.parse(await new Response(stream).text());
+  const [slider, label, play, metric, main, saturated] = ["step", "step-label", "play", "metric", "main", "saturated"].map(
+    (id) => document.getElementById(id),
+  );
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const narrow = matchMedia("(max-width: 640px)");
+  const phone = matchMedia("(max-width: 640px)");
   const PRINT_WIDTH = 695; // A4 with margins of 12 mm, at 96 pixels an inch
-  const NARROWEST = 560; // for the wide layouts
   let printing = false;
   const all = (selector, each) => document.querySelectorAll(selector).forEach(each);
   const shownStep = () => page.steps[Number(slider.value)];
-  // The latest of `states` (by step, ascending) at or before the shown step; the first where all are later.
-  const latest = (states) => states.findLast(({ step }) => step <= shownStep()) ?? states[0];
+  // Of pairs [step, what holds from there on], ascending: at the shown step; the first where all are later.
+  const latest = (states) => (states.findLast(([step]) => step <= shownStep()) ?? states[0])[1];
 
   function draw(name) {
     waiting.delete(name);
-    const { traces, layouts, states } = page.panels[name];
+    const { layouts, frames } = page.panels[metric.value][name];
     const plot = document.getElementById(`${name}-plot`);
-    const state = latest(states);
     const width = printing ? PRINT_WIDTH : plot.clientWidth;
-    const layout = structuredClone(layouts[width < NARROWEST ? "narrow" : "wide"]);
-    for (const [axis, range] of Object.entries(state.ranges)) layout[axis].range = range;
+    const layout = structuredClone(layouts[width < 560 ? "narrow" : "wide"]);
+    for (const shape of layout.shapes) if (shape.name === "cursor") shape.x0 = shape.x1 = shownStep();
     const isDark = dark.matches && !printing;
-    const template = page.templates[isDark ? "dark" : "light"];
-    Object.assign(layout, { template, width, dragmode: narrow.matches ? false : "zoom" });
-    let drawn = JSON.stringify(traces.map((trace, index) => ({ ...trace, ...state.traces[index] })));
-    if (isDark) for (const [from, to] of page.darkened) drawn = drawn.replaceAll(from, to);
-    Plotly.react(plot, JSON.parse(drawn), layout, { displayModeBar: false, scrollZoom: false });
+    Object.assign(layout, { template: page.templates[isDark ? "dark" : "light"], width });
+    layout.dragmode = phone.matches ? false : "zoom";
+    let traces = JSON.stringify(latest(frames));
+    if (isDark) for (const [from, to] of page.darkened) traces = traces.replaceAll(from, to);
+    Plotly.react(plot, JSON.parse(traces), layout, { displayModeBar: false, scrollZoom: false });
   }
 
   // Panels that are to be drawn, those on the screen first, one a frame: the slider stays at hand.
   const waiting = new Set();
   let isDrawing = false;
-
-  function onScreen(name) {
+  const onScreen = (name) => {
     const box = document.getElementById(name).getBoundingClientRect();
     return box.bottom > 0 && box.top < innerHeight;
-  }
+  };
 
   async function drawSoon() {
-    Object.keys(page.panels).forEach((name) => waiting.add(name));
+    Object.keys(page.panels[metric.value]).forEach((name) => waiting.add(name));
     main.setAttribute("aria-busy", "true");
     if (isDrawing) return;
     for (isDrawing = true; waiting.size; await new Promise((drawn) => setTimeout(drawn))) {
@@ -50,61 +51,32 @@
     main.setAttribute("aria-busy", "false");
   }
 
-  function showStep() {
+  function show() {
     label.textContent = shownStep() < 0 ? "not known" : shownStep();
     slider.setAttribute("aria-valuetext", `step ${label.textContent}`);
-    all("[data-texts]", (place) => {
-      const states = JSON.parse(place.dataset.texts).map(([step, text]) => ({ step, text }));
-      place.textContent = latest(states).text;
-    });
     all(".panel", (panel) => {
-      panel.querySelector(".state").textContent = latest(page.panels[panel.id].states).title;
+      panel.querySelector(".state").textContent = latest(page.panels[metric.value][panel.id].titles);
     });
-    all("details[open]", fillNumbers);
+    const runs = page.saturated[metric.value];
+    saturated.hidden = !runs;
+    saturated.textContent = `saturated: in ${runs} it hardly moves until an ablation costs the whole margin; small is not zero`;
     drawSoon();
   }
 
-  // Some rows of columns, each of which is a list, or one value for all rows.
-  const cells = (columns, rows) =>
-    rows.map((row) => columns.map((values) => (Array.isArray(values) ? values[row] : values) ?? ""));
-
   function download({ target }) {
-    const { table: name, panel, file } = target.dataset;
-    const table = page.tables[name];
-    const shown = new Set(page.panels[panel]?.states.flatMap(({ rows }) => rows));
-    const rows = [...Array(table.length).keys()].filter((row) => !panel || shown.has(row));
-    const quoted = (value) => (/[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
-    const lines = [Object.keys(table.columns), ...cells(Object.values(table.columns), rows)];
-    const csv = lines.map((line) => line.map(quoted).join(",") + "\n").join("");
-    const href = URL.createObjectURL(new Blob([csv], { type: "text/csv" }));
-    Object.assign(document.createElement("a"), { href, download: file }).click();
+    const { columns, rows } = page.tables[target.dataset.table];
+    const quoted = (value) => (/[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : (value ?? ""));
+    const text = [columns, ...rows].map((line) => line.map(quoted).join(",") + "\n").join("");
+    const href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+    Object.assign(document.createElement("a"), { href, download: `${target.dataset.table}.csv` }).click();
     setTimeout(() => URL.revokeObjectURL(href), 10000);
-  }
-
-  // The numbers of a panel at the shown step, as a table without the columns that always hold the same.
-  function fillNumbers(details) {
-    const panel = details.closest(".panel");
-    const { table, states } = page.panels[panel.id];
-    const columns = Object.entries(page.tables[table].columns).filter(([, values]) => Array.isArray(values));
-    const made = document.createElement("table");
-    made.createCaption().textContent = panel.querySelector("h3").textContent;
-    const head = made.createTHead().insertRow();
-    for (const [name] of columns) {
-      head.append(Object.assign(document.createElement("th"), { scope: "col", textContent: name }));
-    }
-    const body = made.createTBody();
-    for (const line of cells(columns.map(([, values]) => values), latest(states).rows)) {
-      const row = body.insertRow();
-      for (const value of line) row.insertCell().textContent = value;
-    }
-    details.querySelector(".scroll").replaceChildren(made);
   }
 
   // Paper does not wait: all panels are drawn at once.
   function setPrinting(value) {
     if (printing === value) return;
     printing = value;
-    Object.keys(page.panels).forEach(draw);
+    Object.keys(page.panels[metric.value]).forEach(draw);
   }
 
   let timer = null;
@@ -114,19 +86,18 @@
     play.textContent = value ? "Pause" : "Play";
     play.setAttribute("aria-pressed", value);
     if (value && slider.value === slider.max) slider.value = slider.min;
-    showStep();
+    show();
   }
-
   function playOn() {
     slider.value = Number(slider.value) + 1;
-    showStep();
+    show();
     if (slider.value === slider.max) setPlaying(false);
   }
 
   slider.addEventListener("input", () => setPlaying(false));
   play.addEventListener("click", () => setPlaying(timer === null));
-  all("button[data-file]", (button) => button.addEventListener("click", download));
-  all("details", (details) => details.addEventListener("toggle", () => fillNumbers(details)));
+  metric.addEventListener("change", show);
+  all("button[data-table]", (button) => button.addEventListener("click", download));
   dark.addEventListener("change", drawSoon);
   matchMedia("print").addEventListener("change", (event) => setPrinting(event.matches));
   addEventListener("beforeprint", () => setPrinting(true));
@@ -136,5 +107,5 @@
     if (innerWidth !== width && !printing) drawSoon();
     width = innerWidth;
   });
-  showStep();
+  show();
 })();
