@@ -73,7 +73,8 @@ def _compare_grid(
     how: Inference,
 ) -> dict[str, Any]:
     """Columns of the cells of one grid, from the summed effects (sequences, cells) of the two probes."""
-    grids = [Grid(*parts) for parts in zip(sums, (counts,) * 2, (metric,) * 2, margins, floors, strict=True)]
+    probes = zip(sums, margins, floors, strict=True)
+    grids = [Grid(own, counts, metric, margin, floor, how) for own, margin, floor in probes]
     in_strengths = not any(grid.no_strength for grid in grids)
     values, shares, rounding = [], [], 0.0
     for grid in grids:

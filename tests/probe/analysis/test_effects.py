@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace as Namespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,10 +16,12 @@ from probe.ablation.grid import Kind, build_grid
 from probe.ablation.interventions import MaskRenormalise
 from probe.analysis import effects as results
 from probe.analysis import stats
-from probe.analysis.inference import Inference
+from probe.analysis.inference import NOT_APPLICABLE, OF_STRENGTH, Inference
 from probe.examples.examples import Examples
 from probe.files import tables as storage
-from probe.runner import mean_bias
+from probe.runner import mean_bias, measure
+from probe.settings import ProbeSettings
+from probe.vocabulary import MARGINS
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
 INPUTS = Examples.from_recall(TASK.batch("probe", range(6)))
@@ -57,7 +61,9 @@ def test_not_applicable_rows_are_marked_and_never_zero(tables):
     absent = effects[(effects["scope"] == "layer:0") & effects["family"].isin(["prev_completed", "older"])]
     assert len(absent)
     assert not absent["applicable"].any()
-    numbers = ["effect", "ci_low", "ci_high", "p_value", "mass_applicable", "dose"]
+    assert (absent["no_strength"] == NOT_APPLICABLE).all()
+    assert not absent["below_floor"].any()
+    numbers = ["effect", "ci_low", "ci_high", "p_value", "mass_applicable", "dose", *OF_STRENGTH]
     assert effects.loc[~effects["applicable"], numbers].isna().all(axis=None)
     assert effects.loc[effects["applicable"], ["effect", "ci_low", "ci_high", "mass_applicable"]].notna().all(axis=None)
     assert (absent["mass"] == 0).all()
@@ -107,6 +113,49 @@ def test_taking_a_family_out_with_its_aliases_is_not_applicable_where_nothing_is
     assert not rows.loc[("layer:0", "current", True), "applicable"]
     assert abs(rows.loc[("layer:2", "current", True), "effect"]) > 1e-4
     assert rows.loc[("layer:2", "current", True), "effect"] == rows.loc[("layer:2", "prev_completed", True), "effect"]
+
+
+def test_what_comes_to_nothing_is_called_rounding(make_model):
+    """Layer 0's attention reads the embedding under two names: taking one away changes nothing but the last digits."""
+    settings = ProbeSettings(positions=("all",), scopes=("layer:0", "layer:1"), num_resamples=200)
+    rows = measure(make_model(), INPUTS, settings).effects
+    rows = rows[rows["applicable"] & rows["metric"].isin([*MARGINS, "nll"])]
+    assert rows["floor"].between(1e-7, 1e-4).all()  # 8 units of float32 and logits of about ten
+    is_twin = (rows["scope"] == "layer:0") & (rows["sublayer"] == "self_attn")
+    twins, others = rows[is_twin], rows[~is_twin & (rows["scope"] == "layer:1")]
+    assert set(twins["family"]) == {"embedding", "current"}
+    assert (twins["effect"].abs() <= twins["floor"]).all()
+    assert twins["below_floor"].all()
+    assert (twins[["p_value", "p_adjusted"]] == 1).all(axis=None)
+    assert (others["effect"].abs() > 10 * others["floor"]).any()
+    assert (others["below_floor"] == (others["effect"].abs() <= others["floor"])).all()
+
+
+def test_margins_stand_in_every_row(tables):
+    """That of the row's metric, or the one to the strongest distractor; per query, as the clusters have it."""
+    _, effects, clusters = tables
+    sums = clusters.groupby("metric")[["summed_clean", "n_queries"]].sum()
+    means = sums["summed_clean"] / sums["n_queries"]
+    for metric, rows in effects.groupby("metric"):
+        np.testing.assert_allclose(rows["margin"], means[metric if metric in MARGINS else "logit_diff"])
+        np.testing.assert_allclose(rows["clean"], means[metric], atol=1e-12)
+    assert means["logit_diff"] < means["logit_diff_mean"]  # the strongest is above the mean
+    others = effects[~effects["metric"].isin(MARGINS)]
+    assert others[list(OF_STRENGTH)].isna().all(axis=None)
+    assert (others["no_strength"] != "").all()
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "num_pairs", "learned"),
+    [(64, 64, 16, True), (40, 64, 16, False), (45, 64, 16, True), (64, 64, 2, True), (53, 64, 2, False)],
+)
+def test_the_task_is_learned_where_accuracy_is_surely_half_way_from_chance(right, of, num_pairs, learned):
+    """The lower end of its interval, with each sequence a single answer, against (1 + 1/K) / 2."""
+    result = Namespace(clean={"accuracy": np.array([4.0] * right + [0.0] * (of - right))}, counts=np.full(of, 4))
+    found = results.describe_clean(result, results.RunInfo("r", "c", 0, 0, "d", num_pairs))
+    assert found["task_learned"] is learned
+    assert found["saturated"] is (right == of)
+    assert found["accuracy_low"] < right / of
 
 
 def test_the_final_read_of_block_sum_is_a_scope_of_its_own(make_model):

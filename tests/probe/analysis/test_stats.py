@@ -273,6 +273,91 @@ def test_results_are_seeded():
     assert (one.t != other.t).any()
 
 
+@pytest.mark.parametrize(("num_clusters", "skewed", "strength"), [(12, False, 0.0), (30, True, 0.3), (30, False, -0.5)])
+def test_the_interval_of_a_strength_holds_what_a_scan_does_not_reject(num_clusters, skewed, strength):
+    """Fieller by brute force: for every s, harm - s * margin against the critical values at the estimate."""
+    noise, _ = simulate(num_clusters, 0.0, seed=4, cells=3, skewed=skewed)
+    rng = np.random.default_rng(5)
+    counts = rng.integers(8, 17, num_clusters)
+    margins = counts * rng.normal(3, 2, num_clusters)
+    harm = noise + strength * margins[:, None]
+    found, low, high = stats.strengths(harm, margins, counts, 399, 6)
+    scanned = np.linspace(-4, 4, 16_001)
+    for cell in range(3):
+        ratio = sum(harm[:, cell]) / sum(margins)
+        assert found[cell] == pytest.approx(ratio)
+        _, _, t = loop_bootstrap_t((harm[:, cell] - ratio * margins).tolist(), counts.tolist(), 399, 6)
+        lower, upper = sorted(t)[9], sorted(t)[-10]
+        kept = []
+        for s in scanned:
+            contrast = harm[:, cell] - s * margins
+            mean = contrast.sum() / counts.sum()
+            squares = np.square(contrast - mean * counts).sum()
+            error = np.sqrt(num_clusters / (num_clusters - 1) * squares) / counts.sum()
+            kept += [s] if lower <= mean / error <= upper else []
+        assert low[cell] == pytest.approx(min(kept), abs=1e-3)
+        assert high[cell] == pytest.approx(max(kept), abs=1e-3)
+
+
+def test_a_strength_of_a_margin_that_may_be_zero_has_no_end():
+    noise, counts = simulate(20, 0.0, seed=1, cells=2)
+    margins = 16 * np.random.default_rng(2).normal(0.2, 1, 20)
+    found, low, high = stats.strengths(noise + 5, margins, counts, 199)
+    assert np.isfinite(found).all()
+    assert (np.isinf(low) & np.isinf(high)).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25])
+def test_a_constant_share_is_known_exactly(value):
+    margins = 16 * np.random.default_rng(2).uniform(1, 3, 20)
+    found = stats.strengths(value * margins[:, None], margins, np.full(20, 16), 199)
+    np.testing.assert_allclose(np.array(found), value, atol=1e-9)
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_intervals_of_strengths_cover_the_truth(skewed):
+    """Harm that goes with the margin, and margins that differ. Full simulations: benchmarks/probe_statistics.py."""
+    covered = []
+    for seed in range(60):
+        noise, counts = simulate(64, 0.0, seed, cells=12, skewed=skewed)
+        margins = 16 * np.random.default_rng(seed).lognormal(1.0, 0.5, 64)
+        _, low, high = stats.strengths(noise + 0.2 * margins[:, None], margins, counts, 499)
+        covered += list((low <= 0.2) & (high >= 0.2))
+    assert 0.92 <= np.mean(covered) <= 0.98
+
+
+def degenerate_grid(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """64 sequences; an effect of -6 standard errors, and 39 cells that one to eight sequences make."""
+    rng = np.random.default_rng(seed)
+    sums = np.zeros((64, 40))
+    noise = rng.normal(size=64)
+    sums[:, 0] = noise - noise.mean() - 6 * noise.std(ddof=1) / 8
+    for cell in range(1, 40):
+        made_by = rng.choice(64, rng.integers(1, 9), replace=False)
+        sums[made_by, cell] = rng.normal(size=len(made_by)) + rng.choice([-1, 1])
+    return sums, np.full(64, 16)
+
+
+def test_cells_that_few_sequences_make_hide_no_effect_and_find_none(monkeypatch):
+    def p_values() -> np.ndarray:
+        return np.array([stats.bootstrap_t(*degenerate_grid(seed), 500, seed).p_adjusted() for seed in range(20)])
+
+    found = p_values()
+    assert (found[:, 0] < 0.05).sum() >= 18
+    flips = np.array([stats.sign_flip_test(degenerate_grid(seed)[0], 500, seed)[1] for seed in range(20)])
+    assert (np.maximum(found, flips)[:, 1:].min(1) <= 0.05).sum() <= 3
+    monkeypatch.setattr(stats, "COLLAPSED", 0.0)
+    assert (p_values()[:, 0] < 0.05).sum() <= 5
+
+
+@pytest.mark.parametrize(("share", "n"), [(1.0, 64), (0.9, 64), (0.5, 10), (0.02, 200), (0.0, 30)])
+def test_wilsons_interval_begins_where_a_scan_stops_rejecting(share, n):
+    scanned = np.linspace(0, 1, 100_001)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kept = (share - scanned) / np.sqrt(scanned * (1 - scanned) / n) <= 1.959964
+    assert stats.wilson_low(share, n) == pytest.approx(scanned[1:-1][kept[1:-1]].min(), abs=2e-5)
+
+
 @pytest.mark.parametrize("shape", [(12,), (3, 4)])
 def test_false_discovery_and_holm_equal_their_definitions(shape):
     p_values = np.random.default_rng(4).uniform(0, 0.2, size=shape)

@@ -18,6 +18,7 @@ from probe.ablation.engine import Engine
 from probe.ablation.grid import Kind, build_grid
 from probe.ablation.interventions import MaskRenormalise, Mean
 from probe.analysis.compare import compare
+from probe.analysis.inference import Inference
 from probe.cli import main
 from probe.examples.examples import Examples
 from probe.files import tables as storage
@@ -25,6 +26,7 @@ from probe.files.parts import Parts
 from probe.files.runs import load_run
 
 TASK = MQAR(num_pairs=4, vocab_size=40, seed=3)
+HOW = Inference(num_resamples=100)
 QUICK = ["--num_resamples", "50", "--positions", "[all,query]"]
 
 
@@ -127,7 +129,7 @@ def two_probes(make_model, tmp_path_factory):
 
 
 def test_comparison_is_paired_by_sequence(two_probes):
-    rows = compare(*map(load_run, two_probes), num_resamples=100)
+    rows = compare(*map(load_run, two_probes), HOW)
     clusters = [storage.read_table(path / "probe" / "final", "clusters") for path in two_probes]
     keys = ["kind", "sublayer", "scope", "family", "positions", "metric"]
     row = rows[(rows["scope"] == "all") & (rows["metric"] == "nll")].iloc[3]
@@ -137,16 +139,17 @@ def test_comparison_is_paired_by_sequence(two_probes):
         for key in keys:
             chosen = chosen[chosen[key] == row[key]]
         sums.append(chosen.sort_values("sequence")["summed_effect"].to_numpy())
-    assert row["effect_a"] == pytest.approx(sums[0].sum() / 48)
-    assert row["effect_b"] == pytest.approx(sums[1].sum() / 48)
-    assert row["effect"] == pytest.approx((sums[1] - sums[0]).sum() / 48)
-    assert row["std_error"] == pytest.approx(np.std(sums[1] - sums[0], ddof=1) / np.sqrt(12) / 4)
+    assert row["unit"] == "of effect"
+    assert row["a"] == pytest.approx(sums[0].sum() / 48)
+    assert row["b"] == pytest.approx(sums[1].sum() / 48)
+    assert row["difference"] == pytest.approx((sums[1] - sums[0]).sum() / 48)
+    assert row["ci_low"] < row["difference"] < row["ci_high"]
     assert rows.loc[rows["metric"] != "kl", "p_adjusted"].between(0, 1).all()
 
 
 def test_a_probe_compared_with_itself_differs_nowhere(two_probes):
-    rows = compare(load_run(two_probes[0]), load_run(two_probes[0]), num_resamples=100)
-    assert (rows["effect"] == 0).all()
+    rows = compare(load_run(two_probes[0]), load_run(two_probes[0]), HOW)
+    assert (rows["difference"] == 0).all()
     assert (rows["ci_low"] == 0).all()
     assert (rows.loc[rows["metric"] != "kl", "p_adjusted"] == 1).all()
 
@@ -160,8 +163,8 @@ def test_compare_prints_a_table_and_writes_all_rows(two_probes, tmp_path, capsys
     assert "mlp        embedding" in printed
     read = {".json": pd.read_json, ".csv": pd.read_csv, ".parquet": pd.read_parquet}[suffix]
     rows = read(output)
-    assert {"effect_a", "effect_b", "effect", "ci_low", "p_adjusted"} <= set(rows.columns)
-    assert len(rows) == len(compare(*map(load_run, two_probes), num_resamples=50))
+    assert {"a", "b", "difference", "unit", "ci_low", "p_adjusted"} <= set(rows.columns)
+    assert len(rows) == len(compare(*map(load_run, two_probes), Inference(num_resamples=50)))
 
 
 def test_probes_of_other_examples_are_not_compared(two_probes, make_model, tmp_path):

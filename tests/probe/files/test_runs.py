@@ -14,6 +14,7 @@ import pytest
 from attnres import REGIONS
 from attnres.tasks import MQAR
 from probe.analysis.effects import EFFECT_COLUMNS
+from probe.analysis.inference import Inference
 from probe.cli import main
 from probe.files import tables as storage
 from probe.files.runs import load_emergence, load_run
@@ -23,7 +24,7 @@ from probe.vocabulary import ROUTE
 from tests.support.simulated_run import EARLY_ATTENTION, NUM_PAIRS, Planted, simulate, with_accuracy
 
 STEPS = np.arange(10) * 20
-FAST = {"num_resamples": 200}
+FAST, HOW = {"num_resamples": 200}, Inference(num_resamples=200)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def run_dir(simulated, tmp_path) -> Path:
 
 def test_emergence_of_a_directory(run_dir, tmp_path):
     assert load_emergence(tmp_path) is None
-    emergence = load_emergence(run_dir, **FAST)
+    emergence = load_emergence(run_dir, HOW)
     assert list(emergence.accuracy["accuracy"]) == pytest.approx(list((STEPS / 200) ** 2))
     storage.write_summary(run_dir / "probe", {"emergence": emergence.to_dict()})
     summary = json.loads((run_dir / "probe/summary.json").read_text())["emergence"]
@@ -55,12 +56,12 @@ def test_emergence_of_a_directory(run_dir, tmp_path):
 
 def test_a_run_directory_and_its_folder_of_results_are_one_thing(run_dir, tmp_path):
     (run_dir / "metrics.csv").write_text("step,train/pairs,val/accuracy\n10,4,\n119,16,\n119,,0.5\n")
-    tables = [load_emergence(folder, **FAST).table for folder in (run_dir, run_dir / "probe")]
+    tables = [load_emergence(folder, HOW).table for folder in (run_dir, run_dir / "probe")]
     pd.testing.assert_frame_equal(*tables)
     assert tables[0].set_index(ROUTE).loc[[EARLY_ATTENTION.key], "pairs"].tolist() == [4]
     copy = shutil.copytree(run_dir / "probe", tmp_path / "copy")
     (tmp_path / "metrics.csv").write_text("of something else\n")
-    assert load_emergence(copy, **FAST).table["pairs"].isna().all()
+    assert load_emergence(copy, HOW).table["pairs"].isna().all()
 
 
 def test_what_is_incomplete_or_foreign_is_said_in_a_line(run_dir):
@@ -71,7 +72,7 @@ def test_what_is_incomplete_or_foreign_is_said_in_a_line(run_dir):
     metrics, probe = run_dir / "metrics.csv", run_dir / "probe"
     for harmless in ("step,train/pairs\n", "step,train/pairs\n1,4\n2,1e-"):  # nothing logged yet; torn
         metrics.write_text(harmless)
-        assert load_emergence(run_dir, **FAST) is not None
+        assert load_emergence(run_dir, HOW) is not None
     for text, message in (
         ("step,train/pairs\n1,many\n", r"metrics.csv holds what is not a number in step, val/accuracy or train/pairs"),
         ("epoch\n1\n", r"metrics.csv lacks the column step"),
