@@ -69,7 +69,9 @@
 
   // Paper does not wait: all panels are drawn at once.
   function setPrinting(value) {
-    if (printing !== value) Object.keys(panels()).forEach(draw, (printing = value));
+    if (printing === value) return;
+    printing = value;
+    Object.keys(panels()).forEach((name) => draw(name));
   }
 
   slider.addEventListener("input", show);
