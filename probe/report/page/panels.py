@@ -90,8 +90,7 @@ def emergence(view: View, number: int, value: str) -> Panel:
             table = view.run.emergence.table
             marks = table[(table["sublayer"] == sublayer) & (table["scope"] == scope) & (table["status"] != "never")]
             traces += [_onset(row, plot, y["range"][1], place) for place, row in enumerate(marks.to_dict("records"))]
-    cursor: dict[str, Any] = {"name": "cursor", "line": {"width": 1.5}}
-    panel.shapes += [rule(plot, "x", last, **cursor | {"line": {"width": 1.5}}) for plot in range(len(panel.plots))]
+    panel.shapes += [rule(plot, "x", last, name="cursor", line={"width": 1.5}) for plot in range(len(panel.plots))]
     panel.frames = {min(panel.titles): traces}
     return panel
 
@@ -241,7 +240,7 @@ def _map(heat_map: HeatMap, value: str, scale: Scale) -> list[dict[str, Any]]:
     drawn |= {"coloraxis": "coloraxis" if value == "mass" else "coloraxis2", "hoverongaps": False, **HOVER}
     absent = [(x, y) for y, x in np.argwhere(~np.isfinite(numbers))]
     short = {"not applicable": "n/a", "not probed": ""}
-    why = [short.get(heat_map.table("status")[y, x], "none") for x, y in absent]
+    why = [short.get(str(heat_map.table("status")[y, x]), "none") for x, y in absent]
     said = {"type": "scatter", "mode": "text", "textfont": {"color": GREY, "size": 11}, "name": "no value", "text": why}
     said |= {"x": [families[x] for x, _ in absent], "y": [names[y] for _, y in absent], **HOVER}
     return [drawn, said | {"hovertext": [hover[y, x] for x, y in absent]}]
