@@ -26,6 +26,7 @@ from probe.command_line import OneLineParser, UsageError, run_program
 from probe.settings import ProbeSettings
 
 PROGRAM = "attnres-probe"
+Metric = Literal["logit_diff", "logit_diff_mean", "nll", "kl", "accuracy"]
 CHECKPOINT_HELP = "A run directory, a .ckpt file, an exported folder or a hub id"
 DEVICE_HELP = "Torch device. null for cuda where there is one, else cpu."
 TASK_HELP = (
@@ -61,8 +62,7 @@ def add_compare(parser: ArgumentParser) -> None:
     parser.add_argument("a", type=Path, help="A probed run directory, or a folder with effects.parquet.")
     parser.add_argument("b", type=Path, help="Another, probed on the same examples.")
     parser.add_argument("--output", type=Path | None, help="Write all rows to this file: .json, .csv or .parquet.")
-    metric = Literal["logit_diff", "logit_diff_mean", "nll", "kl", "accuracy"]
-    parser.add_argument("--metric", type=metric, default="logit_diff", help="Metric of the printed table.")
+    parser.add_argument("--metric", type=Metric, default="logit_diff", help="Metric of the printed table.")
     parser.add_argument("--num_resamples", type=int, default=2000, help="Bootstrap resamples and sign flips.")
     parser.add_argument("--seed", type=int, default=0, help="Of the resamples and flips.")
 
@@ -74,6 +74,8 @@ def add_report(parser: ArgumentParser) -> None:
         type=Path | None,
         help="The HTML page to write; one that is there is replaced. null for report.html in the first run.",
     )
+    what = "Effects in figures and page are on this metric: strengths on the margins, else harm in its own unit."
+    parser.add_argument("--metric", type=Metric, default="logit_diff", help=what)
 
 
 def add_trail(parser: ArgumentParser) -> None:

@@ -116,7 +116,7 @@ def report(options: Namespace) -> None:
     page = options.runs[0] / PAGE if options.page is None else options.page
     if page.is_dir():
         raise ValueError(f"--page {page} is a folder: name a file")
-    for line in write_report(options.runs, page):
+    for line in write_report(options.runs, page, options.metric):
         print(line)
 
 

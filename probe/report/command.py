@@ -20,8 +20,10 @@ HEADING = (
 )
 
 
-def write_report(directories: Sequence[Path], page: Path) -> Iterator[str]:
+def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterator[str]:
     """Lines to print: what must be known first, the claims, and the files as they are written.
+
+    Figures and page show effects on `metric`; the printed statements are on the margin.
 
     Raises:
         ValueError: a directory without complete results, or a page that cannot be written.
@@ -37,9 +39,11 @@ def write_report(directories: Sequence[Path], page: Path) -> Iterator[str]:
     for run in runs:
         yield f"  {write_claims(run.results, [claim.to_dict() for claim in run.claims])}"
     yield f"  {_write_tables(runs, directories[0] / TEXT)}"
-    yield from (f"  {line}" for line in write_figures(runs) or ["no figures: no run holds effects of mask_renormalise"])
+    yield from (
+        f"  {line}" for line in write_figures(runs, metric) or ["no figures: no run holds effects of mask_renormalise"]
+    )
     if any(run.has_cells for run in shown):
-        yield f"  {write_page(shown, page)}"
+        yield f"  {write_page(shown, page, metric)}"
     else:
         yield f"  no page: no run holds {NEEDED}"
 

@@ -62,17 +62,18 @@ def heat_image(effects: pd.DataFrame) -> np.ndarray | None:
 
 def _draw_cells(draw: ImageDraw.ImageDraw, left: int, top: int, heat_map: HeatMap, value: str, scale: Scale) -> None:
     numbers, statuses, aliased = (heat_map.table(name) for name in (value, "status", "aliased"))
+    numbers = numbers.astype(float)
     shares = numbers if value == "mass" else (1 + scale.position(numbers)) / 2
     colors = mpl.colormaps[COLORS[value]](shares.astype(float), bytes=True)[..., :3]
     for line, column in np.ndindex(*numbers.shape):
-        x, y, number = left + column * CELL_WIDTH, top + line * CELL_HEIGHT, numbers[line, column]
+        x, y, number = left + column * CELL_WIDTH, top + line * CELL_HEIGHT, float(numbers[line, column])
         is_absent = statuses[line, column] == NOT_APPLICABLE or np.isnan(number)
         red, green, blue = GREY if is_absent else map(int, colors[line, column])
         draw.rectangle((x, y, x + CELL_WIDTH - 2, y + CELL_HEIGHT - 2), (red, green, blue))
         ink = WHITE if 0.299 * red + 0.587 * green + 0.114 * blue < 128 else BLACK
         text = f"{number:.2f}" if value == "mass" else scale.text(number)
         if is_absent:
-            text = "—" if statuses[line, column].startswith(NO_STRENGTH) else "n/a"
+            text = "—" if str(statuses[line, column]).startswith(NO_STRENGTH) else "n/a"
         draw.text((x + CELL_WIDTH / 2, y + CELL_HEIGHT / 2), text, ink, _font(), "mm")
         if aliased[line, column]:
             draw.ellipse((x + 2, y + 2, x + 5, y + 5), ink)

@@ -83,7 +83,7 @@ def _mark_cells(axes: Axes, image: AxesImage, heat_map: HeatMap, value: str, sca
     for (row, column), number in np.ndenumerate(numbers.astype(float)):
         is_absent = np.isnan(number) or statuses[row, column] == "not applicable"
         if is_absent:
-            look = next(look for status, look in LOOKS.items() if statuses[row, column].startswith(status))
+            look = next(look for status, look in LOOKS.items() if str(statuses[row, column]).startswith(status))
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **look))
             image.get_array()[row, column] = np.ma.masked  # type: ignore[index]
             continue

@@ -15,9 +15,11 @@ from plotly.offline import get_plotlyjs
 
 from attnres.files import replacing
 from probe.files.runs import repeated_seeds
+from probe.report import text
 from probe.report.page import panels, style, tables
 from probe.report.page.data import NEEDED, PageRun, metrics_of
-from probe.vocabulary import ENOUGH_SEQUENCES, FAMILY_COLORS, FAMILY_TITLES, METRIC_TITLES, PRIMARY_METRIC
+from probe.report.view import View
+from probe.vocabulary import FAMILY_COLORS, FAMILY_TITLES, METRIC_TITLES, PRIMARY_METRIC
 
 ASSETS = Environment(
     loader=PackageLoader("probe.report.page", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -49,7 +51,8 @@ def build_page(runs: Sequence[PageRun], metric: str = PRIMARY_METRIC) -> str:
     """
     notes = [f"{run.name} is not shown: it holds no {NEEDED}." for run in runs if not run.has_cells]
     runs = [run for run in runs if run.has_cells]
-    notes += [f"{line}." for line in repeated_seeds([run.probed for run in runs])] + _warnings(runs)
+    notes += [f"{line}." for line in repeated_seeds([run.probed for run in runs])]
+    notes += [line for run in runs for line in text.warnings(run.probed)]
     metrics = metrics_of(runs)
     if metric not in metrics:
         raise ValueError(f"--metric {metric}: not all runs were probed on it; choose from {', '.join(metrics)}")
@@ -61,14 +64,13 @@ def build_page(runs: Sequence[PageRun], metric: str = PRIMARY_METRIC) -> str:
     }
     data |= {"motifs": pd.concat(motifs)} if motifs else {}
     steps = sorted({probe.step for run in runs for probe in run.view().probes})
-    saturated = {name: [run.name for run in runs if run.view(name).is_saturated] for name in metrics}
     embedded = {
         "steps": steps,
         "panels": {
             m: {panel.name: panel.to_dict() for _, _, found in kinds for panel in found} for m, kinds in drawn.items()
         },
         "tables": {name: {"columns": list(rows), "rows": rows.to_numpy(object)} for name, rows in data.items()},
-        "saturated": {name: ", ".join(names) for name, names in saturated.items()},
+        "saturated": {name: _saturated([run.view(name) for run in runs]) for name in metrics},
         "templates": style.templates(),
         "darkened": [(FAMILY_COLORS[f], dark) for f, dark in style.DARK_COLORS.items() if FAMILY_COLORS[f] != dark],
     }
@@ -128,27 +130,19 @@ def _panels(runs: Sequence[PageRun], metric: str) -> list[tuple[str, str, list[p
     ]
 
 
-def _warnings(runs: Sequence[PageRun]) -> list[str]:
-    """What must be known before the numbers are read."""
-    lines = []
-    for run in runs:
-        fewest = int(run.view().cells["n_sequences"].min())
-        if fewest < ENOUGH_SEQUENCES:
-            lines.append(
-                f"{run.name}: few sequences, some probes rest on {fewest}. With fewer than {ENOUGH_SEQUENCES}, do not "
-                "rely on intervals and p-values of skewed effects."
-            )
-        if run.probed.emergence is not None and run.probed.emergence.left_out:
-            steps = ", ".join(map(str, run.probed.emergence.left_out))
-            lines.append(f"{run.name}: steps {steps} are not in the curves: other sequences, or not all regions.")
-    return lines
+def _saturated(views: Sequence[View]) -> str:
+    """What is said of runs in which a metric hardly moves."""
+    names = ", ".join(view.name for view in views if view.is_saturated)
+    return (
+        names and f"saturated: in {names} it hardly moves until an ablation costs the whole margin; small is not zero"
+    )
 
 
 def _packed(data: Any) -> str:
     """JSON, compressed, in base64: floats have `DIGITS` digits; null stands for those not finite."""
     exact = json.dumps(data, default=lambda array: array.tolist())
     short = json.loads(
-        exact, parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"), parse_constant=lambda _: None
+        exact, parse_float=lambda digits: float(f"{float(digits):.{DIGITS}g}"), parse_constant=lambda _: None
     )
     packed = gzip.compress(json.dumps(short, separators=(",", ":")).encode(), mtime=0)
     return base64.b64encode(packed).decode()

@@ -19,6 +19,7 @@ from probe.report.view import (
     COLORS,
     IN_TRAINING,
     NOT_APPLICABLE,
+    VALUE,
     HeatMap,
     Probe,
     Scale,
@@ -42,12 +43,12 @@ class Panel:
     titles: dict[int, str] = field(default_factory=dict)
     frames: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    narrow: dict[str, Any] = field(default_factory=dict)  # options where the screen is
 
     def to_dict(self) -> dict[str, Any]:
-        widths = {"wide": min(self.columns, len(self.plots)), "narrow": 1}
-        layouts = {
-            name: layout(self.plots, n, self.lead, shapes=self.shapes, **self.options) for name, n in widths.items()
-        }
+        columns, options = min(self.columns, len(self.plots)), self.options | {"shapes": self.shapes}
+        wide = layout(self.plots, columns, self.lead, **options)
+        layouts = {"wide": wide, "narrow": layout(self.plots, 1, self.lead, **options | self.narrow)}
         return {"layouts": layouts, "titles": list(self.titles.items()), "frames": list(self.frames.items())}
 
 
@@ -89,8 +90,7 @@ def emergence(view: View, number: int, value: str) -> Panel:
             table = view.run.emergence.table
             marks = table[(table["sublayer"] == sublayer) & (table["scope"] == scope) & (table["status"] != "never")]
             traces += [_onset(row, plot, y["range"][1], place) for place, row in enumerate(marks.to_dict("records"))]
-    cursor: dict[str, Any] = {"name": "cursor", "line": {"width": 1.5}}
-    panel.shapes += [rule(plot, "x", last, **cursor | {"line": {"width": 1.5}}) for plot in range(len(panel.plots))]
+    panel.shapes += [rule(plot, "x", last, name="cursor", line={"width": 1.5}) for plot in range(len(panel.plots))]
     panel.frames = {min(panel.titles): traces}
     return panel
 
@@ -190,21 +190,23 @@ def maps(view: View, number: int) -> Panel:
             for plot, (unit, value) in enumerate(product(units, titles))
             for trace in (_map(found[unit], value, scale) if unit in found else [])
         ]
-    marks = scale.ticks(-scale.limit, scale.limit)
-    panel.options = {
-        "plot_bgcolor": FAINT,
-        "spacing": 0.12,
-        "margin": {"l": 112, "b": 84},
-        "coloraxis": _colors("mass", 0, 1, [0, 0.5, 1], ["0", "0.5", "1"], 0.22),
-        "coloraxis2": _colors("value", -1, 1, scale.position(marks), list(map(scale.tick_text, marks)), 0.78),
-    }
+    panel.options = {"plot_bgcolor": FAINT, "spacing": 0.12, "margin": {"l": 112, "b": 84}} | _bars(scale, 0.44)
+    panel.narrow = {"margin": {"l": 112, "b": 140}} | _bars(scale, 0.98)
     return panel
 
 
-def _colors(value: str, low: float, high: float, ticks: Any, texts: list[str], x: float) -> dict[str, Any]:
-    scale = [[i / 16, to_hex(mpl.colormaps[COLORS[value]](i / 16))] for i in range(17)]  # as in the figures
-    bar = {"orientation": "h", "thickness": 9, "len": 0.44, "x": x, "y": 0, "yref": "container", "yanchor": "bottom"}
-    return {"colorscale": scale, "cmin": low, "cmax": high, "colorbar": bar | {"tickvals": ticks, "ticktext": texts}}
+def _bars(scale: Scale, length: float) -> dict[str, Any]:
+    """The colours of masses and values, as in the figures, with their bars: side by side, or where long, stacked."""
+    marks, found = scale.ticks(-scale.limit, scale.limit), {}
+    ends = {"mass": (0, 1, [0, 0.5, 1], ["0", "0.5", "1"]), "value": (-1, 1, scale.position(marks), marks)}
+    for number, (value, (low, high, ticks, texts)) in enumerate(ends.items()):
+        colors = [[i / 16, to_hex(mpl.colormaps[COLORS[value]](i / 16))] for i in range(17)]
+        bar = {"orientation": "h", "thickness": 9, "len": length, "yref": "container", "yanchor": "bottom"}
+        bar |= {"x": 0.22 + 0.56 * number, "y": 0} if length < 0.5 else {"x": 0.5, "y": 0.04 * number}
+        bar |= {"tickvals": ticks, "ticktext": [t if value == "mass" else scale.tick_text(t) for t in texts]}
+        axis = {"colorscale": colors, "cmin": low, "cmax": high, "colorbar": bar | {"tickangle": 0}}
+        found["coloraxis2" if number else "coloraxis"] = axis
+    return found
 
 
 def _map(heat_map: HeatMap, value: str, scale: Scale) -> list[dict[str, Any]]:
@@ -238,7 +240,7 @@ def _map(heat_map: HeatMap, value: str, scale: Scale) -> list[dict[str, Any]]:
     drawn |= {"coloraxis": "coloraxis" if value == "mass" else "coloraxis2", "hoverongaps": False, **HOVER}
     absent = [(x, y) for y, x in np.argwhere(~np.isfinite(numbers))]
     short = {"not applicable": "n/a", "not probed": ""}
-    why = [short.get(heat_map.table("status")[y, x], "none") for x, y in absent]
+    why = [short.get(str(heat_map.table("status")[y, x]), "none") for x, y in absent]
     said = {"type": "scatter", "mode": "text", "textfont": {"color": GREY, "size": 11}, "name": "no value", "text": why}
     said |= {"x": [families[x] for x, _ in absent], "y": [names[y] for _, y in absent], **HOVER}
     return [drawn, said | {"hovertext": [hover[y, x] for x, y in absent]}]

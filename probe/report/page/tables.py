@@ -22,22 +22,17 @@ def run_rows(runs: Sequence[PageRun]) -> list[Row]:
 def _run_row(run: PageRun) -> Row:
     summary = run.probed.summary
     clean, flip, model, probe = (summary[name] for name in ("clean", "flip", "model", "probe"))
-    code = summary.get("code") or {}
-    commit = f", commit {code['commit'][:10]}{', changed' if code.get('dirty') else ''}" if code.get("commit") else ""
+    code, shape = summary.get("code") or {}, "{num_hidden_layers} layers, {attnres_num_blocks} blocks, {attnres_source}"
     wraps = f"; the vanilla model it wraps: {summary['wraps']['accuracy']:.4f}" if "wraps" in summary else ""
     return {
         "run": run.name,
         "last probe": f"step {summary['step']}" if summary["step"] >= 0 else "step not known",
         "accuracy": f"{clean['accuracy']:.4f}, {'learned' if clean['task_learned'] else 'NOT LEARNED'}{wraps}",
-        "guessing (1/K)": f"{clean['plateau_accuracy']:.4f}",
-        "margin (nats)": f"{clean['logit_diff']:.3f}",
-        "NLL (nats)": f"{clean['nll']:.4f}",
+        "margin, NLL (nats)": f"{clean['logit_diff']:.3f}, {clean['nll']:.4f}",
         "flip test": "—" if flip is None else f"{flip['follows_queried']:.4f}, {flip['follows_other']:.4f}",
-        "model": f"{model['num_hidden_layers']} layers, {model['attnres_num_blocks']} blocks, "
-        f"{model['attnres_source']}, {model['parameters']:,} parameters",
-        "data": f"K = {run.probed.num_pairs}; {probe['n_sequences']} sequences, {probe['n_queries']} queries, "
-        f"{summary['data_id']}",
-        "code": f"attnres {summary['versions'].get('attnres', 'unknown')}{commit}",
+        "model": f"{shape.format_map(model)}; {model['parameters']:,} parameters",
+        "data": f"K = {run.probed.num_pairs}; {probe['n_sequences']} sequences of {summary['data_id']}",
+        "code": f"attnres {summary['versions'].get('attnres', 'unknown')} {(code.get('commit') or '')[:10]}",
     }
 
 
@@ -61,14 +56,14 @@ def _motif_row(row: Mapping[Any, Any]) -> Row:
         "half of mass": _time(row, "mass_half", "_low", "_high"),
         "after accuracy": "—" if math.isnan(low) else f"{named}: {_plain(low)} to {_plain(high)}",
         "pairs": _plain(row["effect_half_pairs" if row["status"] == "never" else "pairs"]),
-        "both margins": "agree" if row["margins_agree"] else f"other onset: {_plain(row['onset_to_mean'])}",
+        "to the mean": "the same" if row["margins_agree"] else _plain(row["onset_to_mean"]),
     }
 
 
 def seed_rows(runs: Sequence[PageRun]) -> list[Row]:
     """Motifs over the seeds of each experiment that has several."""
     found = [(run.probed, run.probed.emergence.table) for run in runs if run.probed.emergence is not None]
-    groups = groups_of_seeds([(run.experiment, run.summary["seed"]) for run, _ in found])
+    groups = groups_of_seeds([(run.experiment, run.seed) for run, _ in found])
     times = {"onset": "onset", "half of effect": "effect_half", "half of mass": "mass_half"}
     return [
         {"condition": row["condition"], "motif": _motif_name(row)}
