@@ -19,6 +19,7 @@ from probe.report.view import (
     COLORS,
     IN_TRAINING,
     NOT_APPLICABLE,
+    VALUE,
     HeatMap,
     Probe,
     Scale,
