@@ -5,6 +5,7 @@ Effects are strengths: the harm of an ablation, which is the fall of the margin,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -129,9 +130,12 @@ def describe(run: ProbedRun) -> str:
 
 def _describe_dissociation(sublayer: str, found: Row) -> list[str]:
     verdicts = {True: "dissociated", False: "they agree", None: "no family matters"}
+    strength, effect = (found[name][found["most_harmful"]] for name in ("strength", "effect"))
+    has_strength = strength is not None and not math.isnan(strength)
+    harm = f"{strength:.1%} of the margin" if has_strength else f"{-effect:.3f} nats of a margin not clear of zero"
     lines = [
         f"  {sublayer}: most mass {found['heaviest']} ({found['mass'][found['heaviest']]:.3f}), "
-        f"most harm {found['most_harmful']} ({found['strength'][found['most_harmful']]:.1%} of the margin): "
+        f"most harm {found['most_harmful']} ({harm}): "
         f"{verdicts[found['dissociated']]}; P(one family has both) = {found['p_heaviest_is_most_harmful']:.2f}"
     ]
     idle = found["not_necessary"]

@@ -14,6 +14,7 @@ import pytest
 from attnres.tasks import MQAR, TextRecall
 from probe.cli import main
 from probe.files import tables as storage
+from probe.vocabulary import METRICS
 from tests.support.paths import ROOT
 from tests.support.tokenizers import make
 
@@ -50,7 +51,7 @@ def test_an_exported_model_is_probed_with_its_own_tokenizer(export, tmp_path, ca
     )
     assert set(effects["n_queries"]) == {6}  # questions, not tokens
     assert set(clusters["n_queries"]) == {1}
-    assert set(effects["metric"]) == {"nll", "logit_diff", "kl", "accuracy"}
+    assert set(effects["metric"]) == set(METRICS)
     assert summary["clean"]["plateau_accuracy"] == 1 / 3
     assert summary["clean"]["chance_accuracy"] == 1 / 10**3
     assert TASK.to_dict().items() <= summary["task"].items()

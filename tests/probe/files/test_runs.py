@@ -20,11 +20,14 @@ from probe.files import tables as storage
 from probe.files.runs import load_emergence, load_run
 from probe.runner import probe_model
 from probe.settings import ProbeSettings
-from probe.vocabulary import ROUTE
+from probe.vocabulary import ROUTE, Route
 from tests.support.simulated_run import EARLY_ATTENTION, NUM_PAIRS, Planted, simulate, with_accuracy
 
 STEPS = np.arange(10) * 20
 FAST, HOW = {"num_resamples": 200}, Inference(num_resamples=200)
+
+
+EARLY_MLP = Route("mlp", "early", "embedding")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_emergence_of_a_directory(run_dir, tmp_path):
     storage.write_summary(run_dir / "probe", {"emergence": emergence.to_dict()})
     summary = json.loads((run_dir / "probe/summary.json").read_text())["emergence"]
     named = {motif["motif"]: motif for motif in summary["motifs"]}
-    assert (named["current -> early attention"]["onset"], named["embedding -> early mlp"]["onset"]) == (80, None)
+    assert (named[str(EARLY_ATTENTION)]["onset"], named[str(EARLY_MLP)]["onset"]) == (80, None)
     assert summary["accuracy_half"] == 120  # 0.36, past half of the mean of 0.49, 0.64 and 0.81
     assert summary["steps"] == list(STEPS)
 
@@ -135,7 +138,7 @@ def test_a_summary_of_an_older_version_is_named(probed, tmp_path):
     run_dir = shutil.copytree(probed, tmp_path / "run")
     path = run_dir / "probe/final/summary.json"
     summary = json.loads(path.read_text())
-    for change, lacks in (({"motifs": [{"region": "early"}]}, "the scope of a motif"), ({"flip": ...}, "flip")):
+    for change, lacks in (({"motifs": ...}, "motifs"), ({"motifs": ..., "flip": ...}, "flip, motifs")):
         changed = {key: value for key, value in {**summary, **change}.items() if value is not ...}
         path.write_text(json.dumps(changed))
         with pytest.raises(ValueError, match=rf"summary.json is not a summary of this version: it lacks {lacks}"):
