@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.emergence --output benchmarks/results/emergence.json
 
-Simulated runs (benchmarks/simulated_trail.py): a trail of 151 steps, 2 apart, of which 20 are probed, where placement on
-other sequences wants them; 64 sequences, a grid of 22 cells. Planted: the strength of one route rises to 20 or 40 %
-(tau is 5 %), at once or over 24 steps, while accuracy rises or 20 to 80 steps later. The onset is right if it is at most
-one step of the trail from the first at which the route truly matters; its interval is (onset_low, onset_high]. Null: no
-route has an effect, or one has tau exactly; a sequence's noise is 0.5 nats, or 4 nats ("loud").
+Simulated runs (benchmarks/simulated_trail.py): a trail of 151 steps, 2 apart, of which 20 are probed, where placement
+on other sequences wants them; 64 sequences, a grid of 22 cells. Planted: the strength of one route rises to 20 or 40 %
+(tau is 5 %), at once or over 24 steps, while accuracy rises or 20 to 80 steps later. The onset is right if it is at
+most one step of the trail from the first at which the route truly matters; its interval is (onset_low, onset_high].
+Null: no route has an effect, or one has tau exactly; a sequence's noise is 0.5 nats, or 4 nats ("loud").
 """
 
 from __future__ import annotations
@@ -100,13 +100,13 @@ def run(kind: Kind, seed: int, compare: bool) -> Run:
     planted = Planted(ROUTES[place], time_, kind.height, kind.width) if kind.height else None
     margins, harm = simulate(planted, learning, steps, rng, kind.noise, kind.sigma)
     true = first_true_step(planted, learning) if kind.height > 1 and planted else -1
-    found = find(steps, margins, harm)
+    onset, low, high, holds = find(steps, margins, harm)
     if compare:
         emergence = find_emergence(*tables(steps, margins, harm), how=HOW)
         assert emergence is not None
         columns = emergence.table[["onset", "onset_low", "onset_high"]].to_numpy(float).T
-        np.testing.assert_array_equal(columns, found[:3])
-    return Run(steps, true, place, *found[:3], bool(found[3].any()))
+        np.testing.assert_array_equal(columns, [onset, low, high])
+    return Run(steps, true, place, onset, low, high, bool(holds.any()))
 
 
 def find(steps: np.ndarray, margins: np.ndarray, harm: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.noise_logits --output benchmarks/results/noise_logits.json
 
 Logits of the 16 values in the context are exchangeable noise (normal, standard deviation 1), and the answer's has a
-signal added that gives the accuracy wanted. The ablated run has the same signal, or 80 % of it, and noise that is drawn
-anew, all of it or half of its variance. The distractor of `logit_diff` is the strongest of the clean run, so that it was
-lucky, and what is drawn anew is weaker on average: the ablation seems to help. Nothing is selected for
+signal added that gives the accuracy wanted. The ablated run has the same signal, or 80 % of it, and noise that is
+drawn anew, all of it or half of its variance. The distractor of `logit_diff` is the strongest of the clean run, so that
+it was lucky, and what is drawn anew is weaker on average: the ablation seems to help. Nothing is selected for
 `logit_diff_mean`. Through `CleanRun` and `Grid`, as the probe has it: 64 sequences of 16 queries, one cell.
 """
 
@@ -38,7 +38,7 @@ def signal_for(accuracy: float) -> float:
     def reached(signal: float) -> float:
         return float(quad(lambda x: norm.pdf(x - signal) * norm.cdf(x) ** (VALUES - 1), -12, 20)[0])
 
-    return float(brentq(lambda signal: reached(signal) - accuracy, 0, 12))
+    return float(brentq(lambda signal: reached(signal) - accuracy, 0, 12))  # type: ignore[arg-type]
 
 
 def sample(signal: float, kept: float, redrawn: float, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, ...]]:

@@ -114,7 +114,7 @@ def simulate(
 
 
 def tables(steps: np.ndarray, margins: np.ndarray, harm: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Effects and clusters of a simulated run, without the statistics of single rows; harm is the same on both margins."""
+    """Effects and clusters of a simulated run, without statistics of single rows; harm is the same on both margins."""
     parts = [
         _of_step(metric, int(step), NUM_PAIRS * (margins[:, i] + above), -NUM_PAIRS * harm[..., i])
         for metric, above in zip(MARGINS, (0.0, 2.0), strict=True)

@@ -80,8 +80,8 @@ class Harm:
         return holds & self._above(self.margins[:, None], weights, how, grid=True)
 
     def matters(self, weights: np.ndarray, how: Inference) -> np.ndarray:
-        """(resamples, C) less than `holds`, to date what has been found: 1; 2 by the cell's own one-sided test; 3 by the
-        estimate."""
+        """(resamples, C) less than `holds`, to date what has been found: 1; 2 by the cell's own one-sided test; 3 by
+        the estimate."""
         per_read, (one, other) = weights @ (self.sums / self.n_reads), self._rivals()
         matters = self._above(self._above_tau(how), weights, how, grid=False)
         np.logical_and.at(matters.T, one, (per_read[:, one] > per_read[:, other]).T)

@@ -1,0 +1,160 @@
+"""The tables of docs/statistics.md and docs/emergence.md, made of the recorded simulations.
+
+    python -m benchmarks.tables
+
+A test holds that the documentation has these lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+NOISES = {
+    "normal": "normal",
+    "lognormal, sigma 0.5, 20 % zeros": "lognormal 0.5, 20 % zeros",
+    "lognormal, sigma 1, 50 % zeros": "lognormal 1, 50 % zeros",
+}
+
+
+def results(name: str, part: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))[part]["results"]
+
+
+def percent(share: dict[str, float]) -> str:
+    return f"{100 * share['rate']:.1f} ± {100 * share['monte_carlo_error']:.1f} %"
+
+
+def between(shares: Iterable[float]) -> str:
+    shares = list(shares)
+    return f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %"
+
+
+def line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def coverage() -> list[str]:
+    """Mean and range over 18 cases (noise, strength, correlation) of each margin and number of sequences."""
+    rows = results("probe_statistics", "coverage")
+    sizes, found = sorted({row["clusters"] for row in rows}), []
+    for margin in dict.fromkeys(row["margin"] for row in rows):
+        cells = []
+        for row in (row for size in sizes for row in rows if (row["margin"], row["clusters"]) == (margin, size)):
+            rates = [share["rate"] for share in row["covers"].values()]
+            cells.append(f"{100 * sum(rates) / len(rates):.1f} % ({100 * min(rates):.1f} to {100 * max(rates):.1f})")
+        found.append(line(margin, *cells))
+    return found
+
+
+def family_wise_error() -> list[str]:
+    rows = results("probe_statistics", "family_wise_error")
+    return [
+        line(
+            NOISES[row["effects"]],
+            str(row["clusters"]),
+            str(row["cells"]),
+            percent(row["exists"]),
+            percent(row["matters"]),
+        )
+        for row in rows
+    ]
+
+
+def degenerate() -> list[str]:
+    """By kind of the 14 degenerate cells of 28: error rates over the three noises, then power beside 27 of them."""
+    rows, power = (results("probe_statistics", part) for part in ("among_degenerate_cells", "power"))
+    found = []
+    for row in power:
+        same = [other for other in rows if other["kind"] == row["kind"]]
+        errors = [between(other[name]["rate"] for other in same) if same else "—" for name in ("exists", "matters")]
+        what = row["kind"] or ("none: a grid of one" if row["cells"] == 1 else "none: 27 ordinary ones")
+        found.append(line(what, *errors, percent(row["found"]), percent(row["another_is_found"])))
+    return found
+
+
+def equivalence() -> list[str]:
+    rows = results("probe_statistics", "equivalence")
+    found = []
+    for row in rows:
+        at_margin = [v["rate"] for name, v in row.items() if "strength +0.01" in name or "strength -0.01" in name]
+        none = [
+            between(v["rate"] for name, v in row.items() if f"strength +0.0; noise {size}" in name)
+            for size in ("1.0", "5.0")
+        ]
+        found.append(line(str(row["clusters"]), between(at_margin), *none))
+    return found
+
+
+def detectable() -> list[str]:
+    rows = results("probe_statistics", "detectable")
+    return [
+        line(NOISES[r["effects"]], str(r["clusters"]), f"{100 * r['strength']:.1f} %", percent(r["p_adjusted"]))
+        for r in rows
+    ]
+
+
+def noise_logits() -> list[str]:
+    found = []
+    for row in results("noise_logits", "redrawn_noise"):
+        cells = [f"{100 * row['accuracy']:.0f} %", f"{100 * row['noise_redrawn']:.0f} %"]
+        cells.append(f"{row['logit_diff']['true_harm']:.2f}")
+        for margin in ("logit_diff", "logit_diff_mean"):
+            numbers = row[margin]
+            cells += [f"{numbers['harm']:+.2f}", *(percent(numbers[name]) for name in ("called_harm", "called_help"))]
+        found.append(line(*cells))
+    return found
+
+
+def thresholds() -> list[str]:
+    """By planted model: strengths at the planted sites and elsewhere, over all seeds and amounts of dirt."""
+    rows, found = results("thresholds", "strengths"), []
+    for name in dict.fromkeys(row["model"] for row in rows if not row["no_strength"]):
+        same = [row for row in rows if row["model"] == name]
+        at, elsewhere = ([s for row in same for s in row[k]] for k in ("planted_strengths", "other_strengths"))
+        idle = sum(row["others_equivalent_to_zero"] for row in same)
+        within = sum(abs(strength) < 0.01 for strength in elsewhere)
+        found.append(
+            line(
+                f"`{name}`",
+                between(at) if at else "none planted",
+                between(elsewhere),
+                f"{idle} of the {within}",
+                str(len(elsewhere)),
+            )
+        )
+    return found
+
+
+def onsets() -> list[str]:
+    found = []
+    for name, row in results("emergence", "planted").items():
+        shares = (percent(row[key]) for key in ("within_one_step", "best_possible", "interval_covers"))
+        width = row["interval_steps_of_trail"]
+        found.append(line(name, percent(row["found"]), *shares, f"{width['median']:.0f} ({width['95 %']:.0f})"))
+    return found
+
+
+def false_onsets() -> list[str]:
+    rows = results("emergence", "null").items()
+    return [line(name, percent(row["false_onset_anywhere"]), percent(row["held_anywhere"])) for name, row in rows]
+
+
+TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
+    "statistics.md": (coverage, family_wise_error, degenerate, equivalence, detectable, noise_logits, thresholds),
+    "emergence.md": (onsets, false_onsets),
+}
+"""What each page of the documentation has."""
+
+
+def main() -> None:
+    for page, tables in TABLES.items():
+        for table in tables:
+            print(f"\n{page}: {table.__name__}\n" + "\n".join(table()))
+
+
+if __name__ == "__main__":
+    main()
