@@ -86,7 +86,7 @@ def plot_comparison(models: Sequence[DepthCells]) -> Figure:
             style.draw_thresholds(axes, "x", scale)
             found = [interval(*place, value) for place in product(groups.values(), sublayers, words.FAMILIES)]
             ends = [number for each in found if each is not None for number in (*each[:3], *each.seeds)]
-            style.value_axis(axes, "x", scale, ends)
+            style.value_axis(axes, "x", scale, ends, 5.0 / len(panels))
         else:
             axes.set(xlim=(-0.05, 1.05))
             axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])

@@ -36,7 +36,8 @@ def plot_dissociation(models: Sequence[DepthCells]) -> Figure:
     columns = min(len(models), MOST_COLUMNS)
     lines = math.ceil(len(models) / columns) * len(sublayers)
     width = style.COLUMN if columns == 1 else style.PAGE
-    figure = Figure(figsize=(width, 0.9 + lines * max(min(1.65, 8 / lines), 0.95)), layout="constrained")
+    height = max(min(1.65, 8 / lines), 0.95)
+    figure = Figure(figsize=(width, 0.9 + lines * height), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()  # the last line may have fewer models
@@ -51,11 +52,12 @@ def plot_dissociation(models: Sequence[DepthCells]) -> Figure:
             _draw_panel(axes, model, sublayer)
             if lines <= MOST_NAMED_LINES * len(sublayers):
                 _name_extremes(axes, model, sublayer, is_narrow=columns == MOST_COLUMNS)
-    style.value_axis(panels[0, 0], "y", scale, cells[["value", "low", "high"]].to_numpy().flat, headroom=0.12)  # names
+    ends = cells[["value", "low", "high"]].to_numpy().flat
+    style.value_axis(panels[0, 0], "y", scale, ends, 0.6 * height, headroom=0.12)  # for names at points
     panels[0, 0].set_xlim(-0.03, 1.03)
     panels[0, 0].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     for axes in panels[:, 0]:
-        axes.set_ylabel(scale.title.replace(" (", "\n("))
+        axes.set_ylabel(scale.short_title)
     for column in panels.T:
         lowest = [axes for axes in column if axes.axison][-1]
         lowest.set_xlabel("routing mass")

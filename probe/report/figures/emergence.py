@@ -62,7 +62,7 @@ def plot_emergence(view: View, title: str = "") -> Figure:
             here = shown[(shown["sublayer"] == sublayer) & (shown["scope"] == region)]
             style.draw_thresholds(axes, "y", view.scale)
             ends = shown.loc[shown["value"].notna(), ["value", "low", "high"]].to_numpy().flat
-            style.value_axis(axes, "y", view.scale, ends, headroom=MARK * most_marks)
+            style.value_axis(axes, "y", view.scale, ends, 0.8, headroom=MARK * most_marks)
             _plot_curves(axes, here)
             _mark_accuracy(axes, view)
             if len(motifs):
@@ -70,7 +70,7 @@ def plot_emergence(view: View, title: str = "") -> Figure:
             axes.set_title(style.reads_title(sublayer) + ("" if region == words.FINAL else f", {region}"))
             axes.tick_params(labelleft=column == 0)
             if column == 0:
-                axes.set_ylabel(view.scale.title.replace(" (", "\n("))
+                axes.set_ylabel(view.scale.short_title.replace(" (", "\n("))
             is_lowest = line == lines or (line == lines - 1 and sublayers[-1] == words.FINAL and column > 0)
             axes.tick_params(labelbottom=is_lowest)
             if is_lowest:

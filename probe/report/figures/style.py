@@ -93,8 +93,10 @@ def draw_intervals(
     axes.autoscale_view()
 
 
-def value_axis(axes: Axes, along: str, scale: Scale, values: Iterable[float], headroom: float = 0.0) -> None:
-    """An axis of values on their scale, see `Scale.span`."""
+def value_axis(
+    axes: Axes, along: str, scale: Scale, values: Iterable[float], inches: float, headroom: float = 0.0
+) -> None:
+    """An axis of values on their scale, see `Scale.span`; `inches` long, so that labels have place."""
     axis, set_scale, set_limits = (
         (axes.xaxis, axes.set_xscale, axes.set_xlim) if along == "x" else (axes.yaxis, axes.set_yscale, axes.set_ylim)
     )
@@ -102,8 +104,12 @@ def value_axis(axes: Axes, along: str, scale: Scale, values: Iterable[float], he
     set_scale("asinh", linear_width=scale.width)
     set_limits(low, high)
     ticks = scale.ticks(low, high)
-    close = scale.width if along == "x" else 0.0  # labels along x would run into each other there
-    axis.set_ticks(ticks, labels=[scale.tick_text(tick) if not 0 < abs(tick) <= close else "" for tick in ticks])
+    room = (0.26 if along == "x" else 0.12) / inches * (scale.position(high) - scale.position(low))
+    labelled: list[float] = []
+    for tick in sorted(ticks, key=lambda tick: (abs(tick) == scale.width, tick < 0, abs(tick))):
+        if all(abs(scale.position(tick) - scale.position(other)) >= room for other in labelled):
+            labelled.append(tick)
+    axis.set_ticks(ticks, labels=[scale.tick_text(tick) if tick in labelled else "" for tick in ticks])
     axis.set_minor_locator(NullLocator())
 
 

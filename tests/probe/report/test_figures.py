@@ -6,11 +6,14 @@ import itertools
 import math
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
@@ -21,55 +24,30 @@ from matplotlib.transforms import Bbox
 from scipy import stats as scipy_stats
 
 from attnres import FAMILIES, REGIONS, SUBLAYERS
-from probe.analysis.emergence import Emergence
 from probe.files.runs import ProbedRun
 from probe.report.figures import style
 from probe.report.figures.cells import DepthCells
 from probe.report.figures.comparison import plot_comparison, seed_groups
 from probe.report.figures.dissociation import plot_dissociation
-from probe.report.figures.emergence import plot_emergence, plot_motifs
+from probe.report.figures.emergence import plot_emergence
 from probe.report.figures.heat_maps import plot_heat_maps
-from probe.vocabulary import FAMILY_COLORS, MASK, READ_SUBLAYERS, equivalent_within, layer_scope, matters_from
+from probe.report.view import Scale, View, view_cells
+from probe.vocabulary import (
+    EQUIVALENT,
+    FAMILY_COLORS,
+    MASK,
+    MATTERS,
+    READ_SUBLAYERS,
+    layer_scope,
+    primary_rows,
+)
 from probe.vocabulary import MASK_FIRST_ORDER as LINEAR
+from tests.support.effects_table import effects_table
 
 K = 16
-MATTERS, EQUIVALENT = matters_from(K), equivalent_within(K)
 LAYERS = tuple(map(layer_scope, range(4)))
 STEPS = (0, 10, 20, 40)
-ENDS = {"effect": ("ci_low", "ci_high"), "mass": ("mass_low", "mass_high")}
-
-
-def effects_table(scopes, kinds=(MASK,), sublayers=SUBLAYERS, steps=(40,), seed=0, size=0.2) -> pd.DataFrame:
-    """Primary rows with random numbers; `older` is not applicable at layer 0 and in the early region."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for step, kind, sublayer, scope, family in itertools.product(steps, kinds, sublayers, scopes, FAMILIES):
-        applicable = not (family == "older" and scope in ("early", "layer:0"))
-        effect = rng.normal(0, size) if applicable else math.nan
-        half = abs(rng.normal(0, size / 4))
-        rows.append(
-            {"step": step, "sublayer": sublayer, "scope": scope, "family": family, "kind": kind}
-            | {"applicable": applicable, "mass": rng.uniform(0, 0.5) if applicable else 0.0, "effect": effect}
-            | {"ci_low": effect - half, "ci_high": effect + 2 * half, "p_adjusted": rng.choice([0.001, 0.5])}
-            | {"n_unaliased_reads": int(rng.integers(0, 2))}
-        )
-    same = {"seed": seed, "positions": "all", "with_aliases": False, "metric": "nll", "aliased_mass": 0.0}
-    return pd.DataFrame(rows).assign(**same)
-
-
-def emergence_of(effects: pd.DataFrame, motifs: list[dict] | None = None, half: float = 20.0) -> Emergence:
-    """Curves of the exact rows of a table, with mass intervals and the given rows of motifs."""
-    exact = effects[effects["kind"] == MASK]
-    curves = exact.assign(mass_low=exact["mass"] - 0.02, mass_high=exact["mass"] + 0.03, holds=False)
-    steps = sorted(set(effects["step"]))
-    accuracy = pd.DataFrame({"step": steps, "accuracy": np.linspace(0, 1, len(steps))})
-    accuracy = accuracy.assign(low=accuracy["accuracy"] - 0.05, high=accuracy["accuracy"] + 0.02, pairs=math.nan)
-    never = {"sublayer": "mlp", "family": "current", "scope": "early", "status": "never"}
-    table = pd.DataFrame([*(motifs or []), never])
-    halves = {"accuracy_half": half, "accuracy_half_low": half - 5, "accuracy_half_high": half + 5}
-    return Emergence(table.assign(**halves), curves, accuracy)
-
-
+ENDS = {"value": ("low", "high"), "mass": ("mass_low", "mass_high")}
 MOTIFS = [
     {"sublayer": "self_attn", "scope": "late", "family": "older", "status": "emerged"}
     | {"onset": 20.0, "onset_low": 10.0, "onset_high": 40.0},
@@ -77,56 +55,72 @@ MOTIFS = [
     | {"first_held": 10.0, "last_held": 20.0},
     {"sublayer": "mlp", "scope": "early", "family": "embedding", "status": "transient"}
     | {"first_held": 20.0, "last_held": 20.0},
+    {"sublayer": "mlp", "family": "current", "scope": "early", "status": "never"},
 ]
 TRAINING = pd.DataFrame({"accuracy": [0.1, math.nan, 0.9], "pairs": [1.0, 4.0, 16.0]}, index=[5, 15, 35])
+NO_MARGIN = "the clean margin is not clear of zero"
 
 
-def depth(seed=0, condition="cumulative", sublayers=SUBLAYERS, num_pairs=K, size=0.2, **numbers) -> DepthCells:
+def probed_run(effects: pd.DataFrame, condition: str = "cumulative", seed: int = 0, **summary: Any) -> ProbedRun:
+    """A run with these tables, and no files."""
+    run = ProbedRun(Path("run"))
+    run.summary = {"condition": condition, "seed": seed, "step": 40, "num_pairs": K, "model": {}}
+    run.summary |= {"clean": {"task_learned": True, "saturated": True}, "dissociation": {}}
+    run.summary |= {"probe": {"matters": MATTERS, "equivalent": EQUIVALENT}} | summary
+    run.effects, run.training, run.results = effects, run.directory, run.directory
+    run._read = lambda *_: effects  # type: ignore[assignment]
+    run.emergence, run.curves = None, None
+    return run
+
+
+def course(kinds=(MASK,), sublayers=SUBLAYERS, half: float = 20.0, **columns: Any) -> View:
+    """A run probed at four steps, at the first of which there is no strength; with accuracy, pairs and motifs."""
+    effects = effects_table(["all", *REGIONS], kinds, sublayers, STEPS).assign(**columns)
+    start = (effects["step"] == 0) & effects["applicable"]
+    effects.loc[start, ["strength", "strength_low", "strength_high"]] = math.nan
+    effects.loc[start, "no_strength"] = NO_MARGIN
+    right = effects[effects["step"].isin(STEPS)].groupby("step").head(1).assign(metric="accuracy")
+    accuracy = pd.DataFrame({"step": STEPS, "accuracy": np.linspace(0, 1, len(STEPS))})
+    effects = pd.concat([effects, right.assign(clean=accuracy["accuracy"].tolist())], ignore_index=True)
+    accuracy = accuracy.assign(low=accuracy["accuracy"] - 0.05, high=accuracy["accuracy"] + 0.02)
+    halves = {"accuracy_half": half, "accuracy_half_low": half - 5, "accuracy_half_high": half + 5}
+    run = probed_run(effects)
+    run.emergence = SimpleNamespace(table=pd.DataFrame(MOTIFS).assign(**halves), accuracy=accuracy)  # type: ignore[assignment]
+    run.curves = TRAINING
+    return View(run, "a run")
+
+
+def depth(seed=0, condition="cumulative", sublayers=SUBLAYERS, size=0.2, **numbers: Any) -> DepthCells:
     """A model's families over its depth, with random numbers and the dissociation that follows from them."""
-    cells = effects_table(["all"], sublayers=sublayers, seed=seed, size=size)
+    effects = effects_table(["all"], sublayers=sublayers, seed=seed, size=size)
+    cells = view_cells(effects).assign(**numbers)
     cells = cells.assign(mass_low=cells["mass"] - 0.01, mass_high=cells["mass"] + 0.02).assign(**numbers)
     dissociation = {}
     for sublayer, rows in cells.groupby("sublayer"):
         rows = rows.set_index("family")
-        heaviest, harmful = rows["mass"].idxmax(), rows["effect"].idxmax()
-        dissociated = heaviest != harmful if rows["effect"].max() >= MATTERS else None
+        heaviest, harmful = rows["mass"].idxmax(), rows["harm"].idxmax()
+        dissociated = heaviest != harmful if rows["value"].max() >= MATTERS else None
         dissociation[sublayer] = {"heaviest": heaviest, "most_harmful": harmful, "dissociated": dissociated}
-    run = ProbedRun(Path("run"))
-    run.summary = {"condition": condition, "seed": seed, "step": 40, "num_pairs": num_pairs, "model": {}}
-    run.summary |= {"dissociation": dissociation, "clean": {"task_learned": True}}
-    return DepthCells(run, cells)
+    return DepthCells(View(probed_run(effects, condition, seed, dissociation=dissociation)), cells)
 
 
-def only(rows: pd.DataFrame, **values) -> pd.DataFrame:
-    """Rows with these values, in the order of their steps."""
-    for column, value in values.items():
-        rows = rows[rows[column] == value]
-    return rows.sort_values("step", kind="stable")
+def maps(effects: pd.DataFrame) -> Figure:
+    return plot_heat_maps(view_cells(effects), Scale(), "a run")
 
 
-def emergence_figure() -> Figure:
-    effects = effects_table(["all", *REGIONS], (MASK, LINEAR), steps=STEPS)
-    return plot_emergence(emergence_of(effects), effects, TRAINING, K, "a run")
-
-
-def motif_figure() -> Figure:
-    effects = effects_table(["all", *REGIONS], steps=STEPS)
-    return plot_motifs(emergence_of(effects, MOTIFS), effects, K, "a run")
-
-
+BOTH = pd.concat([effects_table(["all", *REGIONS], sublayers=READ_SUBLAYERS), effects_table(LAYERS)])
 DRAWN = {
-    "emergence": emergence_figure,
-    "motifs": motif_figure,
-    "heat maps of layers": lambda: plot_heat_maps(effects_table(LAYERS), K, "a run"),
-    "heat maps of regions": lambda: plot_heat_maps(effects_table(REGIONS, size=20), K, "a run"),
-    "heat maps to first order": lambda: plot_heat_maps(effects_table(LAYERS, [LINEAR]), K, "a run"),
+    "emergence": lambda: plot_emergence(course(), "a run"),
+    "emergence of block_sum": lambda: plot_emergence(course(sublayers=READ_SUBLAYERS), "a run"),
+    "emergence to first order": lambda: plot_emergence(course([LINEAR]), "a run"),
+    "heat maps": lambda: maps(BOTH),
+    "heat maps of layers": lambda: maps(effects_table([layer_scope(i) for i in range(20)])),
+    "heat maps without strengths": lambda: maps(BOTH.assign(no_strength=NO_MARGIN, strength=math.nan)),
     "dissociation": lambda: plot_dissociation([depth(0), depth(1, "wrapped")]),
     "dissociation of one": lambda: plot_dissociation([depth(0, sublayers=READ_SUBLAYERS)]),
     "dissociation of twelve": lambda: plot_dissociation([depth(seed) for seed in range(12)]),
     "comparison": lambda: plot_comparison([depth(0), depth(1), depth(0, "wrapped")]),
-    "comparison of three sublayers": lambda: plot_comparison(
-        [depth(0, size=5), depth(2, "block_sum", READ_SUBLAYERS, num_pairs=64)]
-    ),
+    "comparison of three sublayers": lambda: plot_comparison([depth(0), depth(2, "block_sum", READ_SUBLAYERS, 5)]),
 }
 
 
@@ -169,125 +163,123 @@ def test_figures_fit_a_paper_and_can_be_read(name):
         assert shared is None or min(shared.size) <= 1, f"{a!r} is on {b!r}"
 
 
-def curves_of(axes) -> dict[str, np.ndarray]:
+def titled(figure: Figure) -> dict[str, Axes]:
+    return {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_title(loc="left")}
+
+
+def curves_of(axes: Axes) -> dict[str, np.ndarray]:
     """label -> (points, 2) of the lines that have one."""
-    return {line.get_label(): line.get_xydata() for line in axes.get_lines() if not line.get_label().startswith("_")}
+    lines = {str(line.get_label()): line.get_xydata() for line in axes.get_lines()}
+    return {label: points for label, points in lines.items() if not label.startswith("_")}
 
 
-def lines_between(axes) -> list[list[list[float]]]:
+def lines_between(axes: Axes) -> list[list[list[float]]]:
     return [s.tolist() for c in axes.collections if isinstance(c, LineCollection) for s in c.get_segments()]
 
 
-@pytest.mark.parametrize("name", ["emergence", "motifs"])
-def test_curves_are_the_rows_with_their_bands(name):
-    """First-order points are curves of their own, dashed and hollow."""
-    effects = effects_table(["all", *REGIONS], (MASK, LINEAR), steps=STEPS)
-    effects = effects[(effects["kind"] == MASK) | (effects["step"] != 10)]
-    emergence = emergence_of(effects, MOTIFS)
-    if name == "emergence":
-        figure, scopes = plot_emergence(emergence, effects, None, K), ["all"]
-        panels = np.array(figure.axes[2:6]).reshape(2, 2).T[:, None]
-    else:
-        figure, scopes = plot_motifs(emergence, effects, K), REGIONS
-        panels = np.array(figure.axes[:12]).reshape(2, 2, 3).swapaxes(1, 2)
-    for (s, sublayer), (r, scope) in itertools.product(enumerate(SUBLAYERS), enumerate(scopes)):
-        rows = only(emergence.curves, sublayer=sublayer, scope=scope, applicable=True)
-        families = [family for family in FAMILIES if (rows["family"] == family).any()]
-        for axes, (value, ends) in zip(panels[s, r], ENDS.items(), strict=True):
-            lines = {line.get_label(): line for line in axes.get_lines()}
-            bands = [collection for collection in axes.collections if isinstance(collection, PolyCollection)]
-            assert [family for family in lines if family in FAMILIES] == families
-            for family, band in zip(families, bands, strict=True):
-                of_family = only(rows, family=family)
-                assert lines[family].get_xydata().tolist() == of_family[["step", value]].to_numpy().tolist()
-                corners = {tuple(vertex) for vertex in band.get_paths()[0].vertices}
-                for end in ends:
-                    assert set(of_family[["step", end]].itertuples(index=False, name=None)) <= corners
-                assert np.allclose(band.get_facecolor()[0][:3], to_rgb(FAMILY_COLORS[family]))
-                if value == "effect":
-                    line = lines[f"{family}, first order"]
-                    points = only(effects, kind=LINEAR, sublayer=sublayer, scope=scope, family=family)
-                    assert line.get_xydata().tolist() == points[["step", "effect"]].to_numpy().tolist()
-                    assert (line.get_linestyle(), line.get_markerfacecolor()) == ("--", "w")
-    assert "first order (linearised)" in said(figure)
-    assert "first order (linearised)" not in said(motif_figure())
+def test_emergence_draws_every_route_with_its_band_and_what_stands_in_for_a_missing_strength():
+    view = course(sublayers=READ_SUBLAYERS)
+    panels = titled(plot_emergence(view))
+    table, final = view.run.effects, 5.0
+    for (sublayer, name), scope in itertools.product((("self_attn", "attention"), ("mlp", "MLP")), REGIONS):
+        axes = panels[f"{name} reads, {scope}"]
+        drawn = curves_of(axes)
+        bands = [band.get_facecolor()[0][:3].tolist() for band in axes.collections if isinstance(band, PolyCollection)]
+        for family in FAMILIES:
+            rows = primary_rows(table)
+            rows = rows[(rows["sublayer"] == sublayer) & (rows["scope"] == scope) & (rows["family"] == family)]
+            if not rows["applicable"].all():
+                assert family not in drawn
+                continue
+            np.testing.assert_array_equal(drawn[family], rows[["step", "strength"]].to_numpy(float))
+            light = drawn[f"{family}, of the final margin"]
+            assert light[0].tolist() == [0, pytest.approx(-rows["effect"].iloc[0] / final)]
+            assert light[1].tolist() == drawn[family][1].tolist()  # where the lines meet
+            assert np.isnan(light[2:, 1]).all()
+            assert list(to_rgb(FAMILY_COLORS[family])) in bands
+        assert any(set(np.ravel(line.get_ydata())) == {MATTERS} for line in axes.get_lines())
+        assert axes.get_yscale() == "asinh"
+        assert len({axes.get_ylim() for name, axes in panels.items() if "reads" in name}) == 1
+    assert "no strength yet: harm / final margin" in said(plot_emergence(view))
 
 
 def test_emergence_draws_accuracy_of_both_splits_and_the_pairs():
-    effects = effects_table(["all"], steps=STEPS)
-    emergence = emergence_of(effects)
-    figure = plot_emergence(emergence, effects, TRAINING, K)
-    top, behind = figure.axes[0], figure.axes[-1]
+    view = course()
+    figure = plot_emergence(view)
+    top = figure.axes[0]
+    (behind,) = (axes for axes in figure.axes if axes.get_ylabel() == "pairs in training")
     assert curves_of(top)["validation"].tolist() == [[5, 0.1], [35, 0.9]]
-    probed = emergence.accuracy
-    assert curves_of(top)["probe accuracy (95 %)"].tolist() == probed[["step", "accuracy"]].to_numpy().tolist()
+    probed = view.run.emergence.accuracy  # type: ignore[union-attr]
+    assert curves_of(top)["probe accuracy"].tolist() == probed[["step", "accuracy"]].to_numpy().tolist()
     assert np.allclose(np.array(lines_between(top))[:, :, 1], probed[["low", "high"]])
-    assert any(set(line.get_ydata()) == {1 / K} for line in top.get_lines())
+    assert any(set(np.ravel(line.get_ydata())) == {1 / K} for line in top.get_lines())
     area = behind.collections[0].get_paths()[0].vertices
     assert {(15.0, 1.0), (15.0, 4.0), (35.0, 4.0), (35.0, 16.0)} <= {tuple(vertex) for vertex in area}  # steps
 
 
 def test_motifs_are_marked_where_they_set_in_or_held():
-    figure = motif_figure()
-    panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_title(loc="left")}
+    panels = titled(plot_emergence(course()))
     late = panels["attention reads, late"]
     onset = next(line for line in late.get_lines() if line.get_label() == "onset")
-    assert list(onset.get_xdata()) == [20]
-    assert onset.get_color() == FAMILY_COLORS["older"]
-    assert [[start[0], end[0]] for start, end in lines_between(late)] == [[10, 40]]
+    assert (list(onset.get_xdata()), onset.get_color()) == ([20], FAMILY_COLORS["older"])
     held = next(line for line in late.get_lines() if line.get_label() == "transient")
     assert (list(held.get_xdata()), held.get_color()) == ([10, 20], FAMILY_COLORS["current"])
-    curves = only(effects_table(["all", *REGIONS], steps=STEPS), sublayer="self_attn", applicable=True)
-    heights = [*onset.get_ydata(), *held.get_ydata()]
-    assert curves.loc[curves["scope"] != "all", "ci_high"].max() < min(heights)  # above the curves
-    assert max(heights) < late.get_ylim()[1]
+    ends = [list(line.get_xdata()) for line in late.get_lines() if line.get_color() == FAMILY_COLORS["older"]]
+    assert [10, 40] in ends  # its interval
     marked = {name for name, axes in panels.items() if {"onset", "transient"} & curves_of(axes).keys()}
     assert marked == {"attention reads, late", "MLP reads, early"}
     for axes in panels.values():
-        assert any(set(line.get_xdata()) == {20.0} and line.get_linestyle() == "--" for line in axes.get_lines())
+        dashed = [set(np.ravel(line.get_xdata())) for line in axes.get_lines() if line.get_linestyle() == "--"]
+        assert {20.0} in dashed  # accuracy has risen by half
 
 
-@pytest.mark.parametrize(("scopes", "unit"), [(LAYERS, "layer"), (REGIONS, "region")])
-def test_heat_maps_hold_the_table(scopes, unit):
-    effects = effects_table(scopes)
-    figure = plot_heat_maps(effects, K, "a run")
-    assert f"by {unit}; exact" in figure.get_suptitle()
-    panels = figure.axes[:4]
-    for axes, (sublayer, value) in zip(panels, itertools.product(SUBLAYERS, ("mass", "effect")), strict=True):
+def test_other_metrics_have_figures_that_say_where_they_are_saturated():
+    view = course(metric="nll", no_strength="the metric has none")
+    figure = plot_emergence(View(view.run, "a run", "nll"), "a run")
+    assert "saturated" in figure.get_suptitle()
+    assert "onset" not in curves_of(titled(figure)["attention reads, late"])
+    assert any("rise of NLL" in text for text in said(figure))
+    assert "saturated" not in plot_emergence(course(), "a run").get_suptitle()
+
+
+def test_heat_maps_hold_the_table():
+    effects = BOTH.assign(below_floor=False)
+    figure = maps(effects)
+    rows = effects.set_index(["sublayer", "scope", "family"]).sort_index()
+    panels = [axes for axes in figure.axes if len(axes.get_images()) == 1]
+    names = {"attention": "self_attn", "MLP": "mlp"}
+    for axes, value in zip(panels[:4], ("mass", "strength") * 2, strict=True):
+        scopes = [label.get_text() for label in panels[panels.index(axes) // 2 * 2].get_yticklabels()]
         image = np.ma.filled(axes.get_images()[0].get_array(), np.nan)
         hatched = {p.get_xy() for p in axes.patches if isinstance(p, Rectangle) and p.get_hatch()}
-        corners = {tuple(p.get_xy()[1]) for p in axes.patches if isinstance(p, Polygon)}
+        corners = {tuple(np.round(p.get_xy()[1], 6)) for p in axes.patches if isinstance(p, Polygon)}
         bold = {text.get_position() for text in axes.texts if text.get_fontweight() == "bold"}
         for row, column in np.ndindex(len(scopes), len(FAMILIES)):
-            cell = only(effects, sublayer=sublayer, scope=scopes[row], family=FAMILIES[column]).iloc[0]
+            sublayer, _, scope = scopes[row].partition(" ")
+            place = ("final", "final") if sublayer == "final" else (names[sublayer], scope)
+            place = (place[0], layer_scope(int(scope))) if scope.isdigit() else place
+            if place not in rows.index.droplevel(2):
+                continue
+            cell = rows.loc[(*place, FAMILIES[column])]
             assert ((column - 0.5, row - 0.5) in hatched) == (not cell["applicable"])
-            assert ((column + 0.5, row + 0.5) in corners) == (cell["applicable"] and cell["n_unaliased_reads"] == 0)
-            matters = value == "effect" and cell["effect"] >= MATTERS and cell["p_adjusted"] <= 0.05
-            assert ((column, row) in bold) == matters
+            assert ((column + 0.5, row - 0.5) in corners) == (cell["applicable"] and cell["n_unaliased_reads"] == 0)
+            matters = value == "strength" and cell["strength"] > 0 and cell["p_matters"] <= 0.05
+            assert ((column, row) in bold) == bool(matters and cell["applicable"])
             if cell["applicable"]:
-                assert image[row, column] == cell[value]
+                assert image[row, column] == pytest.approx(np.clip(cell[value], -1, 1))
             else:
                 assert np.isnan(image[row, column])
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == [s.removeprefix("layer:") for s in scopes]
+    assert len(panels) == 4
+    assert panels[1].get_images()[0].get_clim() == panels[3].get_images()[0].get_clim() == (-1, 1)
 
 
-def test_heat_maps_prefer_exact_effects_to_finer_ones():
-    """Probes in training: regions exactly, layers to first order."""
+def test_heat_maps_say_what_is_an_estimate_and_why_a_cell_is_empty():
     both = pd.concat([effects_table(REGIONS), effects_table(LAYERS, [LINEAR])])
-    assert "by region; exact" in plot_heat_maps(both, K).get_suptitle()
-    linear = plot_heat_maps(both[both["kind"] == LINEAR], K)
-    assert "by layer; first order (linearised)" in linear.get_suptitle()
+    assert "regions exact, layers to first order" in maps(both).get_suptitle()
+    assert "first order (linearised)" in maps(both[both["kind"] == LINEAR]).get_suptitle()
     with pytest.raises(ValueError, match="no effects of mask_renormalise in layers or regions"):
-        plot_heat_maps(effects_table(["all"]), K)
-
-
-@pytest.mark.parametrize("size", [1e-6, 3.0])
-def test_colours_of_effects_are_symmetric_and_do_not_magnify_noise(size):
-    effects = effects_table(LAYERS, size=size)
-    figure = plot_heat_maps(effects, K)
-    low, high = figure.axes[1].get_images()[0].get_clim()
-    assert (low, high) == figure.axes[3].get_images()[0].get_clim()
-    assert high == -low == pytest.approx(max(MATTERS, effects["effect"].abs().max()))
+        maps(effects_table(REGIONS, ["zero"]))
+    assert {"not applicable", f"no strength: {NO_MARGIN}"} <= set(said(DRAWN["heat maps without strengths"]()))
 
 
 def test_dissociation_draws_each_family_with_both_intervals():
@@ -299,36 +291,36 @@ def test_dissociation_draws_each_family_with_both_intervals():
         drawn = {line.get_label(): line for line in axes.get_lines()}
         for family in FAMILIES:
             cell = cells.loc[family]
-            mass, effect = cell["mass"], cell["effect"]
-            assert drawn[family].get_xydata().tolist() == [[mass, effect]]
+            mass, value = cell["mass"], cell["value"]
+            assert drawn[family].get_xydata().tolist() == [[mass, value]]
             assert (drawn[family].get_markerfacecolor() == "w") == (column == 1)
-            assert [[mass, cell["ci_low"]], [mass, cell["ci_high"]]] in lines_between(axes)
-            assert [[cell["mass_low"], effect], [cell["mass_high"], effect]] in lines_between(axes)
+            assert [[mass, cell["low"]], [mass, cell["high"]]] in lines_between(axes)
+            assert [[cell["mass_low"], value], [cell["mass_high"], value]] in lines_between(axes)
         assert any(line.get_ydata()[0] == pytest.approx(MATTERS) for line in axes.get_lines())
-        assert axes.get_yscale() == "symlog"
         assert (axes.get_xlim(), axes.get_ylim()) == (panels[0, 0].get_xlim(), panels[0, 0].get_ylim())
         low, high = axes.get_ylim()
-        assert low < min(-EQUIVALENT, cells["ci_low"].min())
-        assert high > max(MATTERS, cells["ci_high"].max())
+        assert low < min(-EQUIVALENT, cells["low"].min())
+        assert high > max(MATTERS, cells["high"].max())
 
 
-def test_dissociation_names_the_heaviest_and_the_most_harmful():
+def test_dissociation_names_the_heaviest_and_the_most_harmful_or_why_there_is_none():
     run = next(run for run in map(depth, range(9)) if run.run.summary["dissociation"]["self_attn"]["dissociated"])
     names = {text.get_text(): text for text in plot_dissociation([run]).axes[0].texts}
     found = run.run.summary["dissociation"]["self_attn"]
     assert names["most mass"].get_color() == FAMILY_COLORS[found["heaviest"]]
     assert names["most harm"].get_color() == FAMILY_COLORS[found["most_harmful"]]
-    assert names["most harm"].xy == tuple(run.of("self_attn").loc[found["most_harmful"], ["mass", "effect"]])
-    harmless = depth(0, effect=0.001, ci_low=0.0, ci_high=0.002)
-    names = [text.get_text() for text in plot_dissociation([harmless]).axes[0].texts]
-    assert "attention reads: no harm that matters" in names
+    assert names["most harm"].xy == tuple(run.of("self_attn").loc[found["most_harmful"], ["mass", "value"]])
+    names = [text.get_text() for text in plot_dissociation([depth(0, value=0.001, low=0.0, high=0.002)]).axes[0].texts]
+    assert "attention reads: none matters" in names
     assert "most harm" not in names
+    status = {"value": math.nan, "status": f"no strength: {NO_MARGIN}"}
+    assert f"no strength:\n{NO_MARGIN}" in [t.get_text() for t in plot_dissociation([depth(0, **status)]).axes[0].texts]
 
 
 def test_comparison_of_seeds_draws_points_and_the_interval_over_seeds():
     runs = [depth(seed) for seed in range(3)] + [depth(0, "wrapped")]
     figure = plot_comparison(runs)
-    for axes, (sublayer, value) in zip(figure.axes, itertools.product(SUBLAYERS, ("mass", "effect")), strict=True):
+    for axes, (sublayer, value) in zip(figure.axes, itertools.product(SUBLAYERS, ("mass", "value")), strict=True):
         heights = {tick.get_text(): [] for tick in figure.axes[0].get_yticklabels()}
         for at, tick in zip(figure.axes[0].get_yticks(), figure.axes[0].get_yticklabels(), strict=True):
             heights[tick.get_text()].append(at)
@@ -345,32 +337,27 @@ def test_comparison_of_seeds_draws_points_and_the_interval_over_seeds():
             assert drawn[at_one] == pytest.approx((one[low], one[high]))
 
 
-def test_comparison_keeps_a_seed_that_is_there_twice_apart():
+def test_comparison_says_why_a_line_is_empty_and_keeps_a_seed_that_is_there_twice_apart():
     labels = list(seed_groups([depth(0), depth(0), depth(1, "frozen")]))
     assert labels == ["cumulative (seed 0, step 40) #1", "cumulative (seed 0, step 40) #2", "frozen"]
-
-
-def test_comparison_says_where_a_family_is_not_applicable():
-    runs = [depth(0), depth(0, "block_sum", READ_SUBLAYERS)]
-    marks = [text.get_text() for text in plot_comparison(runs).axes[4].texts]  # mass of the final read
-    assert marks == ["n/a"] * len(FAMILIES)  # of the model that has none
+    weak = depth(0, "wrapped", value=math.nan, status=f"no strength: {NO_MARGIN}")
+    panels = plot_comparison([weak, depth(0, "block_sum", READ_SUBLAYERS)]).axes
+    assert [text.get_text() for text in panels[4].texts] == ["n/a"] * len(FAMILIES)  # a final read that is not there
+    assert [text.get_text() for text in panels[1].texts] == ["no strength"] * len(FAMILIES)
 
 
 @pytest.mark.parametrize("end", [math.nan, math.inf])
 def test_intervals_without_ends_are_no_error_and_do_not_stretch_the_axes(end):
     plain = plot_dissociation([depth(0)]).axes[0].get_ylim()
-    bent = plot_dissociation([depth(0, ci_high=end)]).axes[0]
+    bent = plot_dissociation([depth(0, high=end)]).axes[0]
     assert np.isfinite(bent.get_ylim()).all()
     assert bent.get_ylim()[1] <= plain[1]
     assert any(max(s[0][1], s[1][1]) > plain[1] for s in lines_between(bent)) == (end == math.inf)
-    effects = effects_table(["all", *REGIONS], steps=STEPS).assign(ci_low=end)
     for figure in (
-        plot_comparison([depth(0, ci_low=end, mass_low=math.nan), depth(0, "wrapped")]),
-        plot_emergence(emergence_of(effects, half=math.nan), effects, TRAINING, K),
-        plot_motifs(emergence_of(effects, MOTIFS), effects, K),
+        plot_comparison([depth(0, low=end, mass_low=math.nan), depth(0, "wrapped")]),
+        plot_emergence(course(half=math.nan, strength_low=-end)),
     ):
         draw(figure)
-        assert all(np.isfinite(axes.get_ylim()).all() for axes in figure.axes)
         assert max(abs(end) for axes in figure.axes for end in axes.get_ylim()) < 100
 
 

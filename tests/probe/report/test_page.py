@@ -17,12 +17,12 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from probe.report.page.curves import accuracy_table
 
 from attnres import FAMILIES
 from attnres.tasks import MQAR
 from probe.cli import main
 from probe.report.page.build import build_page, write_page
-from probe.report.page.curves import accuracy_table
 from probe.report.page.data import IN_TRAINING, PageRun, load_page_runs
 from probe.report.page.style import DARK_COLORS
 from probe.runner import probe_model
