@@ -18,7 +18,7 @@ import yaml
 
 from attnres import AttnResForCausalLM
 from attnres.tasks import MQAR
-from probe.analysis.placement import Reading, next_step, spread
+from probe.analysis.placement import Reading, first_steps, next_step
 from probe.files import tables as storage
 from probe.files.checkpoints import Checkpoint, first_line, read_json
 from probe.files.layout import CONFIG, PROBE, SUMMARY
@@ -80,7 +80,7 @@ def watch_trail(
         planned: all steps of the trail that there will be.
     """
     prober, done = TrailProber(run_dir, settings, torch.device(device), Team(), report), []
-    first = spread(planned, settings.trail_probes)
+    first = first_steps(planned, settings.trail_probes)
     while prober.trail.last_step is None:
         ready = sorted({*first}.intersection(prober.trail.steps) - storage.probed_steps(run_dir / PROBE))
         if ready:
@@ -193,11 +193,11 @@ def settings_of_run(run_dir: Path) -> tuple[TrainingProbeSettings, list[int]]:
     path = run_dir / CONFIG
     if not path.exists():
         raise ValueError(f"{run_dir} is not a run directory of attnres-train: it has no {CONFIG}")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(TrainingProbeSettings)}  # earlier versions had others
         settings = TrainingProbeSettings(**{name: value for name, value in config["probe"].items() if name in known})
         planned = TrailSettings(**config.get("trail", {})).steps(config["trainer"]["max_steps"])
-    except (TypeError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a training ({first_line(error)})") from error
     return settings, planned
