@@ -10,8 +10,12 @@ RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 # Of `make study`; the same folder again goes on with the study in it.
 STUDY := runs/study
 
-# The final probes: the masks, the control of equal mass, every subset of the families, and the linear estimate.
-PROBE := --kinds '[mask_renormalise,matched_mass]' --coalitions '[all]' --mode both
+# The final probes: necessity and sufficiency, each with its control, and every subset of the families.
+PROBE := --kinds '[mask_renormalise,matched_mass,keep_only,keep_random]' --coalitions '[all]' --positions '[all]' --sublayers '[self_attn,mlp]' --num_sequences 128
+# Of regions: single layers are in the last probe of training. Cumulative sources are taken out in the increment basis, too.
+REGIONS := --scopes '[early,middle,late,all]'
+INCREMENT := --kinds '[mask_renormalise,matched_mass,keep_only,keep_random,increment]'
+FINAL := --scopes '[early,middle,late,all,final]'
 
 # The model's tests, and some of probing and training, with the oldest transformers that is supported. Not those of
 # streams: datasets needs a newer huggingface_hub than the oldest transformers does.
@@ -29,11 +33,13 @@ CLIENTS := .venv/.clients
 .PHONY: demo study test test-all test-clients test-oldest browser lint format clean
 
 demo: $(INSTALLED)
-	$(BIN)/attnres-train fit --config configs/demo.yaml --seed_everything $(SEED) --run_dir $(RUN)/trained
+	$(BIN)/attnres-train fit --config configs/demo.yaml --seed_everything $(SEED) --run_dir $(RUN)/cumulative
+	$(BIN)/attnres-train fit --config configs/block_sum.yaml --seed_everything $(SEED) --run_dir $(RUN)/block_sum
 	$(BIN)/attnres-train fit --config configs/demo_vanilla.yaml --seed_everything $(SEED) --run_dir $(RUN)/vanilla
-	$(BIN)/attnres-probe run $(RUN)/trained --output $(RUN)/trained/probe/final $(PROBE)
-	$(BIN)/attnres-probe baseline $(RUN)/vanilla --num_blocks 4 --output $(RUN)/wrapped $(PROBE)
-	$(BIN)/attnres-probe report $(RUN)/trained $(RUN)/wrapped
+	$(BIN)/attnres-probe run $(RUN)/cumulative --output $(RUN)/cumulative/probe/final $(PROBE) $(REGIONS) $(INCREMENT)
+	$(BIN)/attnres-probe run $(RUN)/block_sum --output $(RUN)/block_sum/probe/final $(PROBE) $(FINAL)
+	$(BIN)/attnres-probe baseline $(RUN)/vanilla --num_blocks 4 --output $(RUN)/wrapped $(PROBE) $(REGIONS)
+	$(BIN)/attnres-probe report $(RUN)/cumulative $(RUN)/block_sum $(RUN)/wrapped
 
 study: $(INSTALLED)
 	$(BIN)/attnres-train study --config configs/study.yaml --dir $(STUDY)

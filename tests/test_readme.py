@@ -72,7 +72,7 @@ def test_make_demo_leaves_table_and_figures(tmp_path):
         ["make", "--dry-run", "demo", "RUN=runs/demo"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     commands = [line for line in listed.splitlines() if "attnres-" in line]
-    assert len(commands) == 5
+    assert len(commands) == 7
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}  # as for a newcomer
     for command in commands:
@@ -83,19 +83,21 @@ def test_make_demo_leaves_table_and_figures(tmp_path):
         assert "Traceback" not in done.stderr
     report = done.stdout
     demo = tmp_path / "runs" / "demo"
-    for line in ("self_attn  embedding", "mlp        older", "cumulative (seed 0, step 3)", "wrapped (seed 0, step 3)"):
+    for line in ("cumulative (seed 0, step 3)", "block_sum (seed 0, step 3)", "wrapped (seed 0, step 3)"):
         assert line in report
+    assert all(f"  {claim} " in report for claim in ("C1", "C2", "C3", "C4"))
+    assert len(report.split("written:")[0].splitlines()) <= 26  # twenty of claims
     for file in ("config.yaml", "metrics.csv", "checkpoints/last.ckpt", "hf/model.safetensors", "hf/task.json"):
-        assert (demo / "trained" / file).is_file(), file
+        assert (demo / "cumulative" / file).is_file(), file
     for name in ("emergence", "heat_maps", "heat_maps_peak"):
         for suffix in ("png", "pdf"):
-            path = demo / "trained" / "figures" / f"{name}.{suffix}"
+            path = demo / "cumulative" / "figures" / f"{name}.{suffix}"
             assert path.stat().st_size > 5_000
             assert str(path.relative_to(tmp_path)) in report
-    effects = pd.read_parquet(demo / "trained" / "probe" / "effects.parquet")
+    effects = pd.read_parquet(demo / "cumulative" / "probe" / "effects.parquet")
     assert set(effects["step"]) == {0, 1, 2, 3}
-    assert list((demo / "trained" / "wandb").glob("offline-run-*/*.wandb"))
-    final = pd.read_parquet(demo / "trained" / "probe" / "final" / "effects.parquet")
+    assert list((demo / "cumulative" / "wandb").glob("offline-run-*/*.wandb"))
+    final = pd.read_parquet(demo / "cumulative" / "probe" / "final" / "effects.parquet")
     wrapped = pd.read_parquet(demo / "wrapped" / "probe" / "effects.parquet")
     assert set(final["data_id"]) == set(wrapped["data_id"])  # paired: the same examples
 
