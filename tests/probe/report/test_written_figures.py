@@ -13,6 +13,7 @@ from probe.files import tables as storage
 from probe.files.runs import load_run
 from probe.report.figures import write
 from probe.report.figures.cells import depth_cells
+from probe.report.view import View
 from probe.runner import probe_model
 from probe.settings import ProbeSettings
 from probe.vocabulary import READ_SUBLAYERS, REGIONS, by_layer
@@ -52,7 +53,7 @@ def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
         assert {path.with_suffix(".png"), path.with_suffix(".pdf")} <= set(paths)
         assert path.parent.name == "figures"
         names.setdefault(path.parent.parent.name, set()).add(path.stem)
-    through_training = {"emergence", "motifs", "heat_maps_peak", "heat_maps_peak_layers"}
+    through_training = {"emergence", "heat_maps_peak"}
     assert names.pop("trained") == {"heat_maps", "dissociation", "comparison", *through_training}
     assert names == {"block_sum": {"heat_maps"}}
     monkeypatch.setattr(write, "save", lambda figure, path: [path])
@@ -60,7 +61,7 @@ def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
         assert write.write_figures([loaded[name]]) == [directories[name] / "figures" / figure for figure in figures]
 
 
-def test_layers_to_first_order_in_training_are_a_figure_of_their_own(make_model, tmp_path, monkeypatch):
+def test_layers_to_first_order_in_training_are_named_so(make_model, tmp_path, monkeypatch):
     run = probed(make_model(), tmp_path / "run", "cumulative", 0, (0, 40), scopes=["all", *REGIONS])
     layers = storage.read_effects(probed(make_model(), tmp_path / "layers", "cumulative", 0, mode="first_order"))
     effects = storage.read_effects(run / "probe")
@@ -69,13 +70,12 @@ def test_layers_to_first_order_in_training_are_a_figure_of_their_own(make_model,
     titles: dict[str, str] = {}
     monkeypatch.setattr(write, "save", lambda figure, path: titles.update({path.name: figure.get_suptitle()}) or [])
     write.write_figures([load_run(run)])
-    assert "by region; exact" in titles["heat_maps_peak"]
-    assert "by layer; first order" in titles["heat_maps_peak_layers"]
+    assert "regions exact, layers to first order" in titles["heat_maps_peak"]
 
 
 def test_mass_intervals_are_those_of_the_sequences(directories):
     run = load_run(directories["block_sum"])
-    found = depth_cells(run)
+    found = depth_cells(View(run))
     assert found is not None
     assert set(found.cells["sublayer"]) == set(READ_SUBLAYERS)
     keys = ["sublayer", "scope", "family", "kind", "metric"]
