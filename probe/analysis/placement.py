@@ -38,13 +38,9 @@ class Reading:
     masses: Mapping[str, float]
 
 
-def first_steps(steps: Sequence[int], num_probes: int) -> list[int]:
-    """The steps of a trail that are probed before anything is known."""
-    return spread(steps, min(NUM_SPREAD, num_probes))
-
-
-def spread(steps: Sequence[int], count: int = NUM_SPREAD) -> list[int]:
-    """At most `count` of `steps`, the first and the last among them, evenly spaced in their order."""
+def spread(steps: Sequence[int], num_probes: int = NUM_SPREAD) -> list[int]:
+    """Where `num_probes` begin, before anything is known: a few of `steps`, evenly spaced in their order."""
+    count = min(num_probes, NUM_SPREAD)
     if count < 2 or len(steps) < 2:
         return list(steps[: max(count, 0)])
     return sorted({steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)})
@@ -59,7 +55,7 @@ def next_step(steps: Sequence[int], probed: Mapping[int, Reading], num_probes: i
     """
     if len(probed) >= num_probes:
         return None
-    if missing := [step for step in first_steps(steps, num_probes) if step not in probed]:
+    if missing := [step for step in spread(steps, num_probes) if step not in probed]:
         return missing[0]
     places = [place for place, step in enumerate(steps) if step in probed]
     margin = max((abs(reading.margin) for reading in probed.values()), default=0.0) or 1.0

@@ -18,7 +18,7 @@ import yaml
 
 from attnres import AttnResForCausalLM
 from attnres.tasks import MQAR
-from probe.analysis.placement import Reading, first_steps, next_step
+from probe.analysis.placement import Reading, next_step, spread
 from probe.files import tables as storage
 from probe.files.checkpoints import Checkpoint, first_line, read_json
 from probe.files.layout import CONFIG, PROBE, SUMMARY
@@ -80,7 +80,7 @@ def watch_trail(
         planned: all steps of the trail that there will be.
     """
     prober, done = TrailProber(run_dir, settings, torch.device(device), Team(), report), []
-    first = first_steps(planned, settings.trail_probes)
+    first = spread(planned, settings.trail_probes)
     while prober.trail.last_step is None:
         ready = sorted({*first}.intersection(prober.trail.steps) - storage.probed_steps(run_dir / PROBE))
         if ready:

@@ -131,7 +131,7 @@ def test_it_starts_spread_and_ends_at_the_number_or_the_resolution(steps, data, 
     readings = {step: data.draw(READINGS) for step in steps}
     placed = place(readings.__getitem__, steps, num_probes)
     assert len(placed) == min(num_probes, len(steps))
-    assert set(spread(steps, min(5, num_probes))) == set(placed[: len(spread(steps, min(5, num_probes)))])
+    assert set(spread(steps, num_probes)) == set(placed[: len(spread(steps, num_probes))])
     if num_probes > 1:
         assert {steps[0], steps[-1]} <= set(placed)
 
@@ -171,6 +171,7 @@ def test_spread():
     assert spread(EVERY_2) == [0, 76, 150, 224, 300]
     assert spread([0, 4, 8]) == [0, 4, 8]
     assert spread([0, 1, 2, 3, 100]) == [0, 1, 2, 3, 100]
+    assert spread(EVERY_2, 20) == spread(EVERY_2)
     assert spread([0, 2, 4], 2) == [0, 4]
     assert spread([0, 2, 4], 1) == [0]
     assert spread([7]) == [7]
