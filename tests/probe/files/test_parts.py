@@ -18,7 +18,7 @@ from probe.ablation.engine import Engine
 from probe.ablation.grid import Kind, build_grid
 from probe.ablation.interventions import MaskRenormalise, Mean
 from probe.analysis.compare import compare
-from probe.analysis.inference import Inference
+from probe.analysis.inference import STATISTICS, Inference
 from probe.cli import main
 from probe.examples.examples import Examples
 from probe.files import tables as storage
@@ -107,11 +107,11 @@ def test_processes_share_a_probe(make_model, tmp_path):
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
     one, two = tables(tmp_path / "1"), tables(tmp_path / "2")
-    inference = ["ci_low", "ci_high", "p_value", "p_adjusted", "q_value", "p_equivalent"]
-    is_real = one["effects"]["effect"].abs() > 1e-5  # not the rounding at reads where nothing changes
+    inference = [*STATISTICS, "q_value", "below_floor"]
+    is_real = one["effects"]["effect"].abs() > 2 * one["effects"]["floor"]  # no rounding, where nothing changes
     assert is_real.sum() > 100
     a, b = (tables["effects"][is_real] for tables in (one, two))
-    among_all = ["p_adjusted", "q_value"]  # that rounding counts for in these, a little
+    among_all = ["p_value", "p_adjusted", "q_value", "p_matters", "p_equivalent"]  # counts of resamples
     pd.testing.assert_frame_equal(a.drop(columns=among_all), b.drop(columns=among_all), atol=1e-5, rtol=1e-3)
     pd.testing.assert_frame_equal(a[among_all], b[among_all], atol=0.05, rtol=0)
     for name, rows in one.items():
