@@ -11,7 +11,7 @@ RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 STUDY := runs/study
 
 # The final probes: necessity and sufficiency, each with its control, and every subset of the families.
-PROBE := --kinds '[mask_renormalise,matched_mass,keep_only,keep_random]' --coalitions '[all]' --positions '[all]' --sublayers '[self_attn,mlp]' --num_sequences 128
+PROBE := --kinds '[mask_renormalise,matched_mass,keep_only,keep_random]' --coalitions '[all]' --positions '[all]' --sublayers '[self_attn,mlp]' --num_sequences 64
 # Of regions: single layers are in the last probe of training. Cumulative sources are taken out in the increment basis, too.
 REGIONS := --scopes '[early,middle,late,all]'
 INCREMENT := --kinds '[mask_renormalise,matched_mass,keep_only,keep_random,increment]'
