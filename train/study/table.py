@@ -17,20 +17,19 @@ from probe.analysis import stats
 from probe.files import tables as storage
 from probe.files.checkpoints import RUN_FILE, read_json
 from probe.files.runs import load_run, training_curves
-from probe.report.figures.write import largest_effect_step
-from probe.vocabulary import READ_SUBLAYERS, primary_rows, whole_depth
+from probe.vocabulary import MARGIN, READ_SUBLAYERS, harm_sign, primary_rows, whole_depth
 from train.study.description import StudyRun
 from train.study.runs import FINISHED, is_probed, is_trained
 
 SOLVED = 0.99
 """Validation accuracy from which the task is solved."""
-QUANTITIES = ("mass", "effect")
+QUANTITIES = ("mass", "harm", "strength")
 CELLS = [f"{what}/{sublayer}/{family}" for sublayer in READ_SUBLAYERS for family in FAMILIES for what in QUANTITIES]
-"""Columns of the runs' table: over the whole depth, the primary intervention's mass and effect on NLL (nats)."""
+"""Columns of the runs' table: over the whole depth, the primary intervention's mass, harm (nats of margin) and strength."""
 ABOUT = ["condition", "seed", "run", "status"]
-TRAINING = ["step", "validation_accuracy", "first_solved_step", "largest_effect_step"]
-PROBE = ["model", "probe_accuracy", "clean_nll", "task_learned", "largest_effect", "largest_effect_of"]
-OVER_SEEDS = ["validation_accuracy", "first_solved_step", "probe_accuracy", "clean_nll", "largest_effect", *CELLS]
+TRAINING = ["step", "validation_accuracy", "first_solved_step", "largest_harm_step"]
+PROBE = ["model", "probe_accuracy", "clean_margin", "task_learned", "largest_strength", "largest_strength_of"]
+OVER_SEEDS = ["validation_accuracy", "first_solved_step", "probe_accuracy", "clean_margin", "largest_strength", *CELLS]
 SEED_COLUMNS = [
     *("condition", "quantity", "n_seeds", "median", "smallest", "largest"),
     *("mean", "ci_low", "ci_high", "p_value", "p_adjusted"),
@@ -69,8 +68,10 @@ def _training_numbers(run: StudyRun) -> dict[str, Any]:
     folder = run.directory / "probe"
     if (folder / "effects.parquet").exists():
         effects = storage.read_effects(folder)
-        if (primary_rows(effects)["scope"] == "all").any():
-            row["largest_effect_step"] = largest_effect_step(effects)
+        cells = whole_depth(primary_rows(effects)).dropna(subset="effect")
+        if len(cells):
+            harm = harm_sign(MARGIN) * cells["effect"].to_numpy()
+            row["largest_harm_step"] = int(cells["step"].to_numpy()[harm.argmax()])
     return row
 
 
@@ -80,22 +81,23 @@ def _probe_numbers(run: StudyRun) -> dict[str, Any]:
         return {}
     probed = load_run(run.probed)
     clean = probed.summary["clean"]
-    row = {"model": probed.summary["condition"], "probe_accuracy": clean["accuracy"], "clean_nll": clean["nll"]}
+    row = {"model": probed.summary["condition"], "probe_accuracy": clean["accuracy"], "clean_margin": clean[MARGIN]}
     row |= {"task_learned": clean["task_learned"]}
     cells = whole_depth(primary_rows(probed.effects))
-    for cell in cells.to_dict("records"):
+    for cell in cells.assign(harm=harm_sign(MARGIN) * cells["effect"]).to_dict("records"):
         row |= {f"{what}/{cell['sublayer']}/{cell['family']}": cell[what] for what in QUANTITIES}
-    if applicable := cells[cells["applicable"]].to_dict("records"):
-        largest = max(applicable, key=lambda cell: cell["effect"])
-        row |= {"largest_effect": largest["effect"], "largest_effect_of": f"{largest['sublayer']} {largest['family']}"}
+    if strong := cells.dropna(subset="strength").to_dict("records"):
+        largest = max(strong, key=lambda cell: cell["strength"])
+        of = f"{largest['sublayer']} {largest['family']}"
+        row |= {"largest_strength": largest["strength"], "largest_strength_of": of}
     return row
 
 
 def over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
     """A row per condition and quantity: median and range over the seeds that have it, and their mean with its interval.
 
-    The interval is Student's t over seeds (`stats.across_seeds`). An effect also has the p-value of "the mean over
-    seeds is zero", raw and adjusted (Holm) over the effects of its condition.
+    The interval is Student's t over seeds (`stats.across_seeds`). Harm also has the p-value of "the mean over
+    seeds is zero", raw and adjusted (Holm) over the families of its condition.
     """
     rows = []
     for condition, members in runs.groupby("condition", sort=False):
@@ -119,7 +121,7 @@ def _summary(quantity: str, values: np.ndarray) -> dict[str, Any]:
         "mean": mean,
         "ci_low": low,
         "ci_high": high,
-        "p_value": p_value if quantity.startswith("effect/") else math.nan,
+        "p_value": p_value if quantity.startswith("harm/") else math.nan,
     }
 
 
@@ -139,23 +141,24 @@ def format_runs(runs: pd.DataFrame) -> str:
     """The runs' table for people."""
     width = max(map(len, ["condition", *runs["condition"]]))
     line = f"{{:<{width}}} {{:>4}} {{:>6}} {{:>8}} {{:>9}} {{:>9}} {{:>7}}  {{:<32}} {{}}"
-    heads = ("step", "accuracy", "solved at", "clean NLL", "learned", "largest effect (nats)")
+    heads = ("step", "accuracy", "solved at", "margin", "learned", "largest strength")
     lines = [line.format("condition", "seed", *heads, "status")]
     for row in runs.to_dict("records"):
         numbers = (
             _number(row["step"], ".0f"),
             _number(row["validation_accuracy"], ".4f"),
             _number(row["first_solved_step"], ".0f"),
-            _number(row["clean_nll"], ".4f"),
+            _number(row["clean_margin"], ".2f"),
             {True: "yes", False: "no"}.get(row["task_learned"], "—"),
-            _number(row["largest_effect"], "+.4f", f" {row['largest_effect_of']}"),
+            _number(row["largest_strength"], "+.1%", f" {row['largest_strength_of']}"),
         )
         lines.append(line.format(row["condition"], row["seed"], *numbers, row["status"]))
     return "\n".join(lines)
 
 
 def format_seeds(runs: pd.DataFrame, seeds: pd.DataFrame) -> str:
-    """For each condition what its seeds have in common: median [range], and of effects mean [95 % t interval]."""
+    """For each condition what its seeds have in common: median [range], and of strengths (of harm, where there is none) mean [95 %
+    t interval]."""
     lines: list[str] = []
     for condition, members in runs.groupby("condition", sort=False):
         finished = members[members["status"] == FINISHED]
@@ -169,7 +172,7 @@ def format_seeds(runs: pd.DataFrame, seeds: pd.DataFrame) -> str:
         for name, what, form in (
             ("validation_accuracy", "validation accuracy", ".4f"),
             ("first_solved_step", f"first step of accuracy {SOLVED}", ".0f"),
-            ("clean_nll", "clean NLL (nats)", ".4f"),
+            ("clean_margin", "clean margin (nats)", ".2f"),
         ):
             if name in found:
                 lines.append(f"  {what}: {_spread(found[name], form)} in {found[name]['n_seeds']} seeds")
@@ -181,16 +184,17 @@ def _cell_lines(found: Mapping[str, Mapping[Any, Any]]) -> list[str]:
     line = "  {:<10} {:<15} {:<22} {:<30} {:<30} {:>7}"
     lines = []
     for sublayer, family in product(READ_SUBLAYERS, FAMILIES):
-        mass, effect = (found.get(f"{what}/{sublayer}/{family}") for what in QUANTITIES)
+        mass, harm, strength = (found.get(f"{what}/{sublayer}/{family}") for what in QUANTITIES)
         if mass is None:
             continue
         numbers = ["", "", ""]
-        if effect is not None:
-            interval = f"{effect['mean']:+.4f} [{effect['ci_low']:+.4f}, {effect['ci_high']:+.4f}]"
-            numbers = [_spread(effect, "+.4f"), interval if effect["n_seeds"] > 1 else "—"]
-            numbers.append(_number(effect["p_adjusted"], ".4f"))
+        if harm is not None:
+            shown, form = (harm, "+.4f") if strength is None else (strength, "+.1%")
+            interval = f"{shown['mean']:{form}} [{shown['ci_low']:{form}}, {shown['ci_high']:{form}}]"
+            numbers = [_spread(shown, form), interval if shown["n_seeds"] > 1 else "—"]
+            numbers.append(_number(harm["p_adjusted"], ".4f"))
         lines.append(line.format(sublayer, family, _spread(mass, ".3f"), *numbers).rstrip())
-    heading = line.format("sublayer", "family", "mass", "ΔNLL (nats)", "mean [95 % CI]", "p adj.")
+    heading = line.format("sublayer", "family", "mass", "strength, or nats", "mean [95 % CI]", "p adj.")
     return [heading, *lines] if lines else []
 
 

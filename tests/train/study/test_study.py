@@ -234,31 +234,32 @@ def test_the_table_is_what_the_runs_say(whole):
         results = directory / f"{run.name}-wrapped/probe" if wrapped else run / "probe/final"
         summary = json.loads((results / "summary.json").read_text())
         assert row["model"] == summary["condition"] == ("wrapped" if wrapped else "cumulative")
-        assert row["clean_nll"] == summary["clean"]["nll"]
+        assert row["clean_margin"] == summary["clean"]["logit_diff"]
         assert bool(row["task_learned"]) is summary["clean"]["task_learned"]
         table = pd.read_parquet(results / "effects.parquet").query(
-            "metric == 'nll' and positions == 'all' and scope == 'all' and kind == 'mask_renormalise'"
+            "metric == 'logit_diff' and positions == 'all' and scope == 'all' and kind == 'mask_renormalise'"
         )
         cells = table.set_index(["sublayer", "family"])
-        effects[condition, seed] = cells["effect"]
+        effects[condition, seed] = -cells["effect"]
         for sublayer in ("self_attn", "mlp"):
             for family in FAMILIES:
                 cell = cells.loc[(sublayer, family)]
-                for what in ("mass", "effect"):
-                    np.testing.assert_equal(row[f"{what}/{sublayer}/{family}"], cell[what])
-        assert row["largest_effect"] == cells["effect"].max()
-        assert row["largest_effect_of"] == " ".join(cells["effect"].idxmax())
+                expected = {"mass": cell["mass"], "harm": -cell["effect"], "strength": cell["strength"]}
+                for what, value in expected.items():
+                    np.testing.assert_equal(row[f"{what}/{sublayer}/{family}"], value)
+        strong = cells["strength"].dropna()
+        np.testing.assert_equal(row["largest_strength"], strong.max() if len(strong) else np.nan)
 
     seeds = pd.read_parquet(directory / "study_seeds.parquet").set_index(["condition", "quantity"])
     for condition in ("cumulative", "vanilla"):
         a, b = (effects[condition, seed]["mlp", "current"] for seed in (0, 1))
-        row = seeds.loc[(condition, "effect/mlp/current")]
+        row = seeds.loc[(condition, "harm/mlp/current")]
         assert (row["n_seeds"], row["median"]) == (2, pytest.approx((a + b) / 2))
         assert (row["smallest"], row["largest"]) == (min(a, b), max(a, b))
         # t of one degree of freedom: 12.706 standard errors, of half the difference each
         assert row["ci_high"] - row["mean"] == pytest.approx(12.7062 * abs(a - b) / 2, rel=1e-4)
         p_values = seeds.loc[condition]["p_value"].dropna().sort_values()
-        assert set(p_values.index) <= {f"effect/{s}/{f}" for s in ("self_attn", "mlp") for f in FAMILIES}
+        assert set(p_values.index) <= {f"harm/{s}/{f}" for s in ("self_attn", "mlp") for f in FAMILIES}
         smallest = seeds.loc[(condition, p_values.index[0])]
         assert smallest["p_adjusted"] == pytest.approx(min(1, len(p_values) * p_values.iloc[0]))  # Holm's first
 
@@ -275,7 +276,7 @@ def test_the_first_solved_step_is_of_the_model_that_was_validated(tmp_path, whol
     metrics.to_csv(solved / "metrics.csv", index=False)
     row = runs_table([next(load_study(file).runs(tmp_path / "solved"))], {run.name: "unfinished"}).iloc[0]
     assert (row["first_solved_step"], row["validation_accuracy"]) == (4, 0.985)
-    assert pd.isna(row["clean_nll"])
+    assert pd.isna(row["clean_margin"])
 
 
 def test_runs_that_never_validate_have_a_table(processes, tmp_path):
@@ -286,7 +287,7 @@ def test_runs_that_never_validate_have_a_table(processes, tmp_path):
     rows = pd.read_parquet(tmp_path / "runs/study.parquet")
     assert rows["status"].tolist() == ["finished"] * 2
     assert rows["step"].tolist() == [2, 2]
-    assert rows[["validation_accuracy", "first_solved_step", "clean_nll"]].isna().all(axis=None)
+    assert rows[["validation_accuracy", "first_solved_step", "clean_margin"]].isna().all(axis=None)
 
 
 DAMAGE = {
