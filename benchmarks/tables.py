@@ -51,17 +51,13 @@ def coverage() -> list[str]:
 
 
 def family_wise_error() -> list[str]:
-    rows = results("probe_statistics", "family_wise_error")
-    return [
-        line(
-            NOISES[row["effects"]],
-            str(row["clusters"]),
-            str(row["cells"]),
-            percent(row["exists"]),
-            percent(row["matters"]),
-        )
-        for row in rows
-    ]
+    """By noise: false "exists" / false "matters", of each size of the sample and the grid."""
+    rows, found = results("probe_statistics", "family_wise_error"), []
+    for noise, title in NOISES.items():
+        same = [row for row in rows if row["effects"] == noise]
+        shares = ([100 * row[name]["rate"] for name in ("exists", "matters")] for row in same)
+        found.append(line(title, *(f"{exists:.1f} / {matters:.1f} %" for exists, matters in shares)))
+    return found
 
 
 def degenerate() -> list[str]:
@@ -90,23 +86,23 @@ def equivalence() -> list[str]:
 
 
 def detectable() -> list[str]:
-    rows = results("probe_statistics", "detectable")
-    return [
-        line(NOISES[r["effects"]], str(r["clusters"]), f"{100 * r['strength']:.1f} %", percent(r["p_adjusted"]))
-        for r in rows
-    ]
+    """By noise: the share that is found, and the strength that was stated, of each number of sequences."""
+    rows, found = results("probe_statistics", "detectable"), []
+    for noise, title in NOISES.items():
+        same = [row for row in rows if row["effects"] == noise]
+        found.append(line(title, *(f"{percent(row['p_adjusted'])} of {100 * row['strength']:.1f} %" for row in same)))
+    return found
 
 
 def noise_logits() -> list[str]:
-    found = []
-    for row in results("noise_logits", "redrawn_noise"):
-        cells = [f"{100 * row['accuracy']:.0f} %", f"{100 * row['noise_redrawn']:.0f} %"]
-        cells.append(f"{row['logit_diff']['true_harm']:.2f}")
-        for margin in ("logit_diff", "logit_diff_mean"):
-            numbers = row[margin]
-            cells += [f"{numbers['harm']:+.2f}", *(percent(numbers[name]) for name in ("called_harm", "called_help"))]
-        found.append(line(*cells))
-    return found
+    """By accuracy and noise redrawn: mean harm on both margins, without and with true harm."""
+    rows, found = results("noise_logits", "redrawn_noise"), {}
+    for row in rows:
+        key = f"{100 * row['accuracy']:.0f} %", f"{100 * row['noise_redrawn']:.0f} %"
+        true = [f"{row['logit_diff']['true_harm']:.2f}"] if row["signal_kept"] < 1 else []
+        harms = [f"{row[margin]['harm'] + 0.0:+.2f}" for margin in ("logit_diff", "logit_diff_mean")]
+        found.setdefault(key, []).extend(true + harms)
+    return [line(*key, *cells) for key, cells in found.items()]
 
 
 def thresholds() -> list[str]:

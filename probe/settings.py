@@ -127,7 +127,7 @@ class TrainingProbeSettings(ProbeSettings):
     log_spaced: bool = True
     at_steps: tuple[int, ...] | None = None
     accuracy_jump: float = 0.1
-    trail_probes: int = 20
+    trail_probes: int = 24
     stop_when_settled: bool = False
     settled_probes: int = 5
 

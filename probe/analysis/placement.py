@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-NUM_SPREAD = 5
+NUM_SPREAD = 9
 MARGIN_WEIGHT = MASS_WEIGHT = 0.25
 """Of a change, beside one of accuracy. Margins and masses go on changing for long after accuracy has risen; with these
 weights at least half of 20 probes fall into its rise (tests/probe/analysis/test_placement.py)."""

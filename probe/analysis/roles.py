@@ -6,13 +6,15 @@ A family is without role if it is
 2. not sufficient: keeping it alone is no better than keeping as many sources drawn at random (by epsilon at least);
 3. not part of an interaction: no pair with it costs more, or less, together than one by one (TOST at epsilon).
 
+Each must pass on both margins: the one to the strongest distractor, which was chosen in the clean run, makes what merely
+stirs noise look harmless, and can hide a harm (docs/statistics.md).
+
 With cumulative sources every source contains the ones before it. There the first test is made in the increment basis,
 where a family's contribution is really gone, and the other two cannot be made: kept sources and pairs share content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,7 @@ from probe.vocabulary import (
     FINAL,
     LEVEL,
     MARGIN,
+    MARGINS,
     MASK,
     ROUTE,
     SUBLAYER_TITLES,
@@ -93,7 +96,10 @@ class Roles:
         rows = rows[rows["mass"] >= APPRECIABLE_MASS]
         tested = [(Route.of(row), float(row["mass"])) for row in rows.to_dict("records")]
         makers = {NECESSARY: self._necessary, SUFFICIENT: self._sufficient, INTERACTS: self._interacts}
-        made = {test: [make(route) for route, _ in tested] for test, make in makers.items()}
+        made = {
+            test: [max((make(route, metric) for metric in MARGINS), key=_nan_first) for route, _ in tested]
+            for test, make in makers.items()
+        }
         adjusted = {test: stats.holm(np.array(values, dtype=float)) for test, values in made.items()}
         return [
             Role(
@@ -111,8 +117,8 @@ class Roles:
         """The kind of intervention that takes a family away."""
         return Increment.kind if content_is_shared(self.summary) else MASK
 
-    def _row(self, route: Route, kind: str) -> pd.Series | None:
-        rows = primary_rows(self.effects, kind=kind)
+    def _row(self, route: Route, kind: str, metric: str = MARGIN) -> pd.Series | None:
+        rows = primary_rows(self.effects, metric, kind)
         rows = rows[(rows[ROUTE] == list(route.key)).all(axis=1) & rows["applicable"]]
         return None if rows.empty else rows.iloc[0]
 
@@ -120,43 +126,47 @@ class Roles:
         row = self._row(route, self.basis)
         return np.nan if row is None else float(row["strength"])
 
-    def _necessary(self, route: Route) -> float:
-        row = self._row(route, self.basis)
+    def _necessary(self, route: Route, metric: str) -> float:
+        row = self._row(route, self.basis, metric)
         return np.nan if row is None else float(row["p_equivalent"])
 
-    def _sufficient(self, route: Route) -> float:
+    def _sufficient(self, route: Route, metric: str) -> float:
         """p of "keeping the family alone is better than the control by epsilon of the margin or more"."""
         if content_is_shared(self.summary):
             return np.nan
-        rows = [self._of_sequences(route, kind) for kind in (KeepOnly.kind, KeepRandom.kind)]
+        rows = [self._of_sequences(route, kind, metric) for kind in (KeepOnly.kind, KeepRandom.kind)]
         if any(row is None for row in rows):
             return np.nan
-        kept, control = (harm_sign(MARGIN) * row["summed_effect"].to_numpy() for row in rows)  # type: ignore[index]
+        kept, control = (harm_sign(metric) * row["summed_effect"].to_numpy() for row in rows)  # type: ignore[index]
         margins, counts = (rows[0][name].to_numpy() for name in ("summed_clean", "n_queries"))  # type: ignore[index]
         about = self.summary["probe"]
         contrast = (kept - control + about["equivalent"] * margins)[:, None]
         return float(stats.bootstrap_t(contrast, counts, about["num_resamples"], about["seed"]).p_above(0.0)[0])
 
-    def _of_sequences(self, route: Route, kind: str) -> pd.DataFrame | None:
-        rows = primary_rows(self.clusters, kind=kind)
+    def _of_sequences(self, route: Route, kind: str, metric: str) -> pd.DataFrame | None:
+        rows = primary_rows(self.clusters, metric, kind)
         rows = rows[(rows[ROUTE] == list(route.key)).all(axis=1)].sort_values("sequence")
         return None if rows.empty or rows["summed_effect"].isna().any() else rows
 
-    def _interacts(self, route: Route) -> float:
+    def _interacts(self, route: Route, metric: str) -> float:
         """The largest p of "the pair's interaction is epsilon or more away from zero", over pairs with the family."""
         if self.coalitions is None or self.coalitions.empty or content_is_shared(self.summary):
             return np.nan
         rows = self.coalitions
         scope = FINAL if route.sublayer == FINAL else ALL
-        rows = rows[(rows["metric"] == MARGIN) & (rows["positions"] == "all") & (rows["scope"] == scope)]
+        rows = rows[(rows["metric"] == metric) & (rows["positions"] == "all") & (rows["scope"] == scope)]
         rows = rows[(rows["sublayer"] == route.sublayer) & rows["term"].map(lambda term: _has(str(term), route.family))]
         return float(rows["p_equivalent"].max()) if len(rows) else np.nan
 
     def _keys(self, route: Route) -> list[dict[str, Any]]:
-        kinds: Sequence[str] = (self.basis, KeepOnly.kind, KeepRandom.kind)
-        where = dict(zip(ROUTE, route.key, strict=True))
-        step = self.summary["step"]
-        return [{"table": "effects", "step": step, **where, "kind": kind, "metric": MARGIN} for kind in kinds]
+        kinds = [kind for kind in (self.basis, KeepOnly.kind, KeepRandom.kind) if self._row(route, kind) is not None]
+        where = {"table": "effects", "step": self.summary["step"], **dict(zip(ROUTE, route.key, strict=True))}
+        return [where | {"kind": kind, "metric": metric} for kind in kinds for metric in MARGINS]
+
+
+def _nan_first(p_value: float) -> float:
+    """An order in which a test that could not be made is the largest."""
+    return np.inf if np.isnan(p_value) else p_value
 
 
 def _has(term: str, family: str) -> bool:
