@@ -55,9 +55,9 @@ def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
         names.setdefault(path.parent.parent.name, set()).add(path.stem)
     through_training = {"emergence", "heat_maps_peak"}
     assert names.pop("trained") == {"heat_maps", "dissociation", "comparison", *through_training}
-    assert names == {"block_sum": {"heat_maps"}}
+    assert names == {"block_sum": {"heat_maps"}, "depth": {"heat_maps"}}
     monkeypatch.setattr(write, "save", lambda figure, path: [path])
-    for name, figures in (("depth", ["dissociation"]), ("linear", ["heat_maps"]), ("other", [])):
+    for name, figures in (("depth", ["heat_maps", "dissociation"]), ("linear", ["heat_maps"]), ("other", [])):
         assert write.write_figures([loaded[name]]) == [directories[name] / "figures" / figure for figure in figures]
 
 
