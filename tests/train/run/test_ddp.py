@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from probe.files.trail import WEIGHTS, Trail
 from tests.support.paths import ROOT
 from tests.train.cli.test_fit import TINY
 from train.cli import main
@@ -34,6 +35,7 @@ OPTIONS = [
     "--probe.log_spaced=false",
     "--probe.accuracy_jump=0.001",
     "--probe.num_resamples=50",
+    "--trail.every_n_steps=2",
 ]
 
 
@@ -114,7 +116,7 @@ class TestTwoProcessesAreOne:
 
     def test_probes(self, runs, run):
         one, two = (pd.read_parquet(runs[name] / "probe/effects.parquet") for name in ("one", run))
-        assert {0, 4, 8} < set(one["step"])  # and those that validations have triggered
+        assert {0, 2, 4, 6, 8} < set(one["step"])  # and those that validations have triggered
         keys = ["run", "step", "data_id", "sublayer", "scope", "family", "metric", "applicable", "n_sequences"]
         pd.testing.assert_frame_equal(one[keys], two[keys])
         for column in ("mass", "dose", "clean", "effect", "std_error"):
@@ -122,6 +124,17 @@ class TestTwoProcessesAreOne:
         clusters = [pd.read_parquet(runs[name] / "probe/clusters.parquet") for name in ("one", run)]
         assert len(clusters[0]) == len(clusters[1])
         assert not (runs[run] / "probe/parts").exists()
+
+    def test_trails(self, runs, run):
+        one, two = (Trail(runs[name]) for name in ("one", run))
+        assert one.steps == two.steps == [0, 2, 4, 6, 8]
+        assert one.last_step == two.last_step == 8
+        assert (one.folder_of(4) / "config.json").read_text() == (two.folder_of(4) / "config.json").read_text()
+        for step in one.steps:
+            first, second = (load_file(trail.folder_of(step) / WEIGHTS) for trail in (one, two))
+            assert first.keys() == second.keys()
+            for name, weights in first.items():
+                torch.testing.assert_close(second[name], weights, atol=2e-5, rtol=0, msg=name)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -16,7 +17,10 @@ import pandas as pd
 import pytest
 import torch
 
+from probe.cli import main as probe_main
 from probe.files import tables as storage
+from probe.files.trail import WEIGHTS, Trail
+from probe.training.trail import TrailProber
 from tests.support.wandb_server import synced_history
 from tests.train.cli.test_fit import TINY
 from train.cli import main
@@ -37,8 +41,11 @@ OPTIONS = [
     "--probe.every_n_steps=10",
     "--probe.accuracy_jump=0.001",  # probes that validations trigger
     "--probe.num_resamples=50",
+    "--probe.trail_probes=17",
+    "--trail.every_n_steps=2",  # 19 steps
 ]
 KILLS = ["while starting"] * 2 + ["while training"] * 4 + ["while saving"] * 3
+ON_TRAIL = ["while probing the trail"] * 2
 
 
 def die() -> None:
@@ -50,9 +57,15 @@ def output_of(run_dir: Path) -> Path:
     return run_dir.with_name("output.txt")
 
 
-def train(run_dir: Path, save: int | None = None, batch: int | None = None, seconds: float = 0.0) -> None:
+def train(
+    run_dir: Path,
+    save: int | None = None,
+    batch: int | None = None,
+    of_trail: bool = False,
+    seconds: float = 0.0,
+) -> None:
     """In a process of its own, which dies in the middle of checkpoint `save`, counted from now, or `seconds` after the
-    end of batch `batch`."""
+    end of batch `batch`, or after the beginning of the first probe of the trail."""
     os.environ["WANDB_MODE"] = "offline"
     os.environ.pop("WANDB_SERVICE", None)  # of the tests' process, which outlives this one: as from a shell, its own
     torch.set_num_threads(1)
@@ -77,8 +90,30 @@ def train(run_dir: Path, save: int | None = None, batch: int | None = None, seco
         if num_batches == batch:
             threading.Timer(seconds, die).start()
 
-    torch.save, CurriculumCallback.on_train_batch_end = save_half, count
+    def probe(*args) -> None:
+        if of_trail:
+            threading.Timer(seconds, die).start()
+        probe_step(*args)
+
+    probe_step = TrailProber.probe
+    torch.save, CurriculumCallback.on_train_batch_end, TrailProber.probe = save_half, count, probe
     main(["fit", f"--run_dir={run_dir}", "--ckpt_path=last", *OPTIONS])
+
+
+def prune(run_dir: Path) -> None:
+    """In a process of its own, which dies in the middle."""
+    sys.stderr = output_of(run_dir).open("a")
+    remove, removed = shutil.rmtree, []
+
+    def remove_two(folder: Path, **how) -> None:
+        removed.append(folder)
+        if len(removed) == 2:
+            (folder / "config.json").unlink()
+            die()
+        remove(folder, **how)
+
+    shutil.rmtree = remove_two
+    probe_main(["prune", str(run_dir)])
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +132,8 @@ def run(processes, run_dir: Path, kill: str | None = None, random_numbers: rando
         options = {"batch": 1, "seconds": 0.0}
     elif kill == "while saving":
         options = {"save": draw.randint(1, 2)}
+    elif kill == "while probing the trail":
+        options = {"of_trail": True, "seconds": draw.uniform(0, 0.2)}
     elif kill == "while training":
         options = {"batch": draw.randint(4, 12), "seconds": draw.uniform(0, 0.05)}
     process = processes.Process(target=train, args=(run_dir,), kwargs=options)
@@ -125,7 +162,7 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     assert run(processes, whole) == 0, output_of(whole).read_text()
     random_numbers = random.Random(0)
     steps = []
-    for kill in ["at the first batch", *random_numbers.sample(KILLS, len(KILLS))]:
+    for kill in ["at the first batch", *random_numbers.sample(KILLS, len(KILLS)), *ON_TRAIL]:
         assert run(processes, killed, kill, random_numbers) == -signal.SIGKILL, output_of(killed).read_text()
         _, checkpoint, torn = newest_checkpoint(killed)
         assert not torn  # what was cut off has never been put in place
@@ -147,7 +184,13 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
         pd.testing.assert_frame_equal(*tables, check_exact=True)
     probed = set(storage.read_effects(whole)["step"])
     assert probed >= {0, 1, 2, 4, 8, 10, 16, 20, 30, 32, 36}
-    assert probed - {0, 1, 2, 4, 8, 10, 16, 20, 30, 32, 36}  # those of accuracy jumps
+    assert {step for step in probed if step % 2} > {1}  # those of accuracy jumps
+    trails = [Trail(path) for path in (whole, killed)]
+    assert trails[0].steps == trails[1].steps == list(range(0, 37, 2))
+    assert len(probed.intersection(trails[0].steps)) == 17
+    for step in trails[0].steps:
+        first, second = ((trail.folder_of(step) / WEIGHTS).read_bytes() for trail in trails)
+        assert first == second
     rows = pd.read_csv(whole / "metrics.csv")
     histories = [logged(path) for path in (whole, killed)]
     assert histories[0] == histories[1]
@@ -156,6 +199,15 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     assert {step for step, name in histories[1] if name == "train/loss"} == set(range(36))
     assert list(rows["step"][rows["train/loss"].notna()]) == list(range(36))
     assert rows["train/pairs"].nunique() == 3
+
+    pruning = processes.Process(target=prune, args=(killed,))
+    pruning.start()
+    pruning.join()
+    assert pruning.exitcode == -signal.SIGKILL, output_of(killed).read_text()
+    probe_main(["prune", str(killed)])
+    assert set(trails[1].steps) == probed.intersection(trails[0].steps)
+    assert len(list(trails[1].folder.glob("step_*"))) == 17
+    assert trails[1].load(36).step == 36
 
 
 def logged(run_dir: Path) -> dict[tuple[int, str], float | str]:
