@@ -6,8 +6,8 @@ A family is without role if it is
 2. not sufficient: keeping it alone is no better than keeping as many sources drawn at random (by epsilon at least);
 3. not part of an interaction: no pair with it costs more, or less, together than one by one (TOST at epsilon).
 
-Each must pass on both margins: the one to the strongest distractor, which was chosen in the clean run, makes what merely
-stirs noise look harmless, and can hide a harm (docs/statistics.md).
+Each must pass on both margins: the one to the strongest distractor, which was chosen in the clean run, makes what
+merely stirs noise look harmless, and can hide a harm (docs/statistics.md).
 
 With cumulative sources every source contains the ones before it. There the first test is made in the increment basis,
 where a family's contribution is really gone, and the other two cannot be made: kept sources and pairs share content.

@@ -25,7 +25,7 @@ SOLVED = 0.99
 """Validation accuracy from which the task is solved."""
 QUANTITIES = ("mass", "harm", "strength")
 CELLS = [f"{what}/{sublayer}/{family}" for sublayer in READ_SUBLAYERS for family in FAMILIES for what in QUANTITIES]
-"""Columns of the runs' table: over the whole depth, the primary intervention's mass, harm (nats of margin) and strength."""
+"""Columns of the runs' table, over the whole depth: mass, and harm (nats of margin) and strength of masking."""
 ABOUT = ["condition", "seed", "run", "status"]
 TRAINING = ["step", "validation_accuracy", "first_solved_step", "largest_harm_step"]
 PROBE = ["model", "probe_accuracy", "clean_margin", "task_learned", "largest_strength", "largest_strength_of"]
@@ -157,8 +157,8 @@ def format_runs(runs: pd.DataFrame) -> str:
 
 
 def format_seeds(runs: pd.DataFrame, seeds: pd.DataFrame) -> str:
-    """For each condition what its seeds have in common: median [range], and of strengths (of harm, where there is none) mean [95 %
-    t interval]."""
+    """For each condition what its seeds have in common: median [range], and of strengths, or harm where there is none,
+    mean [95 % t interval]."""
     lines: list[str] = []
     for condition, members in runs.groupby("condition", sort=False):
         finished = members[members["status"] == FINISHED]
