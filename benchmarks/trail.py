@@ -2,9 +2,9 @@
 
     python benchmarks/trail.py --config configs/demo.yaml
 
-Trains at full size (no curriculum) with a trail of every second step and a checkpoint every ten. A write is made durable
-during the step after it, so that this step is compared with the other one, which nothing goes beside. Medians, as other
-work on the machine disturbs single steps; only ratios of one run mean anything.
+Trains at full size (no curriculum) with a trail of every second step and a checkpoint every ten. A write is made
+durable during the step after it, so that this step is compared with the other one, which nothing goes beside. Medians,
+as other work on the machine disturbs single steps; only ratios of one run mean anything.
 """
 
 from __future__ import annotations
