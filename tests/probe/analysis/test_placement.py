@@ -168,7 +168,7 @@ def test_steps_that_were_probed_before_count(probed):
 
 
 def test_spread():
-    assert spread(EVERY_2) == [0, 76, 150, 224, 300]
+    assert spread(EVERY_2) == [0, 38, 76, 112, 150, 188, 224, 262, 300]
     assert spread([0, 4, 8]) == [0, 4, 8]
     assert spread([0, 1, 2, 3, 100]) == [0, 1, 2, 3, 100]
     assert spread(EVERY_2, 20) == spread(EVERY_2)
