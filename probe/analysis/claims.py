@@ -22,7 +22,6 @@ from probe.vocabulary import (
     SUBLAYER_TITLES,
     Route,
     by_region,
-    present,
     primary_rows,
     routes_of,
     whole_depth,
@@ -192,9 +191,10 @@ def _mass_without_role(
     unknown = [role for role in found if role.has_none is None]
     verdict = HOLDS if without else UNTESTED if unknown else FAILS
     parts = [f"{', '.join(map(str, without))}: neither necessary nor sufficient, in no interaction"] if without else []
-    if unknown:
-        missing = present({test for role in unknown for test in TESTS if test not in role.p_values}, TESTS)
-        parts.append(f"{', '.join(map(str, unknown))}: not necessary, but {' and '.join(missing)} not tested")
+    for missing in dict.fromkeys(role.missing for role in unknown):
+        names = [str(role) for role in unknown if role.missing == missing]
+        passed = "".join(f", not {test}" for test in TESTS if test not in missing)
+        parts.append(f"{', '.join(names)}: not tested whether {' or '.join(missing)}{passed}")
     for test in TESTS:
         failed = [str(role) for role in found if test in role.failed]
         parts += [f"{test} by more than epsilon, or not known better: {', '.join(failed)}"] if failed else []

@@ -39,12 +39,13 @@ def test_a_probed_run_reaches_disk_and_wandb(tmp_path, monkeypatch):
 
 def test_a_trail_is_probed_when_training_ends_and_told_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    options = ["--trainer.max_steps=12", "--probe.every_n_steps=0", "--trail.every_n_steps=1", "--probe.trail_probes=7"]
+    options = ["--trainer.max_steps=12", "--probe.every_n_steps=0", "--trail.every_n_steps=1"]
+    options += ["--probe.trail_probes=11"]
     run = fit(tmp_path / "run", *PROBED, *options)
     effects = pd.read_parquet(run / "probe/effects.parquet")
     probed = sorted(set(effects["step"]))
-    assert len(probed) == 7
-    assert {0, 3, 6, 9, 12} < set(probed)
+    assert len(probed) == 11
+    assert {0, 2, 3, 4, 6, 8, 9, 10, 12} < set(probed)
     rows = [row for row in synced_history(run) if "probe/accuracy" in row]
     assert [row["trainer/global_step"] for row in rows] == probed
     accuracies = effects[effects["metric"] == "accuracy"].groupby("step")["clean"].first()
@@ -53,7 +54,7 @@ def test_a_trail_is_probed_when_training_ends_and_told_in_order(tmp_path, monkey
     assert "layer:0" in scopes[12]
     assert "layer:0" not in scopes[9]
     summary = json.loads((run / "probe/summary.json").read_text())
-    assert (summary["step"], summary["probe"]["n_probed"], summary["probe"]["n_of_trail"]) == (12, 1, 5)
+    assert (summary["step"], summary["probe"]["n_probed"], summary["probe"]["n_of_trail"]) == (12, 1, 9)
     assert summary["probe"]["trail_seconds"] > 0
 
 
