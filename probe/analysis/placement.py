@@ -18,7 +18,7 @@ from itertools import pairwise
 NUM_SPREAD = 9
 MARGIN_WEIGHT = MASS_WEIGHT = 0.25
 """Of a change, beside one of accuracy. Margins and masses go on changing for long after accuracy has risen; with these
-weights half of 20 probes and more fall into its rise (tests/probe/analysis/test_placement.py)."""
+weights at least ten of 24 probes fall into its rise (tests/probe/analysis/test_placement.py)."""
 DIGITS = 3
 """Changes are compared with so many, so that rounding on another machine does not decide."""
 

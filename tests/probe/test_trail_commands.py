@@ -14,7 +14,7 @@ from tests.probe.training.test_trail import STEPS, write
 
 CONFIG = """
 trainer: {max_steps: 32}
-trail: {every_n_steps: 2}
+trail: {every_n_steps: 1}
 probe:
   num_sequences: 64
   num_resamples: 20
@@ -36,20 +36,21 @@ def test_a_trail_is_probed_pruned_and_exported(run, tmp_path, capsys):
     main(["trail", str(run), "--device", "cpu"])
     said = capsys.readouterr().err
     assert "probed step 0: accuracy 0." in said
-    assert "6 of 17 steps are probed, 6 of them now" in said
+    assert "6 of 33 steps are probed, 6 of them now" in said
     assert "When motifs emerge" in said
     main(["trail", str(run), "--num_probes", "8", "--device", "cpu", "--watch"])
-    assert "8 of 17 steps are probed, 2 of them now" in capsys.readouterr().err
+    assert "8 of 33 steps are probed, 2 of them now" in capsys.readouterr().err
     probed = probed_steps(run / PROBE)
     assert len(probed) == 8
 
     main(["prune", str(run)])
-    assert "8 steps are left, 9 were removed" in capsys.readouterr().err
+    assert "8 steps are left, 25 were removed" in capsys.readouterr().err
     assert set(Trail(run).steps) == probed
     main(["trail", str(run), "--num_probes", "100", "--device", "cpu"])
     assert "8 of 8 steps are probed, 0 of them now" in capsys.readouterr().err
 
-    main(["export", str(run), "16", str(tmp_path / "exported")])
+    step = sorted(probed)[3]
+    main(["export", str(run), str(step), str(tmp_path / "exported")])
     main(
         [
             "run",
@@ -61,11 +62,11 @@ def test_a_trail_is_probed_pruned_and_exported(run, tmp_path, capsys):
         ]
     )
     about = read_effects(tmp_path / "out").iloc[0]
-    assert (about["step"], about["seed"], about["condition"]) == (16, 5, "cumulative")
+    assert (about["step"], about["seed"], about["condition"]) == (step, 5, "cumulative")
     main(
         [
             "run",
-            str(Trail(run).folder_of(16)),
+            str(Trail(run).folder_of(step)),
             "--output",
             str(tmp_path / "same"),
             "--num_sequences=8",
@@ -91,7 +92,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     assert "no step of " in refused(capsys, "prune", run)
     assert "--num_probes must be at least 1, got 0" in refused(capsys, "trail", run, "--num_probes", "0")
     assert "--device quantum cannot be used here" in refused(capsys, "trail", run, "--device", "quantum")
-    assert "step 3 is not in" in refused(capsys, "export", run, "3", tmp_path / "out")
+    assert "step 99 is not in" in refused(capsys, "export", run, "99", tmp_path / "out")
     assert "exists: choose another folder" in refused(capsys, "export", run, "4", run)
     assert "cannot be made there" in refused(capsys, "export", run, "4", tmp_path / "no" / "out")
     with Trail(run).held():
@@ -110,4 +111,4 @@ def test_of_a_training_that_goes_on_the_steps_so_far_are_probed(run, capsys):
     main(["trail", str(run), "--num_probes", "3"])
     said = capsys.readouterr().err
     assert f"training in {run} has not ended: these are the steps so far" in said
-    assert probed_steps(run / PROBE) == {0, 4, 8}
+    assert probed_steps(run / PROBE) == {0, 2, 4}

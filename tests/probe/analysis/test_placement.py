@@ -39,7 +39,7 @@ def learning(*jumps: tuple[float, float, float], slowly: float = 12.0) -> Curve:
     return read
 
 
-def place(curve: Curve, steps: list[int] = EVERY_2, num_probes: int = 20) -> list[int]:
+def place(curve: Curve, steps: list[int] = EVERY_2, num_probes: int = 24) -> list[int]:
     """Steps in the order in which they are probed."""
     probed: dict[int, Reading] = {}
     while (step := next_step(steps, probed, num_probes)) is not None:
@@ -67,7 +67,7 @@ def in_rise(curve: Curve, steps: list[int], start: float = CHANCE, end: float = 
 def test_half_of_the_probes_see_the_rise(middle, width, height, least):
     curve = learning((middle, width, height))
     steps = place(curve)
-    assert len(steps) == 20
+    assert len(steps) == 24
     end = CHANCE + (1 - CHANCE) * height
     assert len(in_rise(curve, steps, end=end)) >= min(least, len(in_rise(curve, EVERY_2, end=end)))
 
@@ -171,7 +171,7 @@ def test_spread():
     assert spread(EVERY_2) == [0, 38, 76, 112, 150, 188, 224, 262, 300]
     assert spread([0, 4, 8]) == [0, 4, 8]
     assert spread([0, 1, 2, 3, 100]) == [0, 1, 2, 3, 100]
-    assert spread(EVERY_2, 20) == spread(EVERY_2)
+    assert spread(EVERY_2, 24) == spread(EVERY_2)
     assert spread([0, 2, 4], 2) == [0, 4]
     assert spread([0, 2, 4], 1) == [0]
     assert spread([7]) == [7]

@@ -280,9 +280,8 @@ class TestSettled:
 def test_rows_of_later_steps_are_dropped(probed, tmp_path):
     shutil.copytree(probed[0] / "probe", tmp_path / "probe")
     steps = sorted(set(storage.read_effects(tmp_path)["step"]))
-    before = {
-        name: pd.read_parquet(tmp_path / "probe" / f"{name}.parquet") for name in ("effects", "clusters", "geometry")
-    }
+    paths = [tmp_path / "probe" / f"{name}.parquet" for name in ("effects", "clusters", "geometry")]
+    before = {path: pd.read_parquet(path) for path in paths}
     for last in (60, 8, 8):
         storage.drop_steps_after(tmp_path / "probe", last)
         assert storage.probed_steps(tmp_path / "probe") == {step for step in steps if step <= last}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attnres.tasks import MQAR
-from probe.analysis.placement import next_step
+from probe.analysis.placement import next_step, spread
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
 from probe.files.layout import PROBE
@@ -20,9 +20,9 @@ from probe.settings import TrainingProbeSettings, fewest_sequences
 from probe.training.shared import settings_of_probe
 from probe.training.trail import conclude, probe_trail, read_clean, settings_of_run, watch_trail
 
-STEPS = list(range(0, 34, 2))
+STEPS = list(range(33))
 SETTINGS = TrainingProbeSettings(
-    num_sequences=64, num_resamples=20, families=("older",), sublayers=("mlp",), scopes=("all",), trail_probes=13
+    num_sequences=64, num_resamples=20, families=("older",), sublayers=("mlp",), scopes=("all",), trail_probes=14
 )
 ABOUT = {"condition": "cumulative", "seed": 5}
 TASK = MQAR(num_pairs=3, vocab_size=24, seed=5)
@@ -56,7 +56,7 @@ def effects(run: Path) -> pd.DataFrame:
 def test_steps_are_those_of_the_placement_and_rows_those_of_the_models(run, tmp_path):
     done = probe_trail(run, SETTINGS)
     readings, expected = {}, []
-    while (step := next_step(STEPS, readings, 13)) is not None:
+    while (step := next_step(STEPS, readings, 14)) is not None:
         model = Trail(run).load(step).model
         readings[step] = read_clean(model, TASK, 64)
         probe_model(
@@ -72,7 +72,7 @@ def test_steps_are_those_of_the_placement_and_rows_those_of_the_models(run, tmp_
     assert probe_trail(run, SETTINGS) == []  # nothing is left to do
 
 
-@pytest.mark.parametrize("after", [0, 1, 4, 8])
+@pytest.mark.parametrize("after", [0, 1, 9, 13])
 def test_interrupted_it_ends_as_if_left_alone(after, run, tmp_path, monkeypatch):
     whole = tmp_path / "whole" / "run"
     shutil.copytree(run, whole)
@@ -104,8 +104,8 @@ def test_more_probes_go_on_with_those_that_are_there(run):
 def test_steps_that_are_taken_are_left_out_and_count(run):
     done = probe_trail(run, SETTINGS, taken={STEPS[-1]})
     assert STEPS[-1] not in done
-    assert [*done[:8], STEPS[-1]] == STEPS[::2]
-    assert len(done) == 12
+    assert [*done[:8], STEPS[-1]] == spread(STEPS)
+    assert len(done) == 13
     assert storage.probed_steps(run / PROBE) == set(done)
 
 
@@ -137,7 +137,7 @@ def test_a_watcher_comes_to_the_same_as_who_waits(run, tmp_path, trained_model):
             Trail(other).finish(STEPS[-1])
 
     assert set(watch_trail(other, SETTINGS, STEPS, sleep=sleep)) == whole
-    assert waits == [set(STEPS[: 4 * wait : 2]) for wait in range(5)]
+    assert waits == [set(range(0, 4 * looks, 4)) for looks in range(9)]
     assert storage.probed_steps(other / PROBE) == whole
 
 
