@@ -82,8 +82,11 @@ class Role:
             return False
         return None if self.missing else True
 
+    def family(self, with_strength: bool) -> str:
+        return f"{self.route.family} {100 * self.strength:.0f} %" if with_strength else self.route.family
+
     def __str__(self) -> str:
-        return f"{self.route.family} in {SUBLAYER_TITLES[self.route.sublayer]} {100 * self.strength:.1f} %"
+        return f"{self.route.family} in {SUBLAYER_TITLES[self.route.sublayer]}"
 
 
 @dataclass(frozen=True)
