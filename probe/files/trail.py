@@ -14,8 +14,9 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -37,7 +38,7 @@ class Trail:
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / TRAIL
         self._config: str | None = None
-        self._not_synced: set[Path] = set()
+        self._syncing: list[Thread] = []
 
     def folder_of(self, step: int) -> Path:
         """The folder of a step, whether it is there or not."""
@@ -77,18 +78,15 @@ class Trail:
             part.write_text(self._config, encoding="utf-8")
         with replacing(folder / WEIGHTS) as part:
             save_file({name: state[name].contiguous() for name in _kept(model, state)}, part, {"format": "pt"})
-        self._not_synced.update((folder / CONFIG, folder / WEIGHTS, folder, self.folder))
+        paths = (folder / CONFIG, folder / WEIGHTS, folder, self.folder)
+        self._syncing.append(Thread(target=_sync, args=paths))  # takes longer than all else: training does not wait
+        self._syncing[-1].start()
 
     def sync(self) -> None:
-        """Make what was written outlive a loss of power; a checkpoint that is, must not be ahead of its trail."""
-        for path in self._not_synced:
-            if path.exists():
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-        self._not_synced.clear()
+        """Wait until what was written outlives a loss of power: a checkpoint, which does, is not ahead of its trail."""
+        for thread in self._syncing:
+            thread.join()
+        self._syncing.clear()
 
     def finish(self, step: int) -> None:
         """Training has ended at `step`."""
@@ -168,6 +166,17 @@ def _kept(model: PreTrainedModel, state: Mapping[str, Tensor]) -> list[str]:
     """All weights of `state` but those that are tied to others."""
     tied = (model._tied_weights_keys or ()) if model.config.tie_word_embeddings else ()
     return [name for name in state if name not in tied]
+
+
+def _sync(*paths: Path) -> None:
+    """Those that are still there."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _config_text(model: PreTrainedModel) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -106,24 +107,36 @@ def test_one_process_holds_it(trail):
         pass
 
 
-def test_what_was_written_can_be_made_durable(trail, monkeypatch):
-    """Each file and folder once, also those that are no longer there."""
-    trail.remove([2])
+def test_what_was_written_is_durable_after_a_sync(trail, monkeypatch, make_model):
+    """Training goes on meanwhile; what has been removed since is no error."""
+    trail.sync()
     names: dict[int, str] = {}
     synced: list[str] = []
-    opens = os.open
+    may_begin, opens, syncs = Event(), os.open, os.fsync
 
-    def open_(path, flags):
-        descriptor = opens(path, flags)
+    def open_(path, flags, *args, **kwargs):
+        descriptor = opens(path, flags, *args, **kwargs)
         names[descriptor] = Path(path).name
         return descriptor
 
+    def sync(descriptor):
+        may_begin.wait()
+        syncs(descriptor)
+        synced.append(names[descriptor])
+
     monkeypatch.setattr("probe.files.trail.os.open", open_)
-    monkeypatch.setattr("probe.files.trail.os.fsync", lambda descriptor: synced.append(names[descriptor]))
+    monkeypatch.setattr("probe.files.trail.os.fsync", sync)
+    model = make_model()
+    for step in (6, 8):
+        trail.write(step, model, model.state_dict())
+    assert trail.steps == [0, 2, 4, 6, 8]
+    assert synced == []
+    may_begin.set()
     trail.sync()
-    assert sorted(synced) == sorted(["trail", *("step_0", "step_4"), *("config.json", WEIGHTS) * 2])
+    assert sorted(synced) == sorted(["trail", "config.json", WEIGHTS] * 2 + ["step_6", "step_8"])
+    trail.write(10, model, model.state_dict())
+    trail.remove([10])
     trail.sync()
-    assert len(synced) == 7
 
 
 @given(every=st.integers(0, 30), until=st.none() | st.integers(0, 70), max_steps=st.integers(1, 60))
