@@ -95,7 +95,7 @@ def test_make_demo_leaves_table_and_figures(tmp_path):
             assert path.stat().st_size > 5_000
             assert str(path.relative_to(tmp_path)) in report
     effects = pd.read_parquet(demo / "cumulative" / "probe" / "effects.parquet")
-    assert set(effects["step"]) == {0, 1, 2, 3}
+    assert set(effects["step"]) == {0, 2, 3}
     assert list((demo / "cumulative" / "wandb").glob("offline-run-*/*.wandb"))
     final = pd.read_parquet(demo / "cumulative" / "probe" / "final" / "effects.parquet")
     wrapped = pd.read_parquet(demo / "wrapped" / "probe" / "effects.parquet")

@@ -7,13 +7,14 @@ need and the tables do not hold makes it "cannot be tested", and the sentence sa
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from probe.analysis.emergence import Emergence
-from probe.analysis.roles import TESTS, Roles, content_is_shared
+from probe.analysis.roles import NECESSARY, TESTS, Roles, content_is_shared
 from probe.vocabulary import (
     LEVEL,
     MARGIN,
@@ -22,7 +23,6 @@ from probe.vocabulary import (
     SUBLAYER_TITLES,
     Route,
     by_region,
-    present,
     primary_rows,
     routes_of,
     whole_depth,
@@ -130,13 +130,16 @@ def _motifs(effects: pd.DataFrame, emergence: Emergence | None, summary: dict[st
     now = {Route.of(motif): motif for motif in summary["motifs"]}
     past = {} if emergence is None else {Route.of(row): row for row in emergence.shown.to_dict("records")}
     routes = [route for route in dict.fromkeys([*now, *past, *STUDY_MOTIFS]) if route in rows]
-    told = {route: _motif(route, rows[route], now.get(route), past.get(route)) for route in routes}
-    groups = {"": list(now), "No motif at the end": [route for route in routes if route not in now]}
-    sentences = [
-        f"{heading}{': ' if heading else ''}{'; '.join(told[route] for route in group)}."
-        for heading, group in groups.items()
-        if group
-    ]
+    groups = {
+        "": [_motif(route, rows[route], now[route], past.get(route)) for route in routes if route in now],
+        "Of the study's, no motifs at the end": [
+            _past(route, rows[route], past.get(route)) for route in routes if route in STUDY_MOTIFS and route not in now
+        ],
+        "Others for a while": [
+            _past(route, rows[route], past[route]) for route in routes if route not in (*STUDY_MOTIFS, *now)
+        ],
+    }
+    sentences = [f"{heading}{': ' if heading else ''}{'; '.join(told)}." for heading, told in groups.items() if told]
     tau, half = summary["probe"]["matters"], len(summary["motifs_at_half_tau"])
     twice = sum(motif["at_twice_tau"] for motif in now.values())
     counts = f"{len(now) + half} at half, {len(now)} at tau = {100 * tau:g} %, {twice} at twice"
@@ -144,22 +147,29 @@ def _motifs(effects: pd.DataFrame, emergence: Emergence | None, summary: dict[st
     return Claim("C2", HOLDS if now else FAILS, text, _keys(pd.DataFrame([rows[route] for route in routes])))
 
 
-def _motif(route: Route, row: dict[Any, Any], motif: dict[str, Any] | None, past: dict[Any, Any] | None) -> str:
+def _motif(route: Route, row: dict[Any, Any], motif: dict[str, Any], past: dict[Any, Any] | None) -> str:
+    """A motif, how strong it is, and since when."""
+    text = f"{_route_title(route)} {_percent(row)}"
+    if not motif["on_both_margins"]:
+        text += " (not on the margin to the mean distractor)"
+    if past is None or past["status"] != "emerged":
+        return text
+    text += f", since step {past['onset']:.0f} [{past['onset_low']:.0f}, {past['onset_high']:.0f}]"
+    if past["margins_agree"]:
+        return text
+    other = past["onset_to_mean"]
+    return f"{text} (by the mean distractor {'never' if np.isnan(other) else f'{other:.0f}'})"
+
+
+def _past(route: Route, row: dict[Any, Any], past: dict[Any, Any] | None) -> str:
+    """A route that is no motif now: its strength, and when it was one; the peak is a share of the final margin."""
     if not row["applicable"]:
         return f"{_route_title(route)} cannot be masked"
-    text = f"{_route_title(route)} {_percent(row)}"
-    if motif is not None and not motif["on_both_margins"]:
-        text += " (not on the margin to the mean distractor)"
+    text = f"{_route_title(route)} {100 * row['strength']:.1f} %"
     if past is None or past["status"] == "never":
         return text
-    if past["status"] == "emerged":
-        text += f", since step {past['onset']:.0f} [{past['onset_low']:.0f}, {past['onset_high']:.0f}]"
-        if not past["margins_agree"]:
-            other = past["onset_to_mean"]
-            text += f" (by the mean distractor: {'never' if np.isnan(other) else f'step {other:.0f}'})"
-    else:
-        text += f", was one from step {past['first_held']:.0f} to {past['last_held']:.0f}"
-    return f"{text}, most {100 * past['peak']:.0f} % (of the final margin) at step {past['peak_step']}"
+    begun = past["onset"] if past["status"] == "emerged" else past["first_held"]
+    return f"{text} (one at steps {begun:.0f} to {past['last_held']:.0f}, peak {100 * past['peak']:.0f} %)"
 
 
 def _dissociation(effects: pd.DataFrame, found: dict[str, Any]) -> Claim:
@@ -192,14 +202,19 @@ def _mass_without_role(
     unknown = [role for role in found if role.has_none is None]
     verdict = HOLDS if without else UNTESTED if unknown else FAILS
     parts = [f"{', '.join(map(str, without))}: neither necessary nor sufficient, in no interaction"] if without else []
-    if unknown:
-        missing = present({test for role in unknown for test in TESTS if test not in role.p_values}, TESTS)
-        parts.append(f"{', '.join(map(str, unknown))}: not necessary, but {' and '.join(missing)} not tested")
+    for missing in dict.fromkeys(role.missing for role in unknown):
+        names = [str(role) for role in unknown if role.missing == missing]
+        passed = "".join(f", not {test}" for test in TESTS if test not in missing)
+        parts.append(f"{', '.join(names)}: not tested whether {' or '.join(missing)}{passed}")
     for test in TESTS:
-        failed = [str(role) for role in found if test in role.failed]
-        parts += [f"{test} by more than epsilon, or not known better: {', '.join(failed)}"] if failed else []
+        failed = [role for role in found if test in role.failed]
+        by_sublayer = (
+            f"{SUBLAYER_TITLES[sublayer]} {', '.join(role.family(test == NECESSARY) for role in roles)}"
+            for sublayer, roles in groupby(failed, key=lambda role: role.route.sublayer)
+        )
+        parts += [f"{test} by epsilon, or not known better: {'; '.join(by_sublayer)}"] if failed else []
     shared = "In the increment basis, as sources share content. " if content_is_shared(summary) else ""
-    return Claim("C4", verdict, f"{shared}{'; '.join(parts)}.", [key for role in found for key in role.rows])
+    return Claim("C4", verdict, f"{shared}{' | '.join(parts)}.", [key for role in found for key in role.rows])
 
 
 def _redundancy(coalitions: pd.DataFrame | None, summary: dict[str, Any]) -> Claim:

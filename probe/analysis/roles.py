@@ -56,7 +56,7 @@ class Role:
     Attributes:
         p_values: of each test that could be made, of the hypothesis that the family is so; adjusted over all families
             (Holm).
-        strength: of taking the family away.
+        strength: of taking the family away, in the increment basis where that was probed.
         rows: the keys of the table rows.
     """
 
@@ -71,14 +71,22 @@ class Role:
         return [test for test, p in self.p_values.items() if p > LEVEL]
 
     @property
+    def missing(self) -> tuple[str, ...]:
+        """Tests that could not be made."""
+        return tuple(test for test in TESTS if test not in self.p_values)
+
+    @property
     def has_none(self) -> bool | None:
         """Whether the family is without role; None where a test is missing and none failed."""
         if self.failed:
             return False
-        return True if len(self.p_values) == len(TESTS) else None
+        return None if self.missing else True
+
+    def family(self, with_strength: bool) -> str:
+        return f"{self.route.family} {100 * self.strength:.0f} %" if with_strength else self.route.family
 
     def __str__(self) -> str:
-        return f"{self.route.family} in {SUBLAYER_TITLES[self.route.sublayer]} {100 * self.strength:.1f} %"
+        return f"{self.route.family} in {SUBLAYER_TITLES[self.route.sublayer]}"
 
 
 @dataclass(frozen=True)
@@ -123,8 +131,8 @@ class Roles:
         return None if rows.empty else rows.iloc[0]
 
     def _strength(self, route: Route) -> float:
-        row = self._row(route, self.basis)
-        return np.nan if row is None else float(row["strength"])
+        rows = [self._row(route, kind) for kind in (self.basis, MASK)]
+        return next((float(row["strength"]) for row in rows if row is not None), np.nan)
 
     def _necessary(self, route: Route, metric: str) -> float:
         row = self._row(route, self.basis, metric)

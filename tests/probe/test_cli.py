@@ -125,15 +125,22 @@ def test_report_prints_one_table_and_draws_the_figures(trained, vanilla, tmp_pat
     assert "wrapped (seed 3, step 40)" in printed
     effects = storage.read_effects(trained / "probe" / "final")
     row = effects[
-        (effects["metric"] == "nll")
+        (effects["metric"] == "logit_diff")
         & (effects["positions"] == "all")
         & (effects["scope"] == "all")
         & (effects["sublayer"] == "mlp")
         & (effects["family"] == "embedding")
     ].iloc[0]
-    line = next(line for line in printed.splitlines() if line.startswith("mlp        embedding"))
+    tables = (trained / "report.txt").read_text()
+    line = next(line for line in tables.splitlines() if line.startswith("mlp        embedding"))
     assert f"{row['mass']:.3f}" in line
-    assert f"{row['effect']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]" in line
+    assert row["no_strength"]  # after 40 steps: the table has nats
+    assert f"{-row['effect']:+.3f} nats [{-row['ci_high']:+.3f}, {-row['ci_low']:+.3f}]" in line
+    claims = json.loads((trained / "probe" / "final" / "claims.json").read_text())["claims"]
+    assert all(
+        f"  {claim['claim']} {claim['title']}: {claim['verdict']}. {claim['text']}" in printed for claim in claims
+    )
+    assert [claim["verdict"] for claim in claims] == ["does not hold", *["cannot be tested"] * 3]
     assert "NOT LEARNED" in printed
     figures = {trained: ("heat_maps", "dissociation", "comparison"), tmp_path / "wrapped": ("heat_maps",)}
     for folder, names in figures.items():

@@ -67,7 +67,7 @@ def test_the_documented_file_is_probed_and_reported(export, prompts, tmp_path, c
     assert (summary["flip"], summary["num_pairs"]) == (None, 3)
     assert (summary["clean"]["chance_accuracy"], summary["clean"]["plateau_accuracy"]) == (None, 1 / 3)
     main(["report", str(export)])
-    assert "3 sequences, 4 queries" in capsys.readouterr().out
+    assert "3 sequences, 4 queries" in (export / "report.txt").read_text()
     assert (export / "report.html").stat().st_size > 10_000
 
 

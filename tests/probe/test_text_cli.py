@@ -41,7 +41,7 @@ def summary_of(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_an_exported_model_is_probed_with_its_own_tokenizer(export, tmp_path, capsys):
+def test_an_exported_model_is_probed_with_its_own_tokenizer(export, tmp_path):
     output = tmp_path / "out"
     main(["run", str(export), "--task", task_file(tmp_path), "--output", str(output), *QUICK])
     effects, clusters, summary = (
@@ -59,7 +59,7 @@ def test_an_exported_model_is_probed_with_its_own_tokenizer(export, tmp_path, ca
     assert summary["task"]["mean_answer_tokens"] == 4  # a space and three digits
     assert summary["flip"]["n_queried"] == summary["flip"]["n_other"] == 6
     main(["report", str(output)])
-    assert "6 sequences, 6 queries" in capsys.readouterr().out
+    assert "6 sequences, 6 queries" in (output / "report.txt").read_text()
 
 
 def test_a_tokenizer_of_another_place(make_model, export, tmp_path):

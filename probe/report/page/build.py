@@ -66,9 +66,7 @@ def build_page(runs: Sequence[PageRun], metric: str = PRIMARY_METRIC) -> str:
     steps = sorted({probe.step for run in runs for probe in run.view().probes})
     embedded = {
         "steps": steps,
-        "panels": {
-            m: {panel.name: panel.to_dict() for _, _, found in kinds for panel in found} for m, kinds in drawn.items()
-        },
+        "panels": {m: {p.name: p.to_dict() for found in drawn[m].values() for p in found} for m in metrics},
         "tables": {name: {"columns": list(rows), "rows": rows.to_numpy(object)} for name, rows in data.items()},
         "saturated": {name: _saturated([run.view(name) for run in runs]) for name in metrics},
         "templates": style.templates(),
@@ -95,39 +93,16 @@ def build_page(runs: Sequence[PageRun], metric: str = PRIMARY_METRIC) -> str:
     )
 
 
-def _panels(runs: Sequence[PageRun], metric: str) -> list[tuple[str, str, list[panels.Panel]]]:
-    """(heading, what it shows, panels) of each kind of evidence, on one metric."""
+def _panels(runs: Sequence[PageRun], metric: str) -> dict[str, list[panels.Panel]]:
+    """The panels of each kind of evidence, on one metric; what they show is in the template."""
     views = [(number, run.view(metric)) for number, run in enumerate(runs)]
     courses = [(number, view) for number, view in views if view.curves["step"].nunique() > 1]
-    return [
-        (
-            "When routes begin to matter",
-            "Accuracy, and under it what masking each family costs, by sublayer and region, over training. Bands: 95 % "
-            "intervals. Dotted: tau, from which a route matters; grey band: equivalent to zero. Dashed and light: no "
-            "strength yet, as the margin is not clear of zero; the harm as a share of the final margin instead. "
-            "Triangles: a motif holds from here to the end, with its interval. Short lines: it held, and did not last.",
-            [panels.emergence(view, number, "value") for number, view in courses],
-        ),
-        (
-            "Which routes matter",
-            "Red is harm; one scale of colours for all runs, steps and layers, on which one per cent and twenty can "
-            "both be seen. Bold: above tau (adjusted). n/a: the family cannot be masked there. none: no strength, as "
-            "the margin is not clear of zero. †: aliased, the same tensor stays readable as another family, so masking "
-            "has no effect by construction.",
-            [panels.maps(view, number) for number, view in views],
-        ),
-        (
-            "Where mass and effect part ways",
-            "Large marks: all layers at once; small ones: early, middle and late, named where they matter. Bars: 95 % "
-            "intervals. A route to the right of another and below it carries more and does less.",
-            [panels.scatter([view for _, view in views])],
-        ),
-        (
-            "Routing mass through training",
-            "Mean routing weight over all reads of a cell. Mass says nothing about effect.",
-            [panels.emergence(view, number, "mass") for number, view in courses],
-        ),
-    ]
+    return {
+        "emergence": [panels.emergence(view, number, "value") for number, view in courses],
+        "maps": [panels.maps(view, number) for number, view in views],
+        "scatter": [panels.scatter([view for _, view in views])],
+        "mass": [panels.emergence(view, number, "mass") for number, view in courses],
+    }
 
 
 def _saturated(views: Sequence[View]) -> str:

@@ -72,7 +72,8 @@ def emergence(view: View, number: int, value: str) -> Panel:
     what = "mass" if is_mass else "emergence"
     panel = Panel(f"{what}-{number}", view.name, columns=len(regions), lead=True)
     by_step = {int(step): Probe(int(step), IN_TRAINING, found) for step, found in rows.groupby("step")}  # type: ignore
-    panel.titles = {step: state(view, probe) for step, probe in by_step.items()}
+    shown = "routing mass" if is_mass else scale.title
+    panel.titles = {step: f"{shown}; {state(view, probe)}" for step, probe in by_step.items()}
     last = max(int(rows["step"].max()), 1)
     x = {"range": [-0.03 * last, 1.03 * last], "title": {"text": "training step"}, "nticks": 6}
     accuracy = f"accuracy at K = {view.run.num_pairs} pairs; grey: pairs in training"

@@ -66,7 +66,7 @@ def test_families_without_a_role_are_named_and_no_others():
     idle, *rest = claim.text.split(": neither necessary nor sufficient")
     assert [f"{family} in MLP" in idle for family in FAMILIES] == [True] * 4
     assert "older in attention" not in idle
-    assert "older in attention" in rest[0]
+    assert "attention older" in rest[0]
     coalitions = found.coalitions
     roles = {role.route: role for role in Roles(found.effects, found.clusters, coalitions, found.summary).families()}
     assert roles[Route("self_attn", "all", "prev_completed")].failed == [INTERACTS]

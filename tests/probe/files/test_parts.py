@@ -24,6 +24,7 @@ from probe.examples.examples import Examples
 from probe.files import tables as storage
 from probe.files.parts import Parts
 from probe.files.runs import load_run
+from probe.report import text
 
 TASK = MQAR(num_pairs=4, vocab_size=40, seed=3)
 HOW = Inference(num_resamples=100)
@@ -179,4 +180,10 @@ def test_report_over_seeds(two_probes, capsys):
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].startswith("NOT LEARNED")
     assert "FEW SEQUENCES" in printed
-    assert "cumulative, over 2 seeds (0, 1)" in printed
+    runs = [load_run(path) for path in two_probes]
+    assert not text.across_seeds(runs)  # an untrained model has no strengths
+    for run, strength in zip(runs, (0.1, 0.3), strict=True):
+        run.effects = run.effects.assign(strength=strength)
+    lines = text.across_seeds(runs).splitlines()
+    assert lines[0].startswith("cumulative, over 2 seeds (0, 1)")
+    assert all("+20.0% [-107.1%, +147.1%]" in line for line in lines[1:])  # t of one degree of freedom: 12.7062
