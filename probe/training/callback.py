@@ -218,8 +218,8 @@ def _hold(trail: Trail) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(trail.held())
-        except ValueError as error:
-            rank_zero_info(str(error))
+        except ValueError:
+            rank_zero_info(f"waiting for another process that probes {trail.folder}")
             stack.enter_context(trail.held(waits=True))
         yield
 
