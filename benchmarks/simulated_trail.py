@@ -17,7 +17,8 @@ import pandas as pd
 from probe.analysis.effects import CELL_KEYS
 from probe.analysis.inference import STATISTICS
 from probe.analysis.placement import Reading, next_step
-from probe.vocabulary import FAMILIES, MARGINS, MASK, MATTERS, REGIONS, SUBLAYERS, Route
+from probe.vocabulary import MARGINS, MASK, MATTERS, Route
+from tests.support.simulated_run import READS, ROUTES
 
 NUM_PAIRS = 16
 SEQUENCES = 64
@@ -25,14 +26,6 @@ TRAIL = np.arange(0, 301, 2)
 RISE = 40
 """Steps in which accuracy goes from 5 to 95 % of its way."""
 NUM_PROBES = 20
-READS = {"early": 3, "middle": 3, "late": 2}
-ROUTES = [
-    Route(sublayer, region, family)
-    for sublayer in SUBLAYERS
-    for family in FAMILIES
-    for region in REGIONS
-    if (family, region) != ("older", "early")
-]
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -56,7 +56,7 @@ class Role:
     Attributes:
         p_values: of each test that could be made, of the hypothesis that the family is so; adjusted over all families
             (Holm).
-        strength: of taking the family away, in the increment basis where that was probed.
+        strength: of taking the family away; NaN where that was not probed.
         rows: the keys of the table rows.
     """
 
@@ -131,8 +131,8 @@ class Roles:
         return None if rows.empty else rows.iloc[0]
 
     def _strength(self, route: Route) -> float:
-        rows = [self._row(route, kind) for kind in (self.basis, MASK)]
-        return next((float(row["strength"]) for row in rows if row is not None), np.nan)
+        row = self._row(route, self.basis)
+        return np.nan if row is None else float(row["strength"])
 
     def _necessary(self, route: Route, metric: str) -> float:
         row = self._row(route, self.basis, metric)

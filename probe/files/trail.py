@@ -14,9 +14,9 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -38,7 +38,8 @@ class Trail:
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / TRAIL
         self._config: str | None = None
-        self._syncing: list[Thread] = []
+        self._syncing: list[Future[None]] = []
+        self._pool = ThreadPoolExecutor(max_workers=1)  # its thread starts with the first step that is written
 
     def folder_of(self, step: int) -> Path:
         """The folder of a step, whether it is there or not."""
@@ -79,14 +80,16 @@ class Trail:
         with replacing(folder / WEIGHTS) as part:
             save_file({name: state[name].contiguous() for name in _kept(model, state)}, part, {"format": "pt"})
         paths = (folder / CONFIG, folder / WEIGHTS, folder, self.folder)
-        self._syncing.append(Thread(target=_sync, args=paths))  # takes longer than all else: training does not wait
-        self._syncing[-1].start()
+        self._syncing.append(self._pool.submit(_sync, *paths))  # takes longer than all else: training does not wait
 
     def sync(self) -> None:
-        """Wait until what was written outlives a loss of power: a checkpoint, which does, is not ahead of its trail."""
-        for thread in self._syncing:
-            thread.join()
-        self._syncing.clear()
+        """Wait until what was written outlives a loss of power: a checkpoint, which does, is not ahead of its trail.
+
+        Raises:
+            OSError: it cannot be made to.
+        """
+        while self._syncing:
+            self._syncing.pop(0).result()
 
     def finish(self, step: int) -> None:
         """Training has ended at `step`."""
