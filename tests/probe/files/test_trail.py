@@ -139,6 +139,19 @@ def test_what_was_written_is_durable_after_a_sync(trail, monkeypatch, make_model
     trail.sync()
 
 
+def test_what_cannot_be_made_durable_is_an_error(trail, monkeypatch, make_model):
+    trail.sync()
+    model = make_model()
+
+    def fail(descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("probe.files.trail.os.fsync", fail)
+    trail.write(6, model, model.state_dict())
+    with pytest.raises(OSError, match="Input/output"):
+        trail.sync()
+
+
 @given(every=st.integers(0, 30), until=st.none() | st.integers(0, 70), max_steps=st.integers(1, 60))
 def test_the_list_of_steps_is_that_of_the_steps_that_are_named(every, until, max_steps):
     settings = TrailSettings(every, until)
