@@ -36,7 +36,7 @@ from probe.vocabulary import primary_rows
 
 SUMMARY_KEYS = (
     *("run", "condition", "seed", "step", "data_id", "num_pairs", "model", "clean", "flip", "motifs", "dissociation"),
-    *("first_order", "probe", "versions", "schema_version"),
+    *("integrated", "probe", "versions", "schema_version"),
 )
 HALF = ("clusters.parquet", "geometry.parquet", "effects.parquet.part")
 
