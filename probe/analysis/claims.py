@@ -171,7 +171,9 @@ def _motifs(effects: pd.DataFrame, emergence: Emergence | None, summary: dict[st
     details += [_faded(route, rows[route], dates[route], past[route]) for route in before]
     details += [f"of the study's, no motif: {_title(route)} {_now(rows[route])}" for route in other]
     twice = sum(motif["at_twice_tau"] for motif in now.values())
-    details.append(f"motifs by threshold: {len(now) + half} at half, {len(now)} at tau = {100 * tau:g} %, {twice} at twice")
+    details.append(
+        f"motifs: {len(now) + half} at half of tau = {100 * tau:g} %, {len(now)} at tau, {twice} at twice tau"
+    )
     keys = _keys(pd.DataFrame([rows[route] for route in (*present, *before, *other)], columns=regions.columns))
     earlier = [{"step": peak["step"], **dict(zip(ROUTE, route.key, strict=True))} for route, peak in past.items()]
     keys += [{"table": IN_TRAINING, **place, "kind": MASK, "metric": MARGIN} for place in earlier]
@@ -188,7 +190,7 @@ def _motif(route: Route, row: dict[Any, Any], motif: dict[str, Any], dates: dict
 def _dated(route: Route, dates: dict[Any, Any]) -> str:
     """When a motif emerged, with the interval and what the other margin says."""
     if dates["status"] != "emerged":
-        return f"{_title(route)} at steps {dates['first_held']:.0f} to {dates['last_held']:.0f}, not at all probes between"
+        return f"{_title(route)} at {dates['n_held']} probes of steps {dates['first_held']:.0f} to {dates['last_held']:.0f}"
     text = f"{_title(route)} since step {dates['onset']:.0f} [{dates['onset_low']:.0f}, {dates['onset_high']:.0f}]"
     if dates["margins_agree"]:
         return text
@@ -200,7 +202,7 @@ def _peak(route: Route, emergence: Emergence) -> dict[Any, Any]:
     """The probe at which a route was strongest, of those at which it was a motif: all of them have a strength."""
     rows = emergence.curves
     rows = rows[rows["holds"] & (rows[ROUTE] == list(route.key)).all(axis=1)]
-    return rows.loc[rows["strength"].idxmax()].to_dict()
+    return rows.sort_values("strength").to_dict("records")[-1]
 
 
 def _faded(route: Route, row: dict[Any, Any], dates: dict[Any, Any], peak: dict[Any, Any]) -> str:

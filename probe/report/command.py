@@ -15,9 +15,9 @@ from probe.report.page.build import write_page
 from probe.report.page.data import NEEDED, load_page_runs
 
 HEADING = (
-    "What depth routing does. Percentages are harm: how much of the margin (in nats) it costs to mask a route, with 95 %\n"
-    "intervals; (0.39, 10 %) is mass and harm; since and at: steps of training. Redundancy: what two families cost more\n"
-    "together than one by one. *: a motif of the study. +2: two more statements, which report.txt has with all the rest."
+    "What depth routing does. Percentages: harm, how much of the margin (nats) it costs to mask a route, with 95 %\n"
+    "intervals; (0.39, 10 %): mass, harm; since, at: steps of training. Redundancy: what two families cost more\n"
+    "together than one by one. *: a motif of the study. +2: two more statements, in report.txt with all the rest."
 )
 
 

@@ -50,7 +50,7 @@ LINEAR = "  first order against exact ({grid}, {positions} positions): Spearman 
 
 
 def claims(run: ProbedRun) -> list[str]:
-    """What is known of a model, in at most seven lines: a line for the model with what was tested, one for each claim."""
+    """What is known of a model, in at most seven lines: one for the model and what was tested, and the claims."""
     coverage = [statement for claim in run.claims if claim.claim == "coverage" for statement in claim.statements]
     lines = _filled(f"{_about(run)};", coverage, 1) if coverage else [_about(run)]
     for claim in run.claims:
