@@ -190,7 +190,8 @@ def _motif(route: Route, row: dict[Any, Any], motif: dict[str, Any], dates: dict
 def _dated(route: Route, dates: dict[Any, Any]) -> str:
     """When a motif emerged, with the interval and what the other margin says."""
     if dates["status"] != "emerged":
-        return f"{_title(route)} at {dates['n_held']} probes of steps {dates['first_held']:.0f} to {dates['last_held']:.0f}"
+        first, last = dates["first_held"], dates["last_held"]
+        return f"{_title(route)} at {dates['n_held']} probes of steps {first:.0f} to {last:.0f}"
     text = f"{_title(route)} since step {dates['onset']:.0f} [{dates['onset_low']:.0f}, {dates['onset_high']:.0f}]"
     if dates["margins_agree"]:
         return text

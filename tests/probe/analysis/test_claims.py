@@ -51,6 +51,12 @@ def idle_family() -> Effects:
     return probe(planted.mass_without_role().model)
 
 
+@cache
+def stand_ins() -> Effects:
+    return probe(planted.redundant_blocks().model)
+
+
+@cache
 def wrapped() -> Effects:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2}
@@ -87,7 +93,7 @@ def test_motifs_and_dissociation_of_a_planted_model():
 
 
 def test_families_that_stand_in_for_each_other_are_named():
-    claim = claims_of(probe(planted.redundant_blocks().model))["redundancy"]
+    claim = claims_of(stand_ins())["redundancy"]
     assert claim.verdict == HOLDS
     assert claim.statements[0].startswith("prev_completed + older in attention ")
 
@@ -164,7 +170,7 @@ def test_what_was_not_probed_cannot_be_tested():
 
 def test_no_claim_says_more_than_a_test_can():
     """Small is not zero: the tests tell what is within epsilon, and what was not shown to be."""
-    found = [idle_family(), probe(planted.redundant_blocks().model), wrapped()]
+    found = [idle_family(), stand_ins(), wrapped()]
     told = [str(claim) for one in found for claim in claims_of(one).values()]
     told += [str(claim) for claim in with_emergence(idle_family(), faded()[1])]
     assert not [line for line in told for word in ("equivalent", "no role", "never") if word in line]
