@@ -14,12 +14,6 @@ from probe.report.figures.write import write_figures
 from probe.report.page.build import write_page
 from probe.report.page.data import NEEDED, load_page_runs
 
-HEADING = (
-    "What depth routing does. Percentages: harm, how much of the margin (nats) it costs to mask a route, with 95 %\n"
-    "intervals; (0.39, 10 %): mass, harm; since, at: steps of training. Redundancy: what two families cost more\n"
-    "together than one by one. *: a motif of the study. +2: two more statements, in report.txt with all the rest."
-)
-
 
 def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterator[str]:
     """Lines to print: what must be known first, the claims, and the files as they are written.
@@ -33,7 +27,7 @@ def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterat
     runs = [run.probed for run in shown]
     yield from (line for run in runs for line in text.warnings(run))
     yield from repeated_seeds(runs)
-    yield HEADING + "\n"
+    yield text.HEADING + "\n"
     for run in runs:
         yield from text.claims(run)
     yield "\nwritten:"

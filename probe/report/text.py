@@ -28,6 +28,15 @@ WIDTH = 120
 """Of the lines of the claims."""
 LINES = {"C2": 2}
 """Of claims that take more than one."""
+KEY = (
+    "Percentages: harm, how much of the margin (nats) it costs to mask a route, with 95 % intervals; (0.39, 10 %): "
+    "mass, harm; since, at: steps of training. Redundancy: what two families cost more together than one by one. "
+    "*: a motif of the study."
+)
+"""To what the claims say."""
+HEADING = textwrap.fill(
+    f"What depth routing does. {KEY} +2: two more statements, in report.txt with all the rest.", WIDTH
+)
 EFFECT_ROW = "  {:>6} {:>7} {:>8} {:>30} {:>7} {:>8}".format
 MOTIF_ROW = "{:<30} {:<10} {:>20} {:>7} {:>5} {:>23}  {:>20} {:>20} {:>17}".format
 FLIP = (
