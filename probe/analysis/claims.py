@@ -146,7 +146,7 @@ def _content_independence(effects: pd.DataFrame, clusters: pd.DataFrame) -> Clai
     current = rows[rows["family"] == "current"].set_index("sublayer")["mass"]
     on_current = ", ".join(f"{SUBLAYER_TITLES[str(name)]} {mass:.3f}" for name, mass in current.items())
     verdict = HOLDS if apart < SAME_WEIGHTS and spread < SAME_WEIGHTS else FAILS
-    statements = [f"s.d. of mass over inputs up to {spread:.2g}", f"up to {apart:.2g} off the recency bias's"]
+    statements = [f"mass s.d. over inputs up to {spread:.2g}", f"mass up to {apart:.2g} off the recency bias's"]
     return Claim("C1", verdict, statements, [f"mass on current: {on_current or 'none'}"], _keys(rows))
 
 
