@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-LARGEST_SEED = 2**63 - 1
-"""What NumPy, PyTorch and a table's column of integers all take."""
+LARGEST_INTEGER = 2**63 - 1
+"""What NumPy, PyTorch and a table's column of integers all take, as a seed or a count."""
 JSON_BYTES = 2**26
 """Most of a JSON file of settings."""
 
@@ -18,8 +18,7 @@ JSON_BYTES = 2**26
 def check_number(name: str, value: float, least: float, most: float, why: str = "") -> None:
     """Raise a ValueError if `value` is not between `least` and `most` (NaN never is)."""
     if value < least:
-        bound = "not be negative" if least == 0 else f"be at least {least:,}"
-        raise ValueError(f"{name} must {bound}, got {value}")
+        raise ValueError(f"{name} must be at least {least:,}, got {value}")
     if not value <= most:
         raise ValueError(f"{name} must be at most {most:,}, got {value}{why and f': {why}'}")
 
@@ -95,7 +94,7 @@ def in_bytes(count: float) -> str:
 
 __all__ = [
     "JSON_BYTES",
-    "LARGEST_SEED",
+    "LARGEST_INTEGER",
     "check_memory",
     "check_number",
     "first_repeated",

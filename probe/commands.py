@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from attnres import AttnResForCausalLM, wrap_qwen3
+from attnres.inputs import check_number
 from attnres.tasks import TextRecall, task_from_dict
 from probe.analysis.compare import compare as compare_runs
 from probe.analysis.compare import comparison_table
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+MOST_BIAS = 80.0
+"""Of a read: exp(-88) is about the smallest normal number in float32."""
 WRITERS = {
     ".json": lambda rows, path: rows.to_json(path, orient="records", indent=2),
     ".csv": lambda rows, path: rows.to_csv(path, index=False),
@@ -96,8 +99,6 @@ def baseline(options: Namespace) -> None:
 def compare(options: Namespace) -> None:
     if options.output is not None and options.output.suffix not in WRITERS:
         raise ValueError(f"--output {options.output} must end in {', '.join(WRITERS)}")
-    if options.num_resamples < 1 or options.seed < 0:
-        raise ValueError("--num_resamples must be at least 1, and --seed must not be negative")
     how = Inference(num_resamples=options.num_resamples, seed=options.seed)
     rows = compare_runs(load_run(options.a), load_run(options.b), how)
     print(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
@@ -171,6 +172,8 @@ def _load_attnres(options: Namespace) -> Subject:
 
 
 def _load_wrapped(options: Namespace) -> Subject:
+    why = "beyond, float32 has no weight left for some source, and there is nothing to measure"
+    check_number("--recency_bias", options.recency_bias, -MOST_BIAS, MOST_BIAS, why)
     checkpoint = load_model(options.checkpoint)
     if not isinstance(checkpoint.model, Qwen3ForCausalLM):
         raise ValueError(f"{options.checkpoint} is an AttnRes model, not a vanilla Qwen3: use attnres-probe run")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MIN_SEQUENCES, MIN_QUERIES = 64, 1024
-MOST_RESAMPLES = 1_000_000
+MOST_RESAMPLES = 100_000
 NAMED = ("kinds", "families", "sublayers", "scopes", "positions", "coalitions")
 """The settings that are lists of names."""
 
@@ -38,7 +38,7 @@ class ProbeSettings:
         tokens_per_pass: Most tokens of one ablated forward pass, which bounds memory. null for a default by device.
         matters: tau, the share of the clean margin from which a cell matters.
         equivalent: epsilon, the share of the clean margin within which a cell is equivalent to zero.
-        num_resamples: Bootstrap resamples and sign flips, at most a million.
+        num_resamples: Bootstrap resamples and sign flips, at most 100,000.
         seed: Of resamples, flips, partners, draws and the flip test's changes.
 
     Raises:
@@ -63,7 +63,7 @@ class ProbeSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from attnres.inputs import first_repeated
+        from attnres.inputs import LARGEST_INTEGER, check_number, first_repeated
         from probe.ablation.interventions import find_kind
         from probe.vocabulary import ABLATED_SUBLAYERS, FAMILIES, POSITIONS, check_names
 
@@ -84,8 +84,8 @@ class ProbeSettings:
         check_resampling(self.num_resamples, self.seed)
         for name in ("num_sequences", "batch_size", "tokens_per_pass"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                check_number(name, value, 1, LARGEST_INTEGER)
         if not 0 < self.equivalent < self.matters < 1:
             raise ValueError(f"0 < equivalent < matters < 1 must hold, got {self.equivalent} and {self.matters}")
         if self.num_sequences == 1 and any(kind.needs == "partner" for kind in kinds):
@@ -204,10 +204,10 @@ class TrailSettings:
 
 def check_resampling(num_resamples: int, seed: int) -> None:
     """Raise a ValueError for numbers that no bootstrap can be made of."""
-    from attnres.inputs import LARGEST_SEED, check_number
+    from attnres.inputs import LARGEST_INTEGER, check_number
 
-    check_number("num_resamples", num_resamples, 1, MOST_RESAMPLES, "no p-value below a millionth is told apart")
-    check_number("seed", seed, 0, LARGEST_SEED)
+    check_number("num_resamples", num_resamples, 1, MOST_RESAMPLES, "that tells p-values apart down to a hundred-thousandth")
+    check_number("seed", seed, 0, LARGEST_INTEGER)
 
 
 def fewest_sequences(num_pairs: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from attnres import AttnResConfig
+from attnres.inputs import parse_json, read_file
 from attnres.tasks import MQAR, TextRecall, task_from_dict
 from probe.files.layout import EXPORT, RUN_FILE, TASK_FILE, trail_step
 
@@ -145,9 +145,10 @@ def _check_model_type(source: str, model_type: str) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises ValueError, naming the file, for anything else."""
+    content = read_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(content.decode("utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not a readable JSON file ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
