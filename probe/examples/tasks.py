@@ -100,6 +100,7 @@ class RecallTask(ProbeTask):
         check_memory(f"two sequences of {self.least_tokens:,} tokens", 64 * self.least_tokens, FEWER_TOKENS)
 
     def check(self, config: PreTrainedConfig, examples: Sequence[Examples]) -> None:
+        self.check_sizes(config)
         self._check_length(config, max(part.input_ids.shape[1] for part in examples))
 
     def _check_length(self, config: PreTrainedConfig, longest: int) -> None:

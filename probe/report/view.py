@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,17 @@ KEPT = [
 ]
 VALUE = ["value", "low", "high"]
 HARM = ["harm", "harm_low", "harm_high"]
+
+
+class _Words(string.Formatter):
+    """Writes a number that is none, NaN or a summary's null, as a dash."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return "—" if value is None or value != value else super().format_field(value, format_spec)
+
+
+fill = _Words().format
+"""As `str.format`, for numbers that may be none."""
 
 
 @dataclass(frozen=True)
