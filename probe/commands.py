@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import torch
 from jsonargparse import Namespace
@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from attnres import AttnResForCausalLM, wrap_qwen3
 from attnres.inputs import check_number
 from attnres.tasks import TextRecall, task_from_dict
+from attnres.text import printable
 from probe.analysis.compare import compare as compare_runs
 from probe.analysis.compare import comparison_table
 from probe.analysis.inference import Inference
@@ -62,6 +63,11 @@ class Subject:
     results: Path
 
 
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print `text`, in which names are from files and folders."""
+    print(printable(text), file=file)
+
+
 def silence() -> None:
     """Leave out what transformers says of models that load as they should."""
     for name in ("transformers", "huggingface_hub"):
@@ -101,14 +107,14 @@ def compare(options: Namespace) -> None:
         raise ValueError(f"--output {options.output} must end in {', '.join(WRITERS)}")
     how = Inference(num_resamples=options.num_resamples, seed=options.seed)
     rows = compare_runs(load_run(options.a), load_run(options.b), how)
-    print(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
+    say(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
     if options.output is not None:
         try:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             WRITERS[options.output.suffix](rows, options.output)
         except OSError as error:
             raise ValueError(f"--output {options.output} cannot be written ({error.strerror})") from error
-        print(f"\nwritten: {options.output}")
+        say(f"\nwritten: {options.output}")
 
 
 def report(options: Namespace) -> None:
@@ -118,7 +124,7 @@ def report(options: Namespace) -> None:
     if page.is_dir():
         raise ValueError(f"--page {page} is a folder: name a file")
     for line in write_report(options.runs, page, options.metric):
-        print(line)
+        say(line)
 
 
 def probe_settings(options: Namespace) -> ProbeSettings:
@@ -159,7 +165,7 @@ def _prepare(options: Namespace, results: Path) -> ProbeSettings:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"--output {output} cannot be made: {parent} is not a folder that can be written to")
     if is_unfinished:
-        print(f"going on with the unfinished probe in {output}", file=sys.stderr)
+        say(f"going on with the unfinished probe in {output}", sys.stderr)
     return settings
 
 
@@ -225,7 +231,7 @@ def _probe(options: Namespace, settings: ProbeSettings, load: Callable[[Namespac
         resumable=True,
         on_progress=_progress(),
     )
-    print(_finished(subject, found), file=sys.stderr)
+    say(_finished(subject, found), sys.stderr)
     return subject
 
 

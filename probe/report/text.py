@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attnres.text import printable
 from probe import vocabulary as words
 from probe.ablation.interventions import MatchedMass
 from probe.ablation.observer import GEOMETRY
@@ -183,7 +184,7 @@ def describe_emergence(emergence: Emergence) -> str:
     """The motif table: when each motif holds, and when effect, mass and accuracy made half their change."""
     steps, first = emergence.accuracy["step"], emergence.table.iloc[0].to_dict()
     lines = [
-        f"When motifs emerge: {first['condition']} (seed {first['seed']}), {len(steps)} exact probes at steps "
+        f"When motifs emerge: {printable(str(first['condition']))} (seed {first['seed']}), {len(steps)} exact probes at steps "
         f"{steps.iloc[0]} to {steps.iloc[-1]}; accuracy rose by half at step {_time(first, 'accuracy_half')}",
         MOTIF_ROW(
             *("motif (* of the study)", "status", "holds from [95 % CI]", "held", "pairs", "after accuracy"),

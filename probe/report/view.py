@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attnres.text import printable
 from probe import vocabulary as words
 from probe.files.runs import ProbedRun
 
@@ -314,9 +315,10 @@ def by_stage(run: ProbedRun) -> dict[str, pd.DataFrame]:
 
 def names_of(runs: Sequence[ProbedRun]) -> list[str]:
     """A name for each run: its folder, condition and seed; and its path where others are called so."""
-    names = [f"{run.directory.resolve().name} ({run.condition}, seed {run.seed})" for run in runs]
+    names = [printable(f"{run.directory.resolve().name} ({run.condition}, seed {run.seed})") for run in runs]
     return [
-        name if names.count(name) == 1 else f"{name}, {run.directory}" for name, run in zip(names, runs, strict=True)
+        name if names.count(name) == 1 else f"{name}, {printable(str(run.directory))}"
+        for name, run in zip(names, runs, strict=True)
     ]
 
 
