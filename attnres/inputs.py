@@ -68,7 +68,9 @@ def first_repeated(names: Iterable[str]) -> str | None:
 def check_memory(what: str, needed: float, hint: str) -> None:
     """Raise a ValueError if `needed` bytes, the least that `what` takes, are more than this machine's memory."""
     if needed > (held := memory_bytes()):
-        raise ValueError(f"{what} would take {in_bytes(needed)} of memory or more, this machine has {in_bytes(held)}: {hint}")
+        raise ValueError(
+            f"{what} would take {in_bytes(needed)} of memory or more, this machine has {in_bytes(held)}: {hint}"
+        )
 
 
 def memory_bytes() -> int:

@@ -89,7 +89,9 @@ def _depth_numbers(run: ProbedRun) -> dict[tuple[str, str], str]:
         if row["applicable"]:
             effect = fill("{strength:+.1%} [{strength_low:+.1%}, {strength_high:+.1%}]", **row)
             if row["no_strength"]:  # in nats of the margin's fall
-                effect = fill("{:+.3f} nats [{:+.3f}, {:+.3f}]", *(-row[name] for name in ("effect", "ci_high", "ci_low")))
+                effect = fill(
+                    "{:+.3f} nats [{:+.3f}, {:+.3f}]", *(-row[name] for name in ("effect", "ci_high", "ci_low"))
+                )
             p_adjusted = fill("{:.4f}", row["p_adjusted"])
         numbers[place] = EFFECT_ROW(*masses, effect, p_adjusted, control.get(place, "—"))
     return numbers
@@ -127,7 +129,9 @@ def describe(run: ProbedRun) -> str:
     if flip is not None:
         lines.append(fill(FLIP, **flip))
     if "wraps" in summary:
-        lines.append(fill("  the vanilla model it wraps: accuracy {accuracy:.4f} on the same queries", **summary["wraps"]))
+        lines.append(
+            fill("  the vanilla model it wraps: accuracy {accuracy:.4f} on the same queries", **summary["wraps"])
+        )
     unlearned = "" if clean["task_learned"] else " (NOT LEARNED)"
     for sublayer, found in summary["dissociation"].items():
         lines += [line + unlearned for line in _describe_dissociation(sublayer, found)]
@@ -153,7 +157,10 @@ def _describe_dissociation(sublayer: str, found: Row) -> list[str]:
     )
     about = (sublayer, heaviest, found["mass"][heaviest], most_harmful, harm, verdicts[found["dissociated"]])
     idle = found["not_necessary"]
-    return [fill(line, *about, **found), *(fill(IDLE, **{**row, "aliased": row["aliased_mass"] / row["mass"]}) for row in idle)]
+    return [
+        fill(line, *about, **found),
+        *(fill(IDLE, **{**row, "aliased": row["aliased_mass"] / row["mass"]}) for row in idle),
+    ]
 
 
 def _harm(effect: float | None) -> str:
