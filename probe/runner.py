@@ -277,8 +277,8 @@ def check_finite(model: AttnResForCausalLM) -> None:
         count, others = int((~value.isfinite()).sum()), len(found) - 1
         more = f", and so do {others} more parameters" if others else ""
         raise ValueError(
-            f"{count:,} of the {value.numel():,} values of the model's {name} are NaN or infinite{more}: nothing can be "
-            "measured; take an earlier checkpoint"
+            f"{count:,} of the {value.numel():,} values of the model's {name} are NaN or infinite{more}: nothing can "
+            "be measured; take an earlier checkpoint"
         )
 
 

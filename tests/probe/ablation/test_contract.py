@@ -1,4 +1,4 @@
-"""A kind of one's own is held to what it promises: no return of it is broadcast, cast or taken for a number silently."""
+"""A kind of one's own is held to what it promises: no return of it is broadcast, cast or measured silently."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_clean_run_that_overflows_is_named(make_model):
     model = make_model()
     with torch.no_grad():
         model.lm_head.weight.mul_(1e38)
-    with pytest.raises(ValueError, match="^the clean model's outputs are not finite: the model overflows in float32"):
+    with pytest.raises(ValueError, match=r"^the clean model's outputs are not finite: the model overflows in float32"):
         probe(model, kinds=["zero"])
 
 
@@ -162,5 +162,5 @@ def test_a_module_that_cannot_be_used_is_named(tmp_path, monkeypatch, request, c
 
 @pytest.mark.parametrize("name", ["..x", ".", "a..b", "x.", "a b.c"])
 def test_a_place_that_is_none_is_named(name):
-    with pytest.raises(ValueError, match="^kind '.*' (cannot be imported|does not exist)"):
+    with pytest.raises(ValueError, match=r"^kind '.*' (cannot be imported|does not exist)"):
         find_kind(name)
