@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import torch
 from jsonargparse import Namespace
@@ -19,7 +19,9 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from attnres import AttnResForCausalLM, wrap_qwen3
+from attnres.inputs import check_number
 from attnres.tasks import TextRecall, task_from_dict
+from attnres.text import printable
 from probe.analysis.compare import compare as compare_runs
 from probe.analysis.compare import comparison_table
 from probe.analysis.inference import Inference
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+MOST_BIAS = 80.0
+"""Of a read: exp(-88) is about the smallest normal number in float32."""
 WRITERS = {
     ".json": lambda rows, path: rows.to_json(path, orient="records", indent=2),
     ".csv": lambda rows, path: rows.to_csv(path, index=False),
@@ -57,6 +61,11 @@ class Subject:
     seed: int
     step: int
     results: Path
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print `text`, in which names are from files and folders."""
+    print(printable(text), file=file)
 
 
 def silence() -> None:
@@ -96,18 +105,16 @@ def baseline(options: Namespace) -> None:
 def compare(options: Namespace) -> None:
     if options.output is not None and options.output.suffix not in WRITERS:
         raise ValueError(f"--output {options.output} must end in {', '.join(WRITERS)}")
-    if options.num_resamples < 1 or options.seed < 0:
-        raise ValueError("--num_resamples must be at least 1, and --seed must not be negative")
     how = Inference(num_resamples=options.num_resamples, seed=options.seed)
     rows = compare_runs(load_run(options.a), load_run(options.b), how)
-    print(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
+    say(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
     if options.output is not None:
         try:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             WRITERS[options.output.suffix](rows, options.output)
         except OSError as error:
             raise ValueError(f"--output {options.output} cannot be written ({error.strerror})") from error
-        print(f"\nwritten: {options.output}")
+        say(f"\nwritten: {options.output}")
 
 
 def report(options: Namespace) -> None:
@@ -117,7 +124,7 @@ def report(options: Namespace) -> None:
     if page.is_dir():
         raise ValueError(f"--page {page} is a folder: name a file")
     for line in write_report(options.runs, page, options.metric):
-        print(line)
+        say(line)
 
 
 def probe_settings(options: Namespace) -> ProbeSettings:
@@ -158,7 +165,7 @@ def _prepare(options: Namespace, results: Path) -> ProbeSettings:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"--output {output} cannot be made: {parent} is not a folder that can be written to")
     if is_unfinished:
-        print(f"going on with the unfinished probe in {output}", file=sys.stderr)
+        say(f"going on with the unfinished probe in {output}", sys.stderr)
     return settings
 
 
@@ -171,6 +178,8 @@ def _load_attnres(options: Namespace) -> Subject:
 
 
 def _load_wrapped(options: Namespace) -> Subject:
+    why = "beyond, float32 has no weight left for some source, and there is nothing to measure"
+    check_number("--recency_bias", options.recency_bias, -MOST_BIAS, MOST_BIAS, why)
     checkpoint = load_model(options.checkpoint)
     if not isinstance(checkpoint.model, Qwen3ForCausalLM):
         raise ValueError(f"{options.checkpoint} is an AttnRes model, not a vanilla Qwen3: use attnres-probe run")
@@ -222,7 +231,7 @@ def _probe(options: Namespace, settings: ProbeSettings, load: Callable[[Namespac
         resumable=True,
         on_progress=_progress(),
     )
-    print(_finished(subject, found), file=sys.stderr)
+    say(_finished(subject, found), sys.stderr)
     return subject
 
 
