@@ -10,6 +10,8 @@ RUN/config.yaml, provenance.json, metrics.csv      what it was told, what it was
     figures/, report.html, report.txt              what attnres-probe report writes: figures, page, long tables;
     claims.json                                    in the folder of results, the claims with the rows they rest on
     wandb/, tensorboard/, probes.csv               what loggers write
+    manifest.json                                  in every folder of artefacts: their digests (attnres.files)
+    train.lock, probe.lock                         empty: who holds one of them writes there
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ PARTS, SWEEP = "parts", "sweep.json"
 """An unfinished sweep, and what it is of."""
 FIGURES, PAGE, TEXT, CLAIMS = "figures", "report.html", "report.txt", "claims.json"
 WANDB, TENSORBOARD, PROBES = "wandb", "tensorboard", "probes.csv"
+
+
+def lock_file(folder: Path, role: str) -> Path:
+    """The file of `probe.files.locks.held`."""
+    return folder / f"{role}.lock"
 
 
 def table_file(folder: Path, table: str) -> Path:
