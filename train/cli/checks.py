@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from probe.files.layout import RUN_FILE, TRAIL
+from probe.files.layout import RUN_FILE, TRAIL, lock_file
 from train.run.checkpoints import FOLDER, newest_checkpoint, read_checkpoint
 from train.run.provenance import FILE as PROVENANCE
 from train.run.sharding import FSDP2, divides
@@ -112,7 +112,7 @@ def check_run_dir(run_dir: str | None, ckpt_path: str | None, goes_on: bool) -> 
     folder = Path(run_dir)
     # A run that failed while setting up leaves wandb/ alone; one that was killed early leaves the rest.
     files = {name + end for name in ("metrics.csv", PROVENANCE) for end in ("", ".part")}
-    left = {"wandb"} | ({"config.yaml", "probe", TRAIL, FOLDER, *files} if goes_on else set())
+    left = {"wandb", lock_file(folder, "train").name} | ({"config.yaml", "probe", TRAIL, FOLDER, *files} if goes_on else set())
     if goes_on and not (folder / "hf" / RUN_FILE).exists():  # the export was not finished
         left.add("hf")
     try:
