@@ -20,6 +20,7 @@ from train.cli import checks
 from train.cli.commands import PROGRAM
 from train.cli.options import TrainCLI
 from train.loggers.build import build_loggers, check_loggers
+from train.loggers.guard import END_SECONDS, GuardedLogger
 from train.loggers.wandb import RunWandbLogger, finish_wandb
 from train.run.callbacks import SaveConfig, Watch, run_callbacks
 from train.run.checkpoints import AtomicCheckpointIO, newest_file
@@ -57,7 +58,8 @@ class FitCLI(TrainCLI):
             self.config.trainer.logger,
             config.logger,
         )
-        self.wandb_loggers = [logger for logger in loggers or () if isinstance(logger, RunWandbLogger)]
+        guarded = [logger for logger in loggers or () if isinstance(logger, GuardedLogger)]
+        self.wandb_loggers = [(x, x.logger) for x in guarded if isinstance(x.logger, RunWandbLogger)]
         if self.config.wandb_artifacts and not self.wandb_loggers:
             raise ValueError("wandb_artifacts needs W&B, which WANDB_MODE or trainer.logger leaves out")
         interval = config.val_check_interval
@@ -110,11 +112,10 @@ def fit(args: Sequence[str]) -> int:
     cli = FitCLI(args)
     with cli.lock, _ending(cli, [PROGRAM, "fit", *args]):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
-        if cli.trainer.is_global_zero:
+        for guard, logger in cli.wandb_loggers:
             if cli.config.wandb_artifacts:
-                for logger in cli.wandb_loggers:
-                    logger.log_artifacts()
-            finish_wandb()
+                guard.call("log artifacts", logger.log_artifacts)
+            guard.call("end", finish_wandb, END_SECONDS)
     return 0
 
 
