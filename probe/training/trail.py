@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from attnres import AttnResForCausalLM
+from attnres.files import checked
 from attnres.tasks import MQAR
 from probe.analysis.placement import Reading, next_step, spread
 from probe.files import tables as storage
@@ -194,7 +195,7 @@ def settings_of_run(run_dir: Path) -> tuple[TrainingProbeSettings, list[int]]:
     if not path.exists():
         raise ValueError(f"{run_dir} is not a run directory of attnres-train: it has no {CONFIG}")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(checked(path).read_text(encoding="utf-8"))
         known = {field.name for field in fields(TrainingProbeSettings)}  # earlier versions had others
         settings = TrainingProbeSettings(**{name: value for name, value in config["probe"].items() if name in known})
         planned = TrailSettings(**config.get("trail", {})).steps(config["trainer"]["max_steps"])

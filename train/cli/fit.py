@@ -46,7 +46,7 @@ class FitCLI(TrainCLI):
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
         if self.checkpoint:
-            checks.check_same_model(self.model.hparams["model_config"], self.checkpoint)
+            checks.check_same_model(self.model.hparams["model_config"], self.model.model.state_dict(), self.checkpoint)
             checks.check_same_run(self.model.hparams, self.datamodule.task.to_dict(), self.checkpoint)
         config = self.config_init["trainer"]
         checks.check_trainer(config)
@@ -104,7 +104,7 @@ class ValidateCLI(TrainCLI):
         self.ckpt_path, self.checkpoint = checks.find_checkpoint(ckpt_path, run_dir, required=True)
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
-        checks.check_same_model(self.model.hparams["model_config"], self.checkpoint)
+        checks.check_same_model(self.model.hparams["model_config"], self.model.model.state_dict(), self.checkpoint)
         return super().instantiate_trainer(logger=False)
 
 

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from attnres.sharded import whole
-from train.run.checkpoints import read_checkpoint
+from probe.files.checkpoints import read_lightning
 
 FSDP2 = "fsdp2"
 """Name of the strategy, for `trainer.strategy`."""
@@ -66,7 +66,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Every device reads the file and keeps its part."""
         assert self.model is not None
-        checkpoint = read_checkpoint(Path(checkpoint_path))
+        checkpoint = read_lightning(Path(checkpoint_path))
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
