@@ -60,6 +60,13 @@ def same_run(run: Path, plain: Path) -> None:
     pd.testing.assert_frame_equal(*tables)
 
 
+def end_wandb() -> None:
+    """As when the process ends: what was left out was not ended."""
+    if wandb.run is not None:
+        wandb.finish()
+    wandb.teardown()
+
+
 CALLS = {
     "CSV writes": ("CSVLogger", "ProbesLogger", (ProbesLogger, "write_metrics"), "log metrics"),
     "CSV opens": ("CSVLogger", "ProbesLogger", (ProbesLogger, "experiment"), "start"),
@@ -89,7 +96,7 @@ def test_a_logger_that_raises_is_left_out(choice, name, place, what, plain, tmp_
         patch.setattr(*place, property(broken) if place[1] == "experiment" else broken)
         capsys.readouterr()
         run = fit(tmp_path / "run", *OPTIONS, f"--trainer.logger={choice}")
-    wandb.teardown()
+    end_wandb()
     line = said(capsys, name)
     assert f"has failed to {what}" in line
     assert "TypeError: it is broken" in line
@@ -104,7 +111,7 @@ def test_a_logger_that_hangs_is_given_up(call, hang, plain, tmp_path, monkeypatc
         patch.setattr(*place, hang)
         capsys.readouterr()
         run = fit(tmp_path / "run", *OPTIONS, f"--trainer.logger={choice}")
-    wandb.teardown()
+    end_wandb()
     assert "(TimeoutError: no answer in 1 s)" in said(capsys, name)
     same_run(run, plain)
 
