@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,7 @@ def probe_model(
     seed: int,
     step: int,
     resumable: bool = False,
+    finish: Callable[[], Mapping[str, Any]] | None = None,
     on_progress: Progress | None = None,
 ) -> Effects:
     """Measure `model` on the examples of `task`, run the flip test, and write tables and summary into `directory`.
@@ -159,6 +160,7 @@ def probe_model(
 
     Args:
         resumable: keep finished batches in `directory` until all is written, so that a killed probe goes on with them.
+        finish: called when all is measured; what it returns is put into the summary.
 
     Raises:
         ValueError: as `measure`; and if the model's vocabulary or positions are too few for the task, a tokenizer does
@@ -174,6 +176,7 @@ def probe_model(
     summary = found.summary | {"task": task.describe(examples), "flip": None if flip is None else asdict(flip)}
     summary["clean"] = found.summary["clean"] | {"chance_accuracy": task.chance_accuracy}
     summary["probe"] = found.summary["probe"] | {"seconds": time.perf_counter() - started}
+    summary |= {} if finish is None else finish()
     storage.write_results(directory, found.tables, summary)
     if store is not None:
         store.remove()
