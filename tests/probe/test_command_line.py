@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import tempfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
