@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import torch
 from jsonargparse import Namespace
@@ -19,7 +19,10 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from attnres import AttnResForCausalLM, wrap_qwen3
+from attnres.files import replacing, replacing_folder
+from attnres.inputs import check_number
 from attnres.tasks import TextRecall, task_from_dict
+from attnres.text import printable
 from probe.analysis.compare import compare as compare_runs
 from probe.analysis.compare import comparison_table
 from probe.analysis.inference import Inference
@@ -27,9 +30,9 @@ from probe.examples.flip import recall_accuracy
 from probe.examples.prompt_file import PromptTask
 from probe.examples.tasks import ProbeTask, TokenRecall
 from probe.examples.text_recall import TextPrompts
-from probe.files import tables as storage
 from probe.files.checkpoints import Checkpoint, load_model, load_tokenizer, read_json
-from probe.files.layout import CONFIG, EXPORT, PAGE, PARTS, PROBE, RUN_FILE, SUMMARY, SWEEP, TASK_FILE
+from probe.files.layout import CONFIG, EXPORT, PAGE, PARTS, PROBE, RUN_FILE, SWEEP, TASK_FILE
+from probe.files.locks import held
 from probe.files.runs import load_run
 from probe.runner import Effects, check_probe, probe_model, sweep_share
 from probe.settings import ProbeSettings
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+MOST_BIAS = 80.0
+"""Of a read: exp(-88) is about the smallest normal number in float32."""
 WRITERS = {
     ".json": lambda rows, path: rows.to_json(path, orient="records", indent=2),
     ".csv": lambda rows, path: rows.to_csv(path, index=False),
@@ -59,6 +64,11 @@ class Subject:
     results: Path
 
 
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print `text`, in which names are from files and folders."""
+    print(printable(text), file=file)
+
+
 def silence() -> None:
     """Leave out what transformers says of models that load as they should."""
     for name in ("transformers", "huggingface_hub"):
@@ -73,51 +83,58 @@ def run(options: Namespace) -> None:
 
 def baseline(options: Namespace) -> None:
     settings = _prepare(options, options.output / PROBE)
-    subject = _probe(options, settings, _load_wrapped)
-    export = options.output / EXPORT
-    subject.model.save_pretrained(export)
-    if isinstance(subject.task, TextPrompts | PromptTask):
-        subject.task.tokenizer.save_pretrained(export)
+    _probe(options, settings, _load_wrapped, finish=partial(_export_wrapped, options, settings))
+
+
+def _export_wrapped(options: Namespace, settings: ProbeSettings, subject: Subject) -> dict[str, Any]:
+    """Write the wrapped model and how it was made. Returns what the summary is to say of the model inside."""
     about = {"condition": "wrapped", "seed": subject.seed, "step": subject.step}
-    for name, content in ((TASK_FILE, subject.task.settings), (RUN_FILE, about)):
-        if content is not None:
-            (export / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with replacing_folder(options.output / EXPORT) as export:
+        subject.model.save_pretrained(export)
+        if isinstance(subject.task, TextPrompts | PromptTask):
+            subject.task.tokenizer.save_pretrained(export)
+        for name, content in ((TASK_FILE, subject.task.settings), (RUN_FILE, about)):
+            if content is not None:
+                (export / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     how = {"condition": "wrapped", "wraps": options.checkpoint, "step": subject.step}
     how |= {"num_blocks": options.num_blocks, "recency_bias": options.recency_bias}
     lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in how.items())
-    (options.output / CONFIG).write_text(lines, encoding="utf-8")
+    with replacing(options.output / CONFIG, recorded=True) as part:
+        part.write_text(lines, encoding="utf-8")
     # How well the model that it wraps does, on the same examples, device and dtype.
     vanilla = _placed(load_model(options.checkpoint).model, options, _device(options))
     accuracy = recall_accuracy(vanilla, check_probe(subject.model, subject.task, settings), settings.batch_size)
-    wraps = {"source": options.checkpoint, "accuracy": accuracy}
-    storage.write_summary(subject.results, read_json(subject.results / SUMMARY) | {"wraps": wraps})
+    return {"wraps": {"source": options.checkpoint, "accuracy": accuracy}}
 
 
 def compare(options: Namespace) -> None:
-    if options.output is not None and options.output.suffix not in WRITERS:
-        raise ValueError(f"--output {options.output} must end in {', '.join(WRITERS)}")
-    if options.num_resamples < 1 or options.seed < 0:
-        raise ValueError("--num_resamples must be at least 1, and --seed must not be negative")
+    if options.output is not None:
+        if options.output.suffix not in WRITERS:
+            raise ValueError(f"--output {options.output} must end in {', '.join(WRITERS)}")
+        if os.path.lexists(options.output):
+            raise ValueError(f"--output {options.output} exists: choose another, nothing is overwritten")
+        _check_can_be_made("--output", options.output)
     how = Inference(num_resamples=options.num_resamples, seed=options.seed)
     rows = compare_runs(load_run(options.a), load_run(options.b), how)
-    print(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
+    say(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
     if options.output is not None:
-        try:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            WRITERS[options.output.suffix](rows, options.output)
-        except OSError as error:
-            raise ValueError(f"--output {options.output} cannot be written ({error.strerror})") from error
-        print(f"\nwritten: {options.output}")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(options.output) as part:
+            WRITERS[options.output.suffix](rows, part)
+        say(f"\nwritten: {options.output}")
 
 
 def report(options: Namespace) -> None:
     from probe.report.command import write_report
+    from probe.report.page.build import is_page
 
     page = options.runs[0] / PAGE if options.page is None else options.page
-    if page.is_dir():
-        raise ValueError(f"--page {page} is a folder: name a file")
+    if os.path.lexists(page) and not is_page(page):
+        what = "is a folder: name a file" if page.is_dir() else "exists and is no page of attnres-probe report"
+        raise ValueError(f"--page {page} {what}: choose another, nothing else is overwritten")
+    _check_can_be_made("--page", page)
     for line in write_report(options.runs, page, options.metric):
-        print(line)
+        say(line)
 
 
 def probe_settings(options: Namespace) -> ProbeSettings:
@@ -147,19 +164,33 @@ def _prepare(options: Namespace, results: Path) -> ProbeSettings:
         raise ValueError("--task and --prompts each say what to probe on: give one of them")
     if options.devices < 1:
         raise ValueError(f"--devices must be at least 1, got {options.devices}")
-    settings, device, output = probe_settings(options), check_device(options), options.output
+    settings, device = probe_settings(options), check_device(options)
     available = torch.cuda.device_count() if device.startswith("cuda") else os.cpu_count() or 1
     if options.devices > available:
         raise ValueError(f"--devices {options.devices} is more than the {available} of {device} here")
-    is_unfinished = (results / PARTS / SWEEP).exists()
-    if output.exists() and not is_unfinished and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output} exists and is not an empty folder: choose another, nothing is overwritten")
-    parent = next(folder for folder in output.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"--output {output} cannot be made: {parent} is not a folder that can be written to")
-    if is_unfinished:
-        print(f"going on with the unfinished probe in {output}", file=sys.stderr)
+    _is_unfinished(options.output, results)
+    _check_can_be_made("--output", options.output)
     return settings
+
+
+def _is_unfinished(output: Path, results: Path) -> bool:
+    """Whether a probe that was begun there can be gone on with.
+
+    Raises:
+        ValueError: there is something else. (A probe that is stopped at its very start leaves nothing to go on with.)
+    """
+    if (results / PARTS / SWEEP).exists():
+        return True
+    left = (path for path in output.rglob("*") if path.suffix not in (".lock", ".part") and not path.is_dir())
+    if os.path.lexists(output) and (not output.is_dir() or any(left)):
+        raise ValueError(f"--output {output} exists and is not an empty folder: choose another, nothing is overwritten")
+    return False
+
+
+def _check_can_be_made(option: str, path: Path) -> None:
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{option} {path} cannot be made: {parent} is not a folder that can be written to")
 
 
 def _load_attnres(options: Namespace) -> Subject:
@@ -171,6 +202,8 @@ def _load_attnres(options: Namespace) -> Subject:
 
 
 def _load_wrapped(options: Namespace) -> Subject:
+    why = "beyond, float32 has no weight left for some source, and there is nothing to measure"
+    check_number("--recency_bias", options.recency_bias, -MOST_BIAS, MOST_BIAS, why)
     checkpoint = load_model(options.checkpoint)
     if not isinstance(checkpoint.model, Qwen3ForCausalLM):
         raise ValueError(f"{options.checkpoint} is an AttnRes model, not a vanilla Qwen3: use attnres-probe run")
@@ -195,22 +228,46 @@ def _task(options: Namespace, checkpoint: Checkpoint) -> ProbeTask:
     return TokenRecall(task)
 
 
-def _probe(options: Namespace, settings: ProbeSettings, load: Callable[[Namespace], Subject]) -> Subject:
-    """Load, check and probe, in one process or in `--devices` of them."""
+def _probe(
+    options: Namespace,
+    settings: ProbeSettings,
+    load: Callable[[Namespace], Subject],
+    finish: Callable[[Subject], dict[str, Any]] | None = None,
+) -> None:
+    """Load, check and probe, in one process or in `--devices` of them.
+
+    Args:
+        finish: called when all is measured; what it returns is put into the summary.
+    """
     subject, device = load(options), _device(options)
     if isinstance(subject.task, PromptTask):
         count, given = subject.task.count(settings.num_sequences), len(subject.task.prompts)
         if count < given:
-            print(f"probing the first {count} of {given} prompts: --num_sequences null takes all", file=sys.stderr)
+            say(f"probing the first {count} of {given} prompts: --num_sequences null takes all", sys.stderr)
+    check_probe(subject.model, subject.task, settings)  # nothing is written before, nor is a process spawned
+    with held(options.output, "probe"):
+        if _is_unfinished(options.output, subject.results):
+            say(f"going on with the unfinished probe in {options.output}", sys.stderr)
+        found = _sweep(options, settings, load, subject, device, finish)
+    say(_finished(subject, found), sys.stderr)
+
+
+def _sweep(
+    options: Namespace,
+    settings: ProbeSettings,
+    load: Callable[[Namespace], Subject],
+    subject: Subject,
+    device: str,
+    finish: Callable[[Subject], dict[str, Any]] | None,
+) -> Effects:
     if options.devices > 1:
-        check_probe(subject.model, subject.task, settings)  # an error in a spawned process would be a traceback
         from lightning.fabric import Fabric  # takes a second to import
 
         accelerator = "cuda" if device.startswith("cuda") else "cpu"
         fabric = Fabric(accelerator=accelerator, devices=options.devices, strategy="ddp_spawn")
         # As one partial: Fabric takes arguments apart to find modules in them, and settings are frozen.
         fabric.launch(partial(_sweep_share, options=options, settings=settings, load=load))
-    found = probe_model(
+    return probe_model(
         _placed(subject.model, options, device),
         subject.task,
         settings,
@@ -220,10 +277,9 @@ def _probe(options: Namespace, settings: ProbeSettings, load: Callable[[Namespac
         seed=subject.seed,
         step=subject.step,
         resumable=True,
+        finish=None if finish is None else partial(finish, subject),
         on_progress=_progress(),
     )
-    print(_finished(subject, found), file=sys.stderr)
-    return subject
 
 
 def _sweep_share(

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from attnres import AttnResConfig
+from attnres.files import checked, checked_folder
+from attnres.inputs import LARGEST_INTEGER, check_number, parse_json, read_file
 from attnres.tasks import MQAR, TextRecall, task_from_dict
-from probe.files.layout import EXPORT, RUN_FILE, TASK_FILE, trail_step
+from attnres.text import printable
+from probe.files.layout import CHECKPOINTS, EXPORT, RUN_FILE, TASK_FILE, trail_step
 
+INDEX, PICKLES = "model.safetensors.index.json", ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 UNKNOWN = -1
 """Seed or step of a checkpoint beside which nothing says."""
 
@@ -74,7 +82,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if path.is_file() or path.suffix == ".ckpt":
         raise ValueError(f"{source} holds no tokenizer: {hint}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # by what is missing or malformed: OSError, ValueError, ImportError, KeyError, …
         raise ValueError(f"{source} holds no tokenizer that can be read ({first_line(error)}): {hint}") from error
     # Without tokenizer files, transformers makes an empty tokenizer for some models.
@@ -87,16 +95,45 @@ def _model_folder(path: Path) -> Path:
     return path / EXPORT if (path / EXPORT / "config.json").exists() else path
 
 
+def check_weights(folder: Path) -> None:
+    """Raise ValueError unless the weights of an exported folder are safetensors inside it, as they were written."""
+    checked_folder(folder)
+    if (adapter := folder / "adapter_config.json").exists():  # transformers would load the model that it names
+        raise ValueError(
+            f"{adapter}: {folder} is an adapter: merge it (peft's merge_and_unload), and probe what save_pretrained "
+            "writes then"
+        )
+    if (index := folder / INDEX).exists():
+        content = read_json(index)
+        files = content.get("weight_map")
+        if not isinstance(files, dict) or not files or not isinstance(content.get("metadata"), dict):
+            raise ValueError(f"{index} must hold metadata and a weight_map, tensor -> file")
+        for name in files.values():
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(f"{index} names {json.dumps(name)}, which is no safetensors file of {folder}")
+    elif not (folder / "model.safetensors").exists():
+        pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
+        if pickles:
+            raise ValueError(
+                f"{folder / pickles[0]} is a pickle, which can run code when it is read: where you trust it, convert "
+                "the folder by from_pretrained(FOLDER).save_pretrained(NEW), which writes model.safetensors"
+            )
+
+
 def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
+    if folder is not None:
+        check_weights(folder)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         where = "no such local path, and not to be had from the hub"
         what = "its config.json is unreadable" if folder else where
         raise ValueError(f"{source}: {what} ({first_line(error)})") from error
     _check_model_type(source, config.model_type)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{source}: its weights cannot be read ({first_line(error)})") from error
     model, info = loaded
@@ -113,15 +150,16 @@ def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
 def _load_lightning(path: Path) -> Checkpoint:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: expected a .ckpt that attnres-train wrote")
+    content = read_lightning(path)
+    fields = dict(content["hyper_parameters"]["model_config"])
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        fields = dict(content["hyper_parameters"]["model_config"])
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    except Exception as error:  # torch.load raises many kinds for a file that is not a checkpoint
-        raise ValueError(f"{path} is not a checkpoint of attnres-train ({type(error).__name__})") from error
+    except Exception as error:  # a configuration checks itself, by errors of many kinds
+        raise ValueError(f"{path} holds no model of this version ({first_line(error)})") from error
     _check_model_type(str(path), config.model_type)
     model = AutoModelForCausalLM.from_config(config)
     state = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
+    check_state(path, state, model.state_dict())
     model.load_state_dict(state)
     task = content.get("datamodule_hyper_parameters", {}).get("task", {})
     about = {key: content["hyper_parameters"].get(key) for key in ("condition", "seed")}
@@ -130,12 +168,49 @@ def _load_lightning(path: Path) -> Checkpoint:
     return _checkpoint(model, task, run, about)
 
 
+def read_lightning(path: Path) -> dict[str, Any]:
+    """A checkpoint of attnres-train, its tensors mapped from the file.
+
+    Raises:
+        ValueError: it is torn, altered or not one of ours.
+    """
+    checked(path)
+    cause = None
+    try:
+        # Reading all of it finds a file that was cut off or has a hole, by its checksums.
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if whole else {}
+        config, state, step = content["hyper_parameters"]["model_config"], content["state_dict"], content["global_step"]
+        if isinstance(config, dict) and "model_type" in config and isinstance(state, dict) and isinstance(step, int):
+            return content
+    except Exception as error:  # of many kinds, by what of an archive is torn
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which seeking to a torn place gives
+            raise
+        cause = error
+    raise ValueError(
+        f"'{path}' is not a checkpoint of attnres-train (RUN_DIR/{CHECKPOINTS}/*.ckpt), or not a whole one"
+    ) from cause
+
+
+def check_state(path: Path | str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the first tensor, if a checkpoint's do not have the names and shapes of its model's."""
+    for name in sorted(state.keys() | expected.keys()):
+        held, needed = (list(values[name].shape) if name in values else "nothing" for values in (state, expected))
+        if held != needed:
+            raise ValueError(f"{path} does not fit the model that it names: {name} is {held}, not {needed}")
+
+
 def _checkpoint(model: PreTrainedModel, task: dict[str, Any], run: str, about: dict[str, Any]) -> Checkpoint:
     by_config = model.config.attnres_source if isinstance(model.config, AttnResConfig) else "vanilla"
     known = {"condition": by_config, "seed": UNKNOWN, "step": UNKNOWN}
     known |= {key: value for key, value in about.items() if value is not None}
-    condition, seed, step = str(known["condition"]), int(known["seed"]), int(known["step"])
-    return Checkpoint(model.eval(), task_from_dict(task) if task else None, run, condition, seed, step)
+    for key in ("seed", "step"):
+        if type(known[key]) is not int:
+            raise ValueError(f"the {key} of {run}, beside its model, must be an integer, got {known[key]!r}")
+        check_number(f"the {key} of {run}, beside its model,", known[key], UNKNOWN, LARGEST_INTEGER)
+    condition, seed, step = printable(str(known["condition"])), int(known["seed"]), int(known["step"])
+    return Checkpoint(model.eval(), task_from_dict(task) if task else None, printable(run), condition, seed, step)
 
 
 def _check_model_type(source: str, model_type: str) -> None:
@@ -144,10 +219,11 @@ def _check_model_type(source: str, model_type: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises ValueError, naming the file, for anything else."""
+    """The JSON object in `path`. Raises ValueError, naming the file, for anything else, or if it was altered."""
+    content = read_file(checked(path))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(content.decode("utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not a readable JSON file ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")

@@ -6,10 +6,13 @@ RUN/config.yaml, provenance.json, metrics.csv      what it was told, what it was
     trail/step_<n>/                                weights kept while training, each folder as hf/
     trail/                                         task.json, attnres_run.json of all of them; finished.json; locks
     probe/                                         tables and summary.json of the probes in training
+    probe/failed.json                              the probes in training that have failed, and why
     probe/final/                                   the same of a probe of the finished model
     figures/, report.html, report.txt              what attnres-probe report writes: figures, page, long tables;
     claims.json                                    in the folder of results, the claims with the rows they rest on
     wandb/, tensorboard/, probes.csv               what loggers write
+    manifest.json                                  in every folder of artefacts: their digests (attnres.files)
+    train.lock, probe.lock                         empty: who holds one of them writes there
 """
 
 from __future__ import annotations
@@ -25,8 +28,14 @@ PROBE, FINAL_PROBE, SUMMARY = "probe", "final", "summary.json"
 TABLES = ("effects", "clusters", "coalitions", "geometry")
 PARTS, SWEEP = "parts", "sweep.json"
 """An unfinished sweep, and what it is of."""
+FAILED = "failed.json"
 FIGURES, PAGE, TEXT, CLAIMS = "figures", "report.html", "report.txt", "claims.json"
 WANDB, TENSORBOARD, PROBES = "wandb", "tensorboard", "probes.csv"
+
+
+def lock_file(folder: Path, role: str) -> Path:
+    """The file of `probe.files.locks.held`."""
+    return folder / f"{role}.lock"
 
 
 def table_file(folder: Path, table: str) -> Path:

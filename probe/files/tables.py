@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from pandas.api.types import is_integer_dtype
 
-from attnres.files import replacing
+from attnres.files import checked, replacing
 from probe.analysis import stats
 from probe.analysis.effects import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
 from probe.files.checkpoints import first_line
@@ -55,9 +55,13 @@ def write_results(directory: Path, tables: Mapping[str, pd.DataFrame], summary: 
 
 
 def probed_steps(directory: Path) -> set[int]:
-    """The steps of which the tables in `directory` hold effects; none where there are no tables."""
+    """The steps of which the tables in `directory` hold effects; none where there are no tables.
+
+    Raises:
+        ValueError: they cannot be read, or are not what was written, as for all that reads tables.
+    """
     path = table_file(directory, "effects")
-    return set(pq.read_table(path, columns=["step"])["step"].to_pylist()) if path.exists() else set()
+    return set(_read(path, columns=["step"])["step"].to_pylist()) if path.exists() else set()
 
 
 def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -72,7 +76,7 @@ def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
         path = table_file(directory, name)
         table = pa.Table.from_pandas(rows, preserve_index=False)
         if path.exists():
-            table = pa.concat_tables([_without(pq.read_table(path), probed), table], promote_options="permissive")
+            table = pa.concat_tables([_without(_read(path), probed), table], promote_options="permissive")
         if name == "effects":
             rows = table.to_pandas()
             table = pa.Table.from_pandas(rows.assign(q_value=across_steps(rows)), preserve_index=False)
@@ -82,8 +86,28 @@ def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
 def _write(table: pa.Table, path: Path) -> None:
     """With the schema's version in the file's metadata."""
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), VERSION_KEY: str(SCHEMA_VERSION)})
-    with replacing(path) as part:
+    with replacing(path, recorded=True) as part:
         pq.write_table(table, part, compression="zstd")
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """The table at `path`, or `columns` of it. Raises ValueError if it is torn, altered, or has no steps of runs."""
+    with _readable(path):
+        table = pq.read_table(path, columns=columns)
+        if pa.types.is_integer(table.schema.field("step").type) and (columns or "run" in table.column_names):
+            return table
+    raise ValueError(f"{path} is not a table of this version: it lacks steps of runs; probe again, into a new folder")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What goes wrong inside when `path` is read is said in a ValueError; before, it is checked."""
+    checked(path)
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError) as error:
+        reason = first_line(error).rstrip(".")
+        raise ValueError(f"{path} is torn or not a parquet file ({reason}): probe again, into a new folder") from error
 
 
 def _without(table: pa.Table, probed: Iterable[tuple[str, int]]) -> pa.Table:
@@ -104,7 +128,7 @@ def drop_steps_after(directory: Path, step: int) -> None:
     """Remove the rows of later steps from the tables in `directory`, if there are any."""
     with locked(directory):
         for path in (table_file(directory, name) for name in TABLES):
-            table = pq.read_table(path) if path.exists() else None
+            table = _read(path) if path.exists() else None
             if table is not None and pc.any(later := pc.greater(table["step"], step)).as_py():  # type: ignore[attr-defined]
                 _write(table.filter(pc.invert(later)), path)  # type: ignore[attr-defined]
 
@@ -122,7 +146,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`; numbers that are not finite become null."""
     text = json.dumps(_finite(summary), indent=2) + "\n"
     directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / SUMMARY) as part:
+    with replacing(directory / SUMMARY, recorded=True) as part:
         part.write_text(text, encoding="utf-8")
 
 
@@ -133,7 +157,7 @@ def read_table(directory: Path, name: str, rows: bool = True) -> pd.DataFrame:
         rows: without them, only the end of the file is read, to check it.
 
     Raises:
-        ValueError: it is not there, is torn, or lacks columns.
+        ValueError: it is not there, is torn or altered, or lacks columns.
     """
     path = table_file(directory, name)
     if not path.exists():
@@ -142,12 +166,9 @@ def read_table(directory: Path, name: str, rows: bool = True) -> pd.DataFrame:
         if name != "effects" and has_results(directory):
             raise ValueError(f"{directory} is incomplete: it has effects.parquet but no {name}.parquet; probe it again")
         raise ValueError(f"{directory} holds no probe results: expected {name}.parquet there or in its probe/ folder")
-    try:
+    with _readable(path):
         version = (pq.read_schema(path).metadata or {}).get(VERSION_KEY, b"").decode()
         table = pd.read_parquet(path) if rows else pq.read_schema(path).empty_table().to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        reason = first_line(error).rstrip(".")
-        raise ValueError(f"{path} is torn or not a parquet file ({reason}): probe again, into a new folder") from error
     if version and version != str(SCHEMA_VERSION):
         raise ValueError(f"{path} is of schema version {version}, this program reads {SCHEMA_VERSION}: probe again")
     if missing := [column for column in REQUIRED[name] if column not in table]:

@@ -1,8 +1,8 @@
 """The trail of a run: weights of many steps, kept while it trains, each in a folder that `from_pretrained` takes.
 
 RUN/trail/step_<n>/model.safetensors      written last and at once: where it is, the step is whole
-                   config.json
-          task.json, attnres_run.json     of all steps
+                   config.json, manifest.json
+          task.json, attnres_run.json     of all steps, with a manifest.json
           finished.json                   once training has ended: its last step
           *.lock                          empty: who holds one of them writes
 """
@@ -24,9 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from attnres.files import replacing
+from attnres.files import MANIFEST, checked, checked_folder, remove, replacing, replacing_folder
 from probe.files.checkpoints import Checkpoint, load_model, read_json
 from probe.files.layout import RUN_FILE, TASK_FILE, TRAIL, TRAIL_FINISHED, TRAIL_STEP
+from probe.files.locks import held
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PROBING = "probing.lock"
@@ -64,7 +65,7 @@ class Trail:
             about: what `attnres_run.json` says of the run.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / TRAIL_FINISHED).unlink(missing_ok=True)
+        remove(self.folder / TRAIL_FINISHED)
         self.remove([later for later in self._all_steps() if later > step])
         _write_json(self.folder / TASK_FILE, task)
         _write_json(self.folder / RUN_FILE, about)
@@ -75,11 +76,11 @@ class Trail:
         folder.mkdir(exist_ok=True)
         if self._config is None:
             self._config = _config_text(model)
-        with replacing(folder / CONFIG) as part:
+        with replacing(folder / CONFIG, recorded=True) as part:
             part.write_text(self._config, encoding="utf-8")
-        with replacing(folder / WEIGHTS) as part:
+        with replacing(folder / WEIGHTS, recorded=True) as part:
             save_file({name: state[name].contiguous() for name in _kept(model, state)}, part, {"format": "pt"})
-        paths = (folder / CONFIG, folder / WEIGHTS, folder, self.folder)
+        paths = (folder / CONFIG, folder / MANIFEST, folder / WEIGHTS, folder, self.folder)
         self._syncing.append(self._pool.submit(_sync, *paths))  # takes longer than all else: training does not wait
 
     def sync(self) -> None:
@@ -123,12 +124,13 @@ class Trail:
         if folder.exists() or not folder.absolute().parent.is_dir():
             what = "exists" if folder.exists() else "cannot be made there"
             raise ValueError(f"{folder} {what}: choose another folder, nothing is overwritten")
-        part = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(self.folder_of(step), part)
-        shutil.copy(self.folder / TASK_FILE, part)
-        _write_json(part / RUN_FILE, {**read_json(self.folder / RUN_FILE), "step": step})
-        part.rename(folder)
+        about = {**read_json(self.folder / RUN_FILE), "step": step}
+        source = checked_folder(self.folder_of(step))
+        paths = [source / CONFIG, source / WEIGHTS, checked(self.folder / TASK_FILE)]
+        with held(self.folder, "export"), replacing_folder(folder) as part:
+            for path in paths:
+                shutil.copy(path, part)
+            _write_json(part / RUN_FILE, about)
 
     @contextmanager
     def held(self, waits: bool = False) -> Iterator[None]:
@@ -190,5 +192,5 @@ def _config_text(model: PreTrainedModel) -> str:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as part:
+    with replacing(path, recorded=True) as part:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -6,18 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from attnres.files import replacing
-from probe.files.layout import TEXT
+from probe.files.failed import describe_failed
+from probe.files.layout import PROBE, TEXT
 from probe.files.runs import ProbedRun, repeated_seeds
 from probe.files.tables import write_claims
 from probe.report import text
 from probe.report.figures.write import write_figures
 from probe.report.page.build import write_page
 from probe.report.page.data import NEEDED, load_page_runs
-
-HEADING = (
-    "What depth routing does. Percentages are harm, the fall of the margin, as a share of the clean margin;\n"
-    "* marks the study's motifs; tau is the share from which a route matters."
-)
 
 
 def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterator[str]:
@@ -28,11 +24,16 @@ def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterat
     Raises:
         ValueError: a directory without complete results, or a page that cannot be written.
     """
-    shown = load_page_runs(list(directories))
+    missing = [f"MISSING PROBES: {run}: {found}" for run in directories if (found := describe_failed(run / PROBE))]
+    try:
+        shown = load_page_runs(list(directories))
+    except ValueError as error:
+        raise ValueError("; ".join([str(error), *missing])) from error
     runs = [run.probed for run in shown]
+    yield from missing
     yield from (line for run in runs for line in text.warnings(run))
     yield from repeated_seeds(runs)
-    yield HEADING + "\n"
+    yield text.HEADING + "\n"
     for run in runs:
         yield from text.claims(run)
     yield "\nwritten:"
@@ -51,6 +52,7 @@ def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterat
 def _write_tables(runs: Sequence[ProbedRun], path: Path) -> Path:
     """The long tables, as text."""
     blocks = [
+        *map(text.claims_in_full, runs),
         "Mass and strength of each source family, all layers (mask and renormalise, all positions; control: as much\n"
         "mass taken from other sources, drawn at random)\n",
         text.mass_effect_table(runs) + "\n",

@@ -138,8 +138,10 @@ def test_report_prints_one_table_and_draws_the_figures(trained, vanilla, tmp_pat
     assert f"{-row['effect']:+.3f} nats [{-row['ci_high']:+.3f}, {-row['ci_low']:+.3f}]" in line
     claims = json.loads((trained / "probe" / "final" / "claims.json").read_text())["claims"]
     assert all(
-        f"  {claim['claim']} {claim['title']}: {claim['verdict']}. {claim['text']}" in printed for claim in claims
+        f"  {claim['claim']} {claim['title']}: {claim['verdict']}. {claim['statements'][0]}" in printed
+        for claim in claims
     )
+    assert all(statement in tables for claim in claims for statement in claim["statements"] + claim["details"])
     assert [claim["verdict"] for claim in claims] == ["does not hold", *["cannot be tested"] * 3]
     assert "NOT LEARNED" in printed
     figures = {trained: ("heat_maps", "dissociation", "comparison"), tmp_path / "wrapped": ("heat_maps",)}
@@ -192,7 +194,7 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
         "output is a file": (["run", str(trained), "--output", str(tmp_path / "bad.ckpt")], "is not an empty folder"),
         "output in a file": (["run", str(trained), "--output", str(tmp_path / "bad.ckpt" / "x")], "cannot be made"),
         "device": (["run", str(trained), *out, "--device", "foo"], "--device foo cannot be used here"),
-        "seed": (["run", str(trained), *out, "--seed", "-1"], "seed must not be negative, got -1"),
+        "seed": (["run", str(trained), *out, "--seed", "-1"], "seed must be at least 0, got -1"),
         "task file": (
             ["run", str(no_task), *out, "--task", str(tmp_path / "list.json")],
             "list.json must hold a JSON object",
@@ -201,7 +203,10 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
             ["run", str(no_task), *out, "--task", str(tmp_path / "text.json")],
             "num_pairs must be an integer",
         ),
-        "no task file": (["run", str(no_task), *out, "--task", "nowhere.json"], "nowhere.json is not a readable JSON"),
+        "no task file": (
+            ["run", str(no_task), *out, "--task", "nowhere.json"],
+            "nowhere.json cannot be read (No such file",
+        ),
         "torn weights": (["run", str(torn), *out], "its weights cannot be read"),
         "no weights": (["run", str(bare), *out], "its weights cannot be read"),
         "baseline scope": (

@@ -12,9 +12,12 @@ from typing import Any
 
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
 
-from probe.files.layout import RUN_FILE, TRAIL
-from train.run.checkpoints import FOLDER, newest_checkpoint, read_checkpoint
+from attnres.files import MANIFEST
+from probe.files.checkpoints import check_state, read_lightning
+from probe.files.layout import CONFIG, EXPORT, RUN_FILE, TRAIL, lock_file
+from train.run.checkpoints import FOLDER, newest_checkpoint
 from train.run.provenance import FILE as PROVENANCE
 from train.run.sharding import FSDP2, divides
 
@@ -74,7 +77,7 @@ def given_checkpoint(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"--ckpt_path '{path}' does not exist; give a file such as RUN_DIR/checkpoints/last.ckpt")
     try:
-        return read_checkpoint(Path(path))
+        return read_lightning(Path(path))
     except ValueError as error:
         raise ValueError(f"--ckpt_path {error}") from None
 
@@ -111,10 +114,11 @@ def check_run_dir(run_dir: str | None, ckpt_path: str | None, goes_on: bool) -> 
         raise ValueError("--run_dir is required: give the folder that is to receive the run, e.g. --run_dir runs/demo")
     folder = Path(run_dir)
     # A run that failed while setting up leaves wandb/ alone; one that was killed early leaves the rest.
-    files = {name + end for name in ("metrics.csv", PROVENANCE) for end in ("", ".part")}
-    left = {"wandb"} | ({"config.yaml", "probe", TRAIL, FOLDER, *files} if goes_on else set())
-    if goes_on and not (folder / "hf" / RUN_FILE).exists():  # the export was not finished
-        left.add("hf")
+    files = {name + end for name in ("metrics.csv", PROVENANCE, CONFIG, MANIFEST) for end in ("", ".part")}
+    folders = {"probe", TRAIL, FOLDER, f"{EXPORT}.part", f"{EXPORT}.replaced.part"}
+    left = {"wandb", lock_file(folder, "train").name} | (folders | files if goes_on else set())
+    if goes_on and not (folder / EXPORT / RUN_FILE).exists():  # the export was not finished
+        left.add(EXPORT)
     try:
         if all(path.name in left for path in folder.iterdir()):
             return
@@ -142,12 +146,14 @@ def make_run_dir(folder: Path) -> None:
         raise ValueError(f"--run_dir '{folder}' cannot be written to: Permission denied; give another folder")
 
 
-def check_same_model(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
-    """Raises ValueError naming the first option in which the configured model and the checkpoint's differ."""
+def check_same_model(config: Mapping[str, Any], state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> None:
+    """Raises ValueError naming the first option, or tensor, in which the configured model and the checkpoint differ."""
     saved = checkpoint["hyper_parameters"]["model_config"]
     _compare("architecture", *(ARCHITECTURES.get(c["model_type"], c["model_type"]) for c in (saved, config)))
     for key in sorted((saved.keys() | config.keys()) - NOT_OF_THE_MODEL):
         _compare(f"model.{key}", saved.get(key), config.get(key))
+    held = checkpoint["state_dict"].items()
+    check_state("--ckpt_path", {k.removeprefix("model."): v for k, v in held if k.startswith("model.")}, state)
 
 
 def check_same_run(hparams: Mapping[str, Any], task: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:

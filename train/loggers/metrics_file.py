@@ -18,13 +18,33 @@ from attnres.files import replacing
 from probe.files.layout import METRICS, PROBES
 from probe.training.loggers import PROBE, RunLogger
 
+RESTORE = "restore it, or remove it to go on without its rows"
+
 
 def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows. A last row that is not whole, because the run was killed while writing it, is left out."""
-    text = path.read_bytes().decode()
-    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-    rows = list(reader)
-    return list(reader.fieldnames or ()), rows
+    """Columns and rows. A last row that is not whole, because the run was killed while writing it, is left out.
+
+    Raises:
+        ValueError: it is no table of numbers with a column step; the line is named.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8 ({error.reason}): {RESTORE}") from None
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    columns, rows = next(csv.reader(lines), []), []
+    if columns and "step" not in columns:
+        raise ValueError(f"{path} lacks the column step: {RESTORE}")
+    for number, values in enumerate(csv.reader(lines[1:]), 2):
+        row = dict(zip(columns, values, strict=False))
+        try:
+            _ = int(row["step"]), [float(value) for value in values if value]
+        except (ValueError, KeyError):
+            row = {}
+        if len(values) != len(columns) or not row:
+            raise ValueError(f"{path}, line {number}, is no row of {len(columns)} numbers with a step: {RESTORE}")
+        rows.append(row)
+    return columns, rows
 
 
 class _MetricsWriter(ExperimentWriter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
-from attnres.files import replacing
+from attnres.files import replacing, replacing_folder
 from attnres.sharded import is_divided, whole_state
-from probe.files.checkpoints import RUN_FILE, TASK_FILE
+from probe.failures import stop_if_signalled
+from probe.files.layout import EXPORT, RUN_FILE, TASK_FILE
 from train.run.checkpoints import SaveCheckpoint, save_checkpoint
+from train.run.finite import check_weights
 from train.run.provenance import record_provenance
 from train.run.throughput import StepThroughput
 
@@ -46,6 +49,16 @@ class StepNumbers(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+class Watch(Callback):
+    """Comes before all others: no step after a signal, nothing is made of weights that are not finite."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        stop_if_signalled()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_weights(trainer, pl_module.model)  # type: ignore[arg-type]
 
 
 class ProgressLines(ProgressBar):
@@ -109,30 +122,30 @@ class SaveConfig(SaveConfigCallback):
         config = self.config.clone()
         if config.ckpt_path is None:  # `estimate` reads this file, too, and has no such option
             del config["ckpt_path"]
-        self.parser.save(config, path, "parser_mode", skip_null, overwrite=True)
+        with replacing(path, recorded=True) as part:
+            self.parser.save(config, part, "parser_mode", skip_null, overwrite=True)
         record_provenance(trainer, path, pl_module.hparams["seed"])
 
 
 class RunExport(Callback):
-    """When training ends, saves the Hugging Face model and task, the last checkpoint, and finally the run's facts."""
+    """When training ends, saves the last checkpoint and `hf/`, with task and the run's facts; that appears last."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model: Any = pl_module.model
-        folder = Path(trainer.default_root_dir) / "hf"
+        folder = Path(trainer.default_root_dir) / EXPORT
         state = whole_state(model) if is_divided(model) else None
-        if trainer.is_global_zero:
-            model.save_pretrained(folder, state_dict=state)
-            _write(folder / TASK_FILE, trainer.datamodule.task.to_dict())  # type: ignore[attr-defined]
-        if trainer.checkpoint_callbacks:
-            save_checkpoint(trainer)
-        if trainer.is_global_zero:
-            facts = {name: pl_module.hparams[name] for name in ("condition", "seed")}
-            _write(folder / RUN_FILE, {**facts, "step": trainer.global_step})
+        facts = {name: pl_module.hparams[name] for name in ("condition", "seed")}
+        with replacing_folder(folder) if trainer.is_global_zero else nullcontext() as part:
+            if part is not None:
+                model.save_pretrained(part, state_dict=state)
+                _write(part / TASK_FILE, trainer.datamodule.task.to_dict())  # type: ignore[attr-defined]
+                _write(part / RUN_FILE, {**facts, "step": trainer.global_step})
+            if trainer.checkpoint_callbacks:
+                save_checkpoint(trainer)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:

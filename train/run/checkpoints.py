@@ -7,9 +7,8 @@ that this triggers, and their rows. A run that resumes from it repeats nothing a
 from __future__ import annotations
 
 import os
-import zipfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,8 +17,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from attnres.files import replacing
+from attnres.files import digest, recording, replacing
 from probe.files import layout
+from probe.files.checkpoints import read_lightning
+from train.run.finite import check_weights
 
 FOLDER, LAST, PREVIOUS = layout.CHECKPOINTS, layout.LAST_CHECKPOINT, layout.PREVIOUS_CHECKPOINT
 
@@ -34,13 +35,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
+        previous = path.with_name(PREVIOUS) if path.name == LAST and path.exists() else None
+        with ExitStack() as recorded, replacing(path) as part:
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            if path.name == LAST and path.exists():
-                os.replace(path, path.with_name(PREVIOUS))
+            digests = {path.name: digest(part, anew=True)} | ({} if previous is None else {PREVIOUS: digest(path)})
+            recorded.enter_context(recording(path.parent, digests, durable=True))  # until it is in its place
+            if previous is not None:
+                os.replace(path, previous)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # makes the renames durable
@@ -62,24 +66,15 @@ class SaveCheckpoint(Checkpoint):
 
 
 def save_checkpoint(trainer: Trainer) -> None:
-    """Write `checkpoints/last.ckpt`, and first the rows that loggers still hold: a resumed run does not log them."""
+    """Write `checkpoints/last.ckpt`, and first the rows that loggers still hold: a resumed run does not log them.
+
+    Raises:
+        NotFinite: a weight is not finite; the checkpoint before stays.
+    """
+    check_weights(trainer, trainer.lightning_module.model)  # type: ignore[arg-type]
     for logger in trainer.loggers:
         logger.save()
     trainer.save_checkpoint(Path(trainer.default_root_dir) / FOLDER / LAST, weights_only=False)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint at `path`, its tensors mapped from the file. Raises ValueError if it is torn or not ours."""
-    try:
-        # Reading all of it finds a file that was cut off or has a hole, by its checksums.
-        with zipfile.ZipFile(path) as archive:
-            whole = archive.testzip() is None
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if whole else {}
-        if "model_config" in checkpoint["hyper_parameters"]:
-            return checkpoint
-    except (zipfile.BadZipFile, RuntimeError, UnpicklingError, KeyError, TypeError, EOFError):
-        pass
-    raise ValueError(f"'{path}' is not a checkpoint of attnres-train (RUN_DIR/{FOLDER}/*.ckpt), or not a whole one")
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path | None, dict[str, Any], list[Path]]:
@@ -89,7 +84,15 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path | None, dict[str, Any], list[
         path = run_dir / FOLDER / name
         if path.exists():
             try:
-                return path, read_checkpoint(path), torn
+                return path, read_lightning(path), torn
             except ValueError:
                 torn.append(path)
     return None, {}, torn
+
+
+def newest_file(run_dir: Path) -> tuple[Path, int] | None:
+    """The newest checkpoint's file, whole or not, and when it was written; None where there is none."""
+    for name in (LAST, PREVIOUS):
+        with suppress(FileNotFoundError):
+            return run_dir / FOLDER / name, (run_dir / FOLDER / name).stat().st_mtime_ns
+    return None

@@ -42,7 +42,7 @@ def record_provenance(trainer: Trainer, config_file: Path, seed: int) -> None:
     path = config_file.with_name(FILE)
     segments = read_segments(path) if path.exists() else []
     record = {"segments": [*segments, describe_start(trainer, config_file, seed)]}
-    with replacing(path) as part:
+    with replacing(path, recorded=True) as part:
         part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     config = read_config(config_file)
     for logger in trainer.loggers:

@@ -6,11 +6,9 @@ call prepares the routing of all reads before the first layer runs (`AttnResMode
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
@@ -22,12 +20,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from attnres.sharded import whole
-from train.run.checkpoints import read_checkpoint
+from probe.files.checkpoints import read_lightning
 
 FSDP2 = "fsdp2"
 """Name of the strategy, for `trainer.strategy`."""
@@ -66,7 +62,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Every device reads the file and keeps its part."""
         assert self.model is not None
-        checkpoint = read_checkpoint(Path(checkpoint_path))
+        checkpoint = read_lightning(Path(checkpoint_path))
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
@@ -113,13 +109,3 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     for parameter in scalars:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(average)
-
-
-def clip_gradient_norm(parameters: Iterable[nn.Parameter], largest: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_`, which does not accept a mix of divided and whole gradients."""
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    kinds = [[p for p in parameters if isinstance(p, DTensor) == divided] for divided in (True, False)]
-    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind]
-    total = torch.linalg.vector_norm(torch.stack(norms))
-    for kind in kinds:
-        nn.utils.clip_grads_with_norm_(kind, largest, total)

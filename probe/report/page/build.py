@@ -24,6 +24,9 @@ from probe.vocabulary import FAMILY_COLORS, FAMILY_TITLES, METRIC_TITLES, PRIMAR
 ASSETS = Environment(
     loader=PackageLoader("probe.report.page", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
+GENERATOR = '<meta name="generator" content="attnres-probe report">'
+HEAD = 1000
+"""Bytes of a page that hold it."""
 DIGITS = 6
 """Significant digits of embedded numbers."""
 
@@ -32,16 +35,21 @@ def write_page(runs: Sequence[PageRun], path: Path, metric: str = PRIMARY_METRIC
     """Write the page, which appears at once or not at all, and opens on `metric`.
 
     Raises:
-        ValueError: `path` cannot be written, or a run was not probed on the metric.
+        ValueError: a run was not probed on the metric.
     """
     page = build_page(runs, metric)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            part.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"--page {path} cannot be written ({error.strerror})") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(page, encoding="utf-8")
     return path
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that this program wrote, which it may replace."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return GENERATOR.encode() in file.read(HEAD)
 
 
 def build_page(runs: Sequence[PageRun], metric: str = PRIMARY_METRIC) -> str:
@@ -74,9 +82,11 @@ def build_page(runs: Sequence[PageRun], metric: str = PRIMARY_METRIC) -> str:
     }
     summary = runs[0].probed.summary["probe"]
     return ASSETS.get_template("page.html").render(
+        generator=GENERATOR,
         runs=runs,
         notes=notes,
         steps=steps,
+        key=text.KEY,
         claims=[(run.probed.label, list(run.probed.claims)) for run in runs],
         evidence=drawn[metric],
         tables={"Motifs": tables.motif_rows(runs), "Seeds": tables.seed_rows(runs), "Runs": tables.run_rows(runs)},

@@ -12,8 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnres.files import MANIFEST
 from attnres.tasks import MQAR
 from probe.files.checkpoints import load_model
+from probe.files.layout import RUN_FILE, TASK_FILE
 from probe.files.trail import WEIGHTS, Trail, step_size
 from probe.settings import TrailSettings
 
@@ -56,6 +58,9 @@ def test_a_step_without_its_weights_is_not_there(trail):
 def test_a_torn_step_is_an_error_of_one_line(trail):
     weights = trail.folder_of(2) / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"step_2/{WEIGHTS} is not what was written"):
+        trail.load(2)
+    (trail.folder_of(2) / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"step_2: its weights cannot be read"):
         trail.load(2)
 
@@ -76,7 +81,7 @@ def test_pruning_keeps_what_it_is_told_and_goes_on_where_it_was_killed(trail, mo
     assert trail.steps == [2, 4]  # the weights of step 0 are gone, its folder is not
     assert trail.prune({4}) == [0, 2]
     assert trail.steps == [4]
-    assert {path.name for path in trail.folder.iterdir()} == {"step_4", "task.json", "attnres_run.json"}
+    assert {path.name for path in trail.folder.iterdir()} == {"step_4", TASK_FILE, RUN_FILE, MANIFEST}
     assert tokens_of(trail.load(4).model) == {4.0}
 
 
@@ -133,7 +138,7 @@ def test_what_was_written_is_durable_after_a_sync(trail, monkeypatch, make_model
     assert synced == []
     may_begin.set()
     trail.sync()
-    assert sorted(synced) == sorted(["trail", "config.json", WEIGHTS] * 2 + ["step_6", "step_8"])
+    assert sorted(synced) == sorted(["trail", "config.json", "manifest.json", WEIGHTS] * 2 + ["step_6", "step_8"])
     trail.write(10, model, model.state_dict())
     trail.remove([10])
     trail.sync()

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from probe.files.checkpoints import read_lightning
 from probe.files.trail import WEIGHTS, Trail
 from tests.support.paths import ROOT
 from tests.train.cli.test_fit import TINY
 from train.cli import main
-from train.run.checkpoints import LAST, PREVIOUS, read_checkpoint
+from train.run.checkpoints import LAST, PREVIOUS
 
 OPTIONS = [
     *TINY,
@@ -84,7 +85,7 @@ def metrics(run: Path) -> pd.DataFrame:
 
 
 def same_checkpoints(one: Path, two: Path) -> None:
-    first, second = (read_checkpoint(run / "checkpoints" / LAST) for run in (one, two))
+    first, second = (read_lightning(run / "checkpoints" / LAST) for run in (one, two))
     assert first["global_step"] == second["global_step"]
     assert first["state_dict"].keys() == second["state_dict"].keys()
     for name, weights in first["state_dict"].items():
@@ -141,7 +142,7 @@ class TestTwoProcessesAreOne:
 def test_a_run_of_one_process_goes_on_in_two_and_the_other_way_round(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     for name in ("one", "fsdp2", "resumed"):
-        assert read_checkpoint(runs[name] / "checkpoints" / PREVIOUS)["global_step"] == 6
+        assert read_lightning(runs[name] / "checkpoints" / PREVIOUS)["global_step"] == 6
     run = tmp_path / "run"
     shutil.copytree(runs["fsdp2"], run)
     (run / "checkpoints" / LAST).unlink()

@@ -19,6 +19,7 @@ import torch
 
 from probe.cli import main as probe_main
 from probe.files import tables as storage
+from probe.files.checkpoints import read_lightning
 from probe.files.trail import WEIGHTS, Trail
 from probe.training.trail import TrailProber
 from tests.support.wandb_server import synced_history
@@ -27,7 +28,7 @@ from train.cli import main
 from train.loggers.metrics_file import MetricsLogger
 from train.loggers.wandb import RunWandbLogger
 from train.run.callbacks import CurriculumCallback
-from train.run.checkpoints import LAST, PREVIOUS, newest_checkpoint, read_checkpoint
+from train.run.checkpoints import LAST, PREVIOUS, newest_checkpoint
 
 OPTIONS = [
     *TINY,
@@ -171,7 +172,7 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     assert len(set(steps)) >= 3  # it got on in between
     assert run(processes, killed) == 0, output_of(killed).read_text()
 
-    a, b = (read_checkpoint(path / "checkpoints" / LAST) for path in (whole, killed))
+    a, b = (read_lightning(path / "checkpoints" / LAST) for path in (whole, killed))
     for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "MQARDataModule"):
         assert same(a[key], b[key]), key
     tables = [pd.read_csv(path / "metrics.csv", dtype=str) for path in (whole, killed)]
@@ -247,16 +248,16 @@ def test_a_torn_checkpoint_is_named_and_passed_over(tear, tmp_path, monkeypatch,
     main(command)
     folder = tmp_path / "run" / "checkpoints"
     rows = (tmp_path / "run/metrics.csv").read_text()
-    whole = copy.deepcopy(read_checkpoint(folder / LAST))  # its tensors are mapped from the file
-    assert read_checkpoint(folder / PREVIOUS)["global_step"] == 4
+    whole = copy.deepcopy(read_lightning(folder / LAST))  # its tensors are mapped from the file
+    assert read_lightning(folder / PREVIOUS)["global_step"] == 4
     tear(folder / LAST)
     capsys.readouterr()
     main(command)
     assert f"'{folder / LAST}' is not whole and is passed over" in capsys.readouterr().err
-    assert same(read_checkpoint(folder / LAST)["state_dict"], whole["state_dict"])
+    assert same(read_lightning(folder / LAST)["state_dict"], whole["state_dict"])
     assert (tmp_path / "run/metrics.csv").read_text() == rows
     assert (folder / f"{LAST}.torn").exists()  # and has not taken the place of the whole one
-    assert read_checkpoint(folder / PREVIOUS)["global_step"] == 4
+    assert read_lightning(folder / PREVIOUS)["global_step"] == 4
 
     for name in (LAST, PREVIOUS):
         tear(folder / name)
