@@ -5,6 +5,7 @@
     attnres-probe baseline runs/vanilla --num_blocks 4 --output runs/wrapped
     attnres-probe compare runs/mine runs/wrapped
     attnres-probe report runs/mine runs/wrapped
+    attnres-probe verify runs/mine                    # whether it holds what was measured
     attnres-probe trail runs/mine --num_probes 40     # steps of the training, where most happens
     attnres-probe prune runs/mine
     attnres-probe export runs/mine 120 runs/mine-120
@@ -79,6 +80,12 @@ def add_report(parser: ArgumentParser) -> None:
     parser.add_argument("--metric", type=Metric, default="logit_diff", help=what)
 
 
+def add_verify(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="A run directory, or a folder of results or of a model.")
+    number = "Cells of the last probe to be measured again, in the exported model."
+    parser.add_argument("--cells", type=int, default=3, help=number)
+
+
 def add_trail(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="A run directory with a trail; its config.yaml says how it is probed.")
     number = "Steps to have been probed in all. null for probe.trail_probes of the run."
@@ -117,13 +124,16 @@ OPTIONS = {
     "baseline": ("See a vanilla Qwen3 through the recency-bias wrapper and probe that.", add_baseline),
     "compare": ("B - A for every cell that two probes hold, paired by sequence.", add_compare),
     "report": ("Print one table for all runs, write each run's figures and one HTML page of all runs.", add_report),
+    "verify": ("Say of every file and result of a run whether it is what was written and measured.", add_verify),
     "trail": ("Probe steps of a run's trail, the weights kept while it trained, where most happens.", add_trail),
     "prune": ("Remove the steps of a run's trail that were not probed.", add_prune),
     "export": ("Copy a step of a run's trail into a folder of its own.", add_export),
 }
 """Command -> what it does, and what adds its options."""
-MODULES: dict[str, str] = dict.fromkeys(("trail", "prune", "export"), "probe.trail_commands")
-"""Where the function of a command is, if not in `probe.commands`."""
+MODULES: dict[str, str] = dict.fromkeys(("trail", "prune", "export"), "probe.trail_commands") | {
+    "verify": "probe.verify"
+}
+"""Where the function of a command is, if not in `probe.commands`. It may return an exit status."""
 
 
 def parse(command: str, args: Sequence[str]) -> Namespace:
@@ -139,8 +149,7 @@ def run(command: str, args: Sequence[str]) -> int:
     options = parse(command, args)
     importlib.import_module("probe.commands").silence()
     commands = importlib.import_module(MODULES.get(command, "probe.commands"))
-    getattr(commands, command)(options)
-    return 0
+    return getattr(commands, command)(options) or 0
 
 
 COMMANDS = {command: (about, partial(run, command)) for command, (about, _) in OPTIONS.items()}

@@ -24,7 +24,7 @@ FLOORS = [  # from the bottom; a room may import from its own floor and those be
     ["probe.runner"],
     ["probe.report"],
     ["probe.training"],
-    ["probe.cli", "probe.commands", "probe.trail_commands"],
+    ["probe.cli", "probe.commands", "probe.trail_commands", "probe.verify"],
     ["train.run", "train.recall", "train.loggers"],
     ["train.estimate"],
     ["train.cli"],

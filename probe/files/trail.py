@@ -125,10 +125,11 @@ class Trail:
             what = "exists" if folder.exists() else "cannot be made there"
             raise ValueError(f"{folder} {what}: choose another folder, nothing is overwritten")
         about = {**read_json(self.folder / RUN_FILE), "step": step}
-        checked_folder(self.folder_of(step))
+        source = checked_folder(self.folder_of(step))
+        paths = [source / CONFIG, source / WEIGHTS, checked(self.folder / TASK_FILE)]
         with held(self.folder, "export"), replacing_folder(folder) as part:
-            for path in (self.folder_of(step) / CONFIG, self.folder_of(step) / WEIGHTS, self.folder / TASK_FILE):
-                shutil.copy(checked(path), part)
+            for path in paths:
+                shutil.copy(path, part)
             _write_json(part / RUN_FILE, about)
 
     @contextmanager

@@ -12,8 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnres.files import MANIFEST
 from attnres.tasks import MQAR
 from probe.files.checkpoints import load_model
+from probe.files.layout import RUN_FILE, TASK_FILE
 from probe.files.trail import WEIGHTS, Trail, step_size
 from probe.settings import TrailSettings
 
@@ -79,7 +81,7 @@ def test_pruning_keeps_what_it_is_told_and_goes_on_where_it_was_killed(trail, mo
     assert trail.steps == [2, 4]  # the weights of step 0 are gone, its folder is not
     assert trail.prune({4}) == [0, 2]
     assert trail.steps == [4]
-    assert {path.name for path in trail.folder.iterdir()} == {"step_4", "task.json", "attnres_run.json", "manifest.json"}
+    assert {path.name for path in trail.folder.iterdir()} == {"step_4", TASK_FILE, RUN_FILE, MANIFEST}
     assert tokens_of(trail.load(4).model) == {4.0}
 
 
