@@ -118,15 +118,14 @@ def test_a_logger_that_hangs_is_given_up(call, hang, plain, tmp_path, monkeypatc
 
 def test_a_logger_that_was_left_out_has_all_once_the_run_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    options = [*OPTIONS, "--trainer.logger=CSVLogger"]
-    whole, run = fit(tmp_path / "whole", *options), tmp_path / "run"
+    options, run = [*OPTIONS, "--trainer.logger=CSVLogger"], tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(ProbesLogger, "write_metrics", broken)
         fit(run, *options)
     said(capsys, "ProbesLogger")
     assert not (run / "probes.csv").exists()
-    main(["fit", f"--run_dir={run}", *TINY, *options, "--ckpt_path=last"])
-    assert (run / "probes.csv").read_text() == (whole / "probes.csv").read_text()
+    main(["fit", f"--run_dir={run}", *TINY, *options, "--ckpt_path=last", "--trainer.max_steps=4"])
+    assert list(pd.read_csv(run / "probes.csv")["step"]) == [0, 3, 4]
 
 
 def test_the_record_is_not_guarded(tmp_path, monkeypatch, capsys):
