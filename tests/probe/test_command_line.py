@@ -69,11 +69,7 @@ def test_a_signal_ends_with_its_status_and_the_command_that_goes_on(number, caps
 
 def test_no_guard_against_failures_keeps_a_signal():
     def guarded() -> None:
-<<<<<<< HEAD
-        with raising_signals(), contextlib.suppress(Exception):  # as a guard does
-=======
         try:
->>>>>>> training
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Stopped):
@@ -147,11 +143,7 @@ def test_the_file_that_could_not_be_written_is_named(capsys, tmp_path):
 def test_an_error_while_a_missing_file_is_dealt_with_is_not_the_disk_s(capsys):
     def act() -> None:
         try:
-<<<<<<< HEAD
-            Path("/nowhere").read_text()
-=======
             Path("/nowhere").read_bytes()
->>>>>>> training
         except FileNotFoundError:
             [].append()  # type: ignore[call-arg]
 
