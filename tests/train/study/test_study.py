@@ -212,6 +212,7 @@ def test_a_file_emptied_by_a_kill_is_written_again(whole, processes, tmp_path):
     killed, wrapped = directory / "cumulative-seed0", directory / "vanilla-seed0-wrapped"
     (killed / "hf/attnres_run.json").write_text("")  # in the export, before its checkpoint
     (killed / "checkpoints/previous.ckpt").replace(killed / "checkpoints/last.ckpt")
+    (killed / "checkpoints/manifest.json").unlink()  # says that last.ckpt is another
     (wrapped / "probe/summary.json").write_text("")
     code, log = study(processes, file, directory)
     assert code == 0, log
