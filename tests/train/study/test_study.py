@@ -293,8 +293,8 @@ def test_runs_that_never_validate_have_a_table(processes, tmp_path):
 
 
 DAMAGE = {
-    "cumulative-seed1/probe/final/effects.parquet": "size is 0 bytes",
-    "vanilla-seed0-wrapped/probe/summary.json": "it lacks run, condition",
+    "cumulative-seed1/probe/final/effects.parquet": "effects.parquet is not what was written",
+    "vanilla-seed0-wrapped/probe/summary.json": "summary.json is not what was written",
     "vanilla-seed1/metrics.csv": "metrics.csv is not a readable table",
 }
 
