@@ -41,6 +41,7 @@ TITLES = {
     "redundancy": "redundancy",
     "coverage": "coverage",
 }
+NOT_WHOLE, NO_REGION = "effects over the whole depth were not probed", "effects in regions were not probed"
 SAME_WEIGHTS = 1e-4
 """Masses that differ by less are equal: routing weights are float32, means of many."""
 IN_TRAINING = "effects in training"
@@ -140,9 +141,13 @@ def _some(names: Sequence[str], most: int = 2) -> str:
 def _content_independence(effects: pd.DataFrame, clusters: pd.DataFrame) -> Claim:
     """C1: whether routing weights vary with the input, and whether they are the schedule's."""
     rows = whole_depth(primary_rows(effects))
+    if rows.empty:
+        return Claim("C1", UNTESTED, [NOT_WHOLE])
     masses = whole_depth(primary_rows(clusters)).groupby(ROUTE, sort=False)["mass"].std()
     apart = float((rows["mass"] - rows["mass_schedule"]).abs().max())
-    spread = float(masses.max()) if len(masses) else 0.0
+    spread = float(masses.max())
+    if not np.isfinite([apart, spread]).all():
+        return Claim("C1", UNTESTED, ["masses are not numbers, or of a single sequence"], rows=_keys(rows))
     current = rows[rows["family"] == "current"].set_index("sublayer")["mass"]
     on_current = ", ".join(f"{SUBLAYER_TITLES[str(name)]} {mass:.3f}" for name, mass in current.items())
     verdict = HOLDS if apart < SAME_WEIGHTS and spread < SAME_WEIGHTS else FAILS
@@ -154,6 +159,8 @@ def _motifs(effects: pd.DataFrame, emergence: Emergence | None, summary: dict[st
     """C2: localised roles now, those of the past, and what became of the study's."""
     regions = by_region(primary_rows(effects))
     rows = {Route.of(row): row for row in regions.to_dict("records")}
+    if not rows:
+        return Claim("C2", UNTESTED, [NO_REGION])
     now = {Route.of(motif): motif for motif in summary["motifs"]}
     shown = {} if emergence is None else {Route.of(row): row for row in emergence.shown.to_dict("records")}
     dates = {route: row for route, row in shown.items() if row["status"] != "never" and route in rows}
@@ -220,6 +227,8 @@ def _now(row: dict[Any, Any]) -> str:
 
 def _dissociation(effects: pd.DataFrame, found: dict[str, Any]) -> Claim:
     """C3: whether the heaviest family is the most harmful to lose, in each sublayer."""
+    if not found:
+        return Claim("C3", UNTESTED, [NOT_WHOLE])
     known = [about["dissociated"] for about in found.values() if about["dissociated"] is not None]
     verdict = UNTESTED if not known else FAILS if not any(known) else HOLDS
     verdict = PARTLY if verdict == HOLDS and not all(about["dissociated"] for about in found.values()) else verdict
@@ -320,7 +329,12 @@ def _coverage(effects: pd.DataFrame) -> Claim:
     rows = by_region(primary_rows(effects))
     rows = rows[rows["mass"] > 0].sort_values("mass", ascending=False)
     blind = rows[~rows["applicable"] | (rows["n_unaliased_reads"] == 0)]
-    power = f"harm from {100 * rows.loc[rows['applicable'], 'detectable'].max():.1f} % shows"
+    if rows.empty:
+        return Claim("coverage", UNTESTED, [NO_REGION])
+    detectable = float(rows.loc[rows["applicable"], "detectable"].max())
+    power = f"harm from {_percent(detectable)} shows"
+    if not np.isfinite(detectable):
+        power = "which harm would show is not known: there are too few sequences or resamples"
     if blind.empty:
         return Claim("coverage", HOLDS, [f"all {len(rows)} routes tested", power], rows=_keys(rows))
     names = list(map(str, routes_of(blind)))

@@ -135,7 +135,7 @@ def test_trivial_accuracies():
     ("settings", "message"),
     [
         ({"task": "copy"}, "task 'copy' is not mqar"),
-        ({"num_pairs": 3}, "task 'None' is not mqar"),
+        ({"num_pairs": 3}, "task None is not mqar"),
         ({"task": "mqar", "pairs": 3}, "unknown task setting 'pairs'; choose from num_pairs, .*, min_pairs"),
     ],
 )
@@ -154,6 +154,10 @@ def test_bad_settings(settings, message):
         ({"noise_tokens": -1}, ["noise_tokens", "at least 0", "-1"]),
         ({"noise_tokens": 1, "noise_vocab_size": 0}, ["noise_vocab_size", "at least 1", "0"]),
         ({"noise_tokens": 1, "noise_vocab_size": 250}, ["num_pairs", "250 ids of noise", "at most 3"]),
+        ({"seed": 2**64}, ["seed", "at most 9,223,372,036,854,775,807", "18446744073709551616"]),
+        ({"noise_tokens": 10**30}, ["noise_tokens", "at most 2,147,483,647"]),
+        ({"vocab_size": 10**30}, ["vocab_size", "at most 2,147,483,647"]),
+        ({"vocab_size": -4}, ["vocab_size", "at least 1", "-4"]),
         ({"min_pairs": 17}, ["min_pairs", "between 1 and num_pairs (16)", "17"]),
         ({"min_pairs": 0}, ["min_pairs", "between 1", "0"]),
     ],
