@@ -212,6 +212,7 @@ def test_a_file_emptied_by_a_kill_is_written_again(whole, processes, tmp_path):
     killed, wrapped = directory / "cumulative-seed0", directory / "vanilla-seed0-wrapped"
     (killed / "hf/attnres_run.json").write_text("")  # in the export, before its checkpoint
     (killed / "checkpoints/previous.ckpt").replace(killed / "checkpoints/last.ckpt")
+    (killed / "checkpoints/manifest.json").unlink()  # says that last.ckpt is another
     (wrapped / "probe/summary.json").write_text("")
     code, log = study(processes, file, directory)
     assert code == 0, log
@@ -302,6 +303,7 @@ def test_a_damaged_run_is_a_row_that_says_so(whole, tmp_path, capsys):
     file, directory = whole[0], shutil.copytree(whole[1], tmp_path / "runs")
     for path in DAMAGE:
         (directory / path).write_text('{"wraps": {}}' if path.endswith("json") else "")
+        (directory / path).with_name("manifest.json").unlink()  # as an older run: else its digests tell
     assert train.cli.main(["study", "--config", str(file), "--dir", str(directory), "--table"]) == 0
     printed = capsys.readouterr().out
     statuses = pd.read_parquet(directory / "study.parquet").set_index("run")["status"]
