@@ -10,7 +10,8 @@
     attnres-probe prune runs/mine
     attnres-probe export runs/mine 120 runs/mine-120
 
-Options are made from the dataclasses of `probe.settings`. Bad input gives one line on standard error and exit status 2.
+Options are made from the dataclasses of `probe.settings`. How a command ends, and the exit statuses:
+`probe.command_line.run_program`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from probe.command_line import OneLineParser, UsageError, run_program
+from probe.command_line import OneLineParser, run_program
 from probe.settings import ProbeSettings
 
 PROGRAM = "attnres-probe"
@@ -148,10 +149,7 @@ def run(command: str, args: Sequence[str]) -> int:
     options = parse(command, args)
     importlib.import_module("probe.commands").silence()
     commands = importlib.import_module(MODULES.get(command, "probe.commands"))
-    try:
-        return getattr(commands, command)(options) or 0
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    return getattr(commands, command)(options) or 0
 
 
 COMMANDS = {command: (about, partial(run, command)) for command, (about, _) in OPTIONS.items()}

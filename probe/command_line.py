@@ -1,4 +1,4 @@
-"""What both programs share: a table of commands, and bad input as one line with the nearest name for a misspelt one.
+"""What both programs share: a table of commands, how a command ends, and the nearest name for a misspelt one.
 
 Nothing heavy is imported here, and a command's own modules only when it is run: `--help` is quick.
 """
@@ -7,12 +7,31 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import pkgutil
 import re
+import shlex
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from probe.failures import (
+    STOPPED,
+    CannotGoOn,
+    Stopped,
+    disk_error,
+    ignore_signals,
+    in_words,
+    is_bad_input,
+    is_out_of_memory,
+    one_line,
+    raising_signals,
+    where,
+)
+
+TRACEBACK = "ATTNRES_TRACEBACK"
 Command = Callable[[list[str]], int]
 """Takes the arguments after its name, and returns the exit status."""
 
@@ -27,28 +46,66 @@ def lazily(place: str) -> Command:
 
 
 def run_program(
-    program: str, about: str, commands: Mapping[str, tuple[str, Command]], args: Sequence[str] | None
+    program: str,
+    about: str,
+    commands: Mapping[str, tuple[str, Command]],
+    args: Sequence[str] | None,
 ) -> int:
     """Run one of `commands` (name -> what it does, and it); `args` defaults to the command line's.
 
-    Bad input ends the process with one line on standard error and exit status 2.
+    The one place where a command ends. Whatever ends it early is one line on standard error, and an exit status:
+
+    ====  ==============================================================================================
+    2     bad input: a `ValueError` of our own code
+    130   SIGINT, and 143 SIGTERM: the line has the command that goes on
+    74    the system could not read or write a file
+    1     work that cannot go on (`CannotGoOn`), too little memory, or a bug, which the line says how to report
+    ====  ==============================================================================================
+
+    With ATTNRES_TRACEBACK=1 in the environment, tracebacks are printed too.
     """
-    name, *options = (sys.argv[1:] if args is None else args) or [""]
+    given = list(sys.argv[1:] if args is None else args)
+    name, *options = given or [""]
     if name in ("-h", "--help"):
         lines = [f"  {known:<10} {what}" for known, (what, _) in commands.items()]
         hint = f"`{program} COMMAND --help` lists the options of a command."
         print("\n".join([f"usage: {program} COMMAND ...", "", about, "", *lines, "", hint]))
         return 0
-    try:
-        if name not in commands:
-            nearest = nearest_option(name, commands)
-            hint = f"did you mean {nearest}?" if nearest else f"choose from {', '.join(commands)}"
-            raise UsageError(f"command {name} does not exist; {hint}" if name else f"a command is required; {hint}")
-        return commands[name][1](options)
-    except UsageError as error:
-        whole = f"{program} {name}" if name in commands else program
-        print(f"{whole}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    with raising_signals():
+        try:
+            if name not in commands:
+                nearest = nearest_option(name, commands)
+                hint = f"did you mean {nearest}?" if nearest else f"choose from {', '.join(commands)}"
+                raise UsageError(f"command {name} does not exist; {hint}" if name else f"a command is required; {hint}")
+            return commands[name][1](options)
+        except (Exception, KeyboardInterrupt, Stopped) as error:
+            ignore_signals()  # this command is about to end as it is
+            status, line = explain_end(error, shlex.join([program, *given]))
+            if os.environ.get(TRACEBACK) == "1":
+                traceback.print_exception(error)
+            whole = f"{program} {name}" if name in commands else program
+            print(f"{whole}: {one_line(line)}", file=sys.stderr)
+            sys.exit(status)
+
+
+def explain_end(error: BaseException, command: str) -> tuple[int, str]:
+    """The exit status of a `command` that `error` has ended, and what is said of it."""
+    goes_on = getattr(error, "goes_on", command)
+    if isinstance(error, KeyboardInterrupt):
+        error = Stopped(signal.SIGINT)
+    if isinstance(error, Stopped):
+        return STOPPED + error.number, f"{error}; go on with: {goes_on}"
+    if isinstance(error, UsageError) or is_bad_input(error):
+        return 2, f"error: {error}"
+    if isinstance(error, CannotGoOn):
+        return 1, f"error: {error}"
+    if is_out_of_memory(error):
+        return 1, f"error: not enough memory ({in_words(error)[:200]}); a smaller batch needs less"
+    if disk := disk_error(error):
+        file = f"'{disk.filename}': " if disk.filename else ""
+        return os.EX_IOERR, f"error: {file}{disk.strerror}; what was written stays; go on with: {goes_on}"
+    hint = f"please report it, with what the same command prints with {TRACEBACK}=1"
+    return 1, f"internal error: {in_words(error)} ({where(error)}); {hint}"
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -15,6 +15,7 @@ from tests.support.paths import ROOT
 
 FLOORS = [  # from the bottom; a room may import from its own floor and those below
     ["attnres"],
+    ["probe.failures"],
     ["probe.command_line", "probe.settings", "probe.vocabulary"],
     ["probe.examples"],
     ["probe.ablation"],

@@ -1,4 +1,5 @@
-"""Make the loggers of a run: one for `metrics.csv` in the run directory, always, and those that `trainer.logger` names.
+"""Make the loggers of a run: one for `metrics.csv` in the run directory, always, and those that `trainer.logger` names,
+which cannot end the run (`train.loggers.guard`).
 
 W&B, the default, follows WANDB_MODE. Without it, W&B is online if a sweep's agent has started the run, else offline.
 """
@@ -6,7 +7,8 @@ W&B, the default, follows WANDB_MODE. Without it, W&B is online if a sweep's age
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.loggers import Logger
 
+from train.loggers.guard import START_SECONDS, GuardedLogger, bounded, say_failed
 from train.loggers.metrics_file import MetricsLogger, ProbesLogger
 from train.loggers.tensorboard import RunTensorBoardLogger, check_tensorboard
 from train.loggers.wandb import RunWandbLogger, in_sweep, wandb_settings
@@ -62,23 +65,36 @@ def build_loggers(run_dir: str | Path, first_step: int = 0, choice: Any = None, 
     for entry, logger in zip(_entries(choice), _entries(built) if choice not in (None, True) else [None], strict=True):
         name, options = _named(entry)
         if name == "WandbLogger":
-            loggers += _wandb_loggers(run_dir, first_step, **options)
+            make = partial(_wandb_logger, run_dir, first_step, **options)
         elif name == "TensorBoardLogger":
-            loggers.append(RunTensorBoardLogger(run_dir, first_step, **options))
+            make = partial(RunTensorBoardLogger, run_dir, first_step, **options)
         elif name == "CSVLogger":
-            loggers.append(ProbesLogger(run_dir, first_step))
+            make = partial(ProbesLogger, run_dir, first_step)
         else:
-            loggers.append(logger)
+            make = partial(lambda logger: logger, logger)
+        loggers += _guarded(name or type(logger).__name__, make)
     return loggers
 
 
-def _wandb_loggers(run_dir: str | Path, first_step: int, offline: bool = False, **options: Any) -> list[Logger]:
-    """One, or none if W&B is disabled."""
+def _guarded(name: str, make: Callable[[], Logger | None]) -> list[Logger]:
+    """A logger that cannot end the run; none if there is none to make, or it cannot be made."""
+    try:
+        logger = bounded(make, START_SECONDS)
+    except ValueError:  # bad input
+        raise
+    except Exception as error:
+        say_failed(name, "start", error)
+        return []
+    return [] if logger is None else [GuardedLogger(logger)]
+
+
+def _wandb_logger(run_dir: str | Path, first_step: int, offline: bool = False, **options: Any) -> Logger | None:
+    """None if W&B is disabled."""
     mode = os.environ.get("WANDB_MODE") or ("online" if in_sweep() and not offline else "offline")
     if mode not in WANDB_MODES:
         raise ValueError(f"WANDB_MODE must be one of {', '.join(WANDB_MODES)}, got {mode}")
     if mode == "disabled":
-        return []
+        return None
     settings = wandb_settings()
     wandb.setup(settings)  # silent from here on, not only once the run has started
     if mode == "online" and not wandb.api.api_key:
@@ -86,7 +102,7 @@ def _wandb_loggers(run_dir: str | Path, first_step: int, offline: bool = False, 
             "WANDB_MODE=online (a sweep's default) needs an API key: run `wandb login`, or set WANDB_MODE=offline"
         )
     options.setdefault("project", WANDB_PROJECT)
-    return [RunWandbLogger(run_dir, first_step, mode=mode, settings=settings, **options)]
+    return RunWandbLogger(run_dir, first_step, mode=mode, settings=settings, **options)
 
 
 def _entries(choice: Any) -> list[Any]:

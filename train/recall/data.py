@@ -107,6 +107,12 @@ class MQARDataModule(LightningDataModule):
         batches = list(self._open("validation", self._own_part(self.num_validation_examples), count))
         return SizedBatches(lambda: iter(batches), count)
 
+    def examples_of_step(self, step: int) -> range:
+        """The examples of the split `train` that a step sees, on all devices."""
+        trainer = self._attached_trainer
+        count = trainer.accumulate_grad_batches * self.batch_size * trainer.world_size
+        return range(step * count, (step + 1) * count)
+
     @property
     def _attached_trainer(self) -> Trainer:
         assert self.trainer is not None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -21,7 +22,8 @@ from attnres.tasks import RecallBatch, sequence_length
 from train.recall.flops import forward_flops
 from train.recall.metrics import PositionAccuracy, RoutingEntropy
 from train.recall.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
-from train.run.sharding import clip_gradient_norm, shard
+from train.run.finite import check_step, check_validation, clip_to_norm, total_norm
+from train.run.sharding import shard
 
 MIN_LEARNING_RATE_RATIO = 0.1
 SHAPE = (
@@ -154,10 +156,16 @@ class RetrievalModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        if gradient_clip_val and is_divided(self.model):
-            clip_gradient_norm(self.model.parameters(), gradient_clip_val)
-        else:
+        """Clip the gradient of a step, once it is known to be finite."""
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = total_norm(p.grad for p in trained)
+        check_step(self.trainer, self, torch.stack(self._step_results)[:, 0], norm)
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip_to_norm(trained, gradient_clip_val, norm)
 
     def forward(self, batch: RecallBatch, **options: Any) -> Any:
         """The model's outputs; logits are those at the queries, (batch, positions, vocab_size)."""
@@ -216,8 +224,10 @@ class RetrievalModule(LightningModule):
         self.val_loss.update(loss, len(batch.keys))
 
     def on_validation_epoch_end(self) -> None:
-        by_position = self.val_accuracy.compute()
-        metrics = {"val/loss": self.val_loss.compute(), "val/accuracy": by_position.mean()}
+        by_position, loss = self.val_accuracy.compute(), self.val_loss.compute()
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_validation(self.trainer, loss)
+        metrics = {"val/loss": loss, "val/accuracy": by_position.mean()}
         metrics |= {f"val/accuracy_position_{i}": accuracy for i, accuracy in enumerate(by_position)}
         if self.val_routing_entropy is not None:
             shares = self.val_routing_entropy.compute()

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from attnres.files import replacing, replacing_folder
 from attnres.sharded import is_divided, whole_state
+from probe.failures import stop_if_signalled
 from probe.files.layout import EXPORT, RUN_FILE, TASK_FILE
 from train.run.checkpoints import SaveCheckpoint, save_checkpoint
+from train.run.finite import check_weights
 from train.run.provenance import record_provenance
 from train.run.throughput import StepThroughput
 
@@ -47,6 +49,16 @@ class StepNumbers(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+class Watch(Callback):
+    """Comes before all others: no step after a signal, nothing is made of weights that are not finite."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        stop_if_signalled()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_weights(trainer, pl_module)
 
 
 class ProgressLines(ProgressBar):

@@ -7,7 +7,7 @@ that this triggers, and their rows. A run that resumes from it repeats nothing a
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from attnres.files import digest, recording, replacing
 from probe.files import layout
 from probe.files.checkpoints import read_lightning
+from train.run.finite import check_weights
 
 FOLDER, LAST, PREVIOUS = layout.CHECKPOINTS, layout.LAST_CHECKPOINT, layout.PREVIOUS_CHECKPOINT
 
@@ -65,7 +66,12 @@ class SaveCheckpoint(Checkpoint):
 
 
 def save_checkpoint(trainer: Trainer) -> None:
-    """Write `checkpoints/last.ckpt`, and first the rows that loggers still hold: a resumed run does not log them."""
+    """Write `checkpoints/last.ckpt`, and first the rows that loggers still hold: a resumed run does not log them.
+
+    Raises:
+        NotFinite: a weight is not finite; the checkpoint before stays.
+    """
+    check_weights(trainer, trainer.lightning_module)
     for logger in trainer.loggers:
         logger.save()
     trainer.save_checkpoint(Path(trainer.default_root_dir) / FOLDER / LAST, weights_only=False)
@@ -82,3 +88,11 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path | None, dict[str, Any], list[
             except ValueError:
                 torn.append(path)
     return None, {}, torn
+
+
+def newest_file(run_dir: Path) -> tuple[Path, int] | None:
+    """The newest checkpoint's file, whole or not, and when it was written; None where there is none."""
+    for name in (LAST, PREVIOUS):
+        with suppress(FileNotFoundError):
+            return run_dir / FOLDER / name, (run_dir / FOLDER / name).stat().st_mtime_ns
+    return None

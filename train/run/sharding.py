@@ -113,13 +113,3 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     for parameter in scalars:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(average)
-
-
-def clip_gradient_norm(parameters: Iterable[nn.Parameter], largest: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_`, which does not accept a mix of divided and whole gradients."""
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    kinds = [[p for p in parameters if isinstance(p, DTensor) == divided] for divided in (True, False)]
-    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind]
-    total = torch.linalg.vector_norm(torch.stack(norms))
-    for kind in kinds:
-        nn.utils.clip_grads_with_norm_(kind, largest, total)

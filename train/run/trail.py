@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from attnres.sharded import is_divided, whole_state
 from probe.files.trail import Trail, step_size
 from probe.settings import TrailSettings
+from train.run.finite import check_weights
 
 
 class TrailCallback(Callback):
@@ -58,6 +59,7 @@ class TrailCallback(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model: Any = pl_module.model
+        check_weights(trainer, model)
         state = whole_state(model) if is_divided(model) else model.state_dict()
         if trainer.is_global_zero:
             self._trail.write(trainer.global_step, model, state)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,9 +20,6 @@ from train.study import runs as study_runs
 from train.study import table as study_table
 from train.study.description import Study, StudyRun, load_study, sweep
 from train.study.identity import check_directory, claim_directory
-
-STOPPED = 128
-"""Exit status of what a signal has stopped, less the signal's number."""
 
 
 def study(args: Sequence[str]) -> int:
@@ -46,9 +41,9 @@ def study(args: Sequence[str]) -> int:
             for name in ("attnres-train", "attnres-probe"):
                 study_runs.program(name)
             claim_directory(description, arguments.dir)
-    except ValueError as error:
+    except ValueError as error:  # of YAML's reader, too
         raise UsageError(str(error)) from None
-    failed = {} if arguments.table else _run_until_stopped(chosen)
+    failed = {} if arguments.table else _run_all(chosen)
     _report(description, arguments.dir, failed)
     return 1 if failed else 0
 
@@ -82,22 +77,15 @@ def _choose(study: Study, arguments: argparse.Namespace) -> list[StudyRun]:
     return [run for run in study.runs(arguments.dir) if run.condition in conditions and run.seed in seeds]
 
 
-def _run_until_stopped(runs: Sequence[StudyRun]) -> dict[str, str]:
+def _run_all(runs: Sequence[StudyRun]) -> dict[str, str]:
     """The failures, by run. A signal stops the run in progress and then the study."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(STOPPED + number))
     failed = {}
-    try:
-        for number, run in enumerate(runs, start=1):
-            label = f"[{number}/{len(runs)}] {run.name}"
-            found = study_runs.run_all(run, label)
-            print(f"{label}: {found}", flush=True)
-            if found not in (study_runs.FINISHED, study_runs.BUSY):
-                failed[run.name] = found
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(STOPPED + signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    for number, run in enumerate(runs, start=1):
+        label = f"[{number}/{len(runs)}] {run.name}"
+        found = study_runs.run_all(run, label)
+        print(f"{label}: {found}", flush=True)
+        if found not in (study_runs.FINISHED, study_runs.BUSY):
+            failed[run.name] = found
     return failed
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from probe.failures import Stopped
 from probe.files.checkpoints import RUN_FILE, read_json
 from probe.files.layout import PARTS, SWEEP
 from train.run.checkpoints import newest_checkpoint
@@ -103,7 +104,7 @@ def _execute(command: Sequence[str], lock: IO[str]) -> int:
                 signal.raise_signal(number)
             return process.wait()
         except BaseException as error:
-            process.send_signal(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+            process.send_signal(error.number if isinstance(error, Stopped) else signal.SIGTERM)
             process.wait()
             raise
 

@@ -114,18 +114,19 @@ def test_a_resumed_run_goes_on_exactly(interrupted, tmp_path, monkeypatch):
 def test_extras_can_be_switched_off(tmp_path):
     off = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
     run_dir = fit(tmp_path / "run", "--trainer.max_steps=1", *off)
-    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "provenance.json", "hf"}
+    assert {path.name for path in run_dir.iterdir()} == {"config.yaml", "provenance.json", "hf", "train.lock"}
 
 
-def test_what_fails_while_setting_up_is_no_run(tmp_path, monkeypatch):
+def test_what_fails_while_setting_up_is_no_run(tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
-        raise RuntimeError("out of memory")
+        raise RuntimeError("something broke")
 
     with monkeypatch.context() as patch:
         patch.setattr(RetrievalModule, "setup", fail)
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(SystemExit, match="1"):
             fit(tmp_path / "run", "--trainer.max_steps=1")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert "internal error: RuntimeError: something broke" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.lock"]
     (tmp_path / "run/wandb").mkdir()  # W&B starts before anything is set up
     fit(tmp_path / "run", "--trainer.max_steps=1")
     assert (tmp_path / "run/config.yaml").exists()

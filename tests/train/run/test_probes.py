@@ -24,7 +24,7 @@ PROBED = [
 def test_a_probed_run_reaches_disk_and_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = fit(tmp_path / "run", *PROBED, "--trainer.max_steps=4", "--probe.every_n_steps=2")
-    expected = {"config.yaml", "provenance.json", "checkpoints", "hf", "metrics.csv", "wandb", "probe"}
+    expected = {"config.yaml", "provenance.json", "checkpoints", "hf", "metrics.csv", "wandb", "probe", "train.lock"}
     assert {path.name for path in run.iterdir()} == expected
     probe_files = {"effects.parquet", "clusters.parquet", "geometry.parquet", "summary.json"}
     assert {path.name for path in (run / "probe").iterdir()} == probe_files

@@ -27,6 +27,7 @@ import probe.commands
 import train.cli
 import train.run.checkpoints
 from attnres import FAMILIES
+from probe.failures import Stopped, raising_signals
 from probe.files.parts import Parts
 from tests.train.cli.test_fit import refused
 from train.study import cli as study_cli
@@ -417,7 +418,11 @@ def hold(file: Path, directory: Path, fifo: Path) -> None:
     run = next(load_study(file).runs(directory))
     study_runs.all_commands = lambda _: [["cat", str(fifo)]]
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (as long as the process lives)
-    study_cli._run_until_stopped([run])
+    try:
+        with raising_signals():
+            study_cli._run_all([run])
+    except Stopped as stopped:
+        sys.exit(128 + stopped.number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -453,7 +458,7 @@ def test_a_command_that_is_just_starting_is_stopped_too(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
-        with (tmp_path / "lock").open("w") as lock, pytest.raises(KeyboardInterrupt):
+        with (tmp_path / "lock").open("w") as lock, pytest.raises(Stopped), raising_signals():
             study_runs._execute(["sleep", "60"], lock)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,0 +1,147 @@
+"""What can end a command, told apart: a signal, work that cannot go on, a full disk, too little memory, a bug.
+
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED = 128
+"""Exit status of what a signal has stopped, less the signal's number."""
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+"""What is wrong with the disk as a whole, not with one file."""
+OURS = [Path(__file__).resolve().parents[1] / package for package in ("attnres", "probe", "train")]
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM has come. No `Exception`: what guards against failures lets it through."""
+
+    pending: Stopped | None = None
+    """The last one, which code of others may have swallowed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class CannotGoOn(Exception):
+    """Work that cannot go on, by no fault of the input or of the code; the message is one line for the user."""
+
+
+@contextmanager
+def raising_signals() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM raise `Stopped` in this process. One forked from it has the default handlers' effects.
+
+    Does nothing outside of the main thread, nor to a signal that is ignored, as SIGINT in a shell's background job.
+    """
+    owner, Stopped.pending = os.getpid(), None
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+            return
+        Stopped.pending = Stopped(number)
+        raise Stopped.pending
+
+    is_main = threading.current_thread() is threading.main_thread()
+    heeded = [number for number in SIGNALS if is_main and signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """From now on, inside of `raising_signals`."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def stop_if_signalled() -> None:
+    """Raise `Stopped` if a signal has come."""
+    if Stopped.pending is not None:
+        raise Stopped.pending
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, of this machine or of its accelerator."""
+    named = any(kind.__name__ in ("MemoryError", "OutOfMemoryError") for kind in type(error).__mro__)
+    return named or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What the system said of a file or disk, if that is what `error` comes from.
+
+    Writers in other languages (safetensors, torch) say it in a text of their own, or fail once more while they close.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        is_closing = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+        error = error.__cause__ or (error.__context__ if is_closing else None)
+    return None
+
+
+def goes_on_with(error: BaseException, command: str) -> None:
+    """Note with an error that ends a command which other command goes on from there."""
+    error.goes_on = command  # type: ignore[attr-defined]
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether the disk is full or broken: nothing that is written to it can be relied on to arrive."""
+    found = disk_error(error)
+    return found is not None and found.errno in OF_THE_DISK
+
+
+def is_bad_input(error: BaseException) -> bool:
+    """Whether our own code has refused a value: a `ValueError` of other packages is a bug of ours."""
+    if not isinstance(error, ValueError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and any(Path(frames[-1].filename).resolve().is_relative_to(folder) for folder in OURS)
+
+
+def where(error: BaseException) -> str:
+    """`file:line` of the innermost place in our own code, or of the innermost one at all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if any(Path(frame.filename).is_relative_to(folder) for folder in OURS)]
+    if not frames:
+        return "unknown place"
+    frame = (own or frames)[-1]
+    path = Path(frame.filename)
+    return f"{path.relative_to(OURS[0].parent) if own else path.name}:{frame.lineno}"
+
+
+def in_words(error: BaseException) -> str:
+    """An error as one line: its type, and what it says."""
+    text = one_line(str(error))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, safe to print."""
+    text = " ".join(text.split())
+    if text.isprintable():
+        return text
+    from attnres.text import printable  # with all of attnres: not for every message
+
+    return printable(text)
