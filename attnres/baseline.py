@@ -38,8 +38,8 @@ def wrap_qwen3(
         `resize_token_embeddings` on one of them changes the other.
 
     Raises:
-        ValueError: this is not a vanilla Qwen3, nothing was found, tensors are missing or unexpected, or there are
-            more blocks than layers.
+        ValueError: this is not a vanilla Qwen3, nothing was found, tensors are missing or unexpected, there are more
+            blocks than layers, or the dtype does not hold the bias.
     """
     vanilla = _load_vanilla(model_or_path) if isinstance(model_or_path, (str, PathLike)) else model_or_path
     if not isinstance(vanilla, Qwen3ForCausalLM):
@@ -53,6 +53,9 @@ def wrap_qwen3(
         attnres_recency_bias_init=recency_bias,
         attnres_routing="learned" if trainable else "frozen",
     )
+    reference = vanilla.model.norm.weight
+    if abs(recency_bias) > (most := torch.finfo(reference.dtype).max):
+        raise ValueError(f"recency_bias {recency_bias:g} is not a number in {reference.dtype}, whose largest is {most:g}")
     config._attn_implementation = vanilla.config._attn_implementation
     with torch.device("meta"):
         wrapped = AttnResForCausalLM(config)
@@ -60,7 +63,6 @@ def wrap_qwen3(
         _assign(wrapped, name, parameter)
     wrapped.generation_config = copy.deepcopy(vanilla.generation_config)
     wrapped.model.rotary_emb = vanilla.model.rotary_emb  # it has buffers only
-    reference = vanilla.model.norm.weight
     for name, parameter in wrapped.routing_parameters().items():
         value = torch.empty(parameter.shape, dtype=reference.dtype, device=reference.device)
         value.fill_(0.0 if "_proj" in name else 1.0 if "_norm" in name else recency_bias)

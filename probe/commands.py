@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import torch
 from jsonargparse import Namespace
@@ -20,7 +20,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from attnres import AttnResForCausalLM, wrap_qwen3
 from attnres.files import replacing, replacing_folder
+from attnres.inputs import check_number
 from attnres.tasks import TextRecall, task_from_dict
+from attnres.text import printable
 from probe.analysis.compare import compare as compare_runs
 from probe.analysis.compare import comparison_table
 from probe.analysis.inference import Inference
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+MOST_BIAS = 80.0
+"""Of a read: exp(-88) is about the smallest normal number in float32."""
 WRITERS = {
     ".json": lambda rows, path: rows.to_json(path, orient="records", indent=2),
     ".csv": lambda rows, path: rows.to_csv(path, index=False),
@@ -58,6 +62,11 @@ class Subject:
     seed: int
     step: int
     results: Path
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print `text`, in which names are from files and folders."""
+    print(printable(text), file=file)
 
 
 def silence() -> None:
@@ -105,16 +114,14 @@ def compare(options: Namespace) -> None:
         if os.path.lexists(options.output):
             raise ValueError(f"--output {options.output} exists: choose another, nothing is overwritten")
         _check_can_be_made("--output", options.output)
-    if options.num_resamples < 1 or options.seed < 0:
-        raise ValueError("--num_resamples must be at least 1, and --seed must not be negative")
     how = Inference(num_resamples=options.num_resamples, seed=options.seed)
     rows = compare_runs(load_run(options.a), load_run(options.b), how)
-    print(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
+    say(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with replacing(options.output) as part:
             WRITERS[options.output.suffix](rows, part)
-        print(f"\nwritten: {options.output}")
+        say(f"\nwritten: {options.output}")
 
 
 def report(options: Namespace) -> None:
@@ -127,7 +134,7 @@ def report(options: Namespace) -> None:
         raise ValueError(f"--page {page} {what}: choose another, nothing else is overwritten")
     _check_can_be_made("--page", page)
     for line in write_report(options.runs, page, options.metric):
-        print(line)
+        say(line)
 
 
 def probe_settings(options: Namespace) -> ProbeSettings:
@@ -195,6 +202,8 @@ def _load_attnres(options: Namespace) -> Subject:
 
 
 def _load_wrapped(options: Namespace) -> Subject:
+    why = "beyond, float32 has no weight left for some source, and there is nothing to measure"
+    check_number("--recency_bias", options.recency_bias, -MOST_BIAS, MOST_BIAS, why)
     checkpoint = load_model(options.checkpoint)
     if not isinstance(checkpoint.model, Qwen3ForCausalLM):
         raise ValueError(f"{options.checkpoint} is an AttnRes model, not a vanilla Qwen3: use attnres-probe run")
@@ -238,9 +247,9 @@ def _probe(
     check_probe(subject.model, subject.task, settings)  # nothing is written before, nor is a process spawned
     with held(options.output, "probe"):
         if _is_unfinished(options.output, subject.results):
-            print(f"going on with the unfinished probe in {options.output}", file=sys.stderr)
+            say(f"going on with the unfinished probe in {options.output}", sys.stderr)
         found = _sweep(options, settings, load, subject, device, finish)
-    print(_finished(subject, found), file=sys.stderr)
+    say(_finished(subject, found), sys.stderr)
 
 
 def _sweep(

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from attnres import FAMILIES, AttnResForCausalLM
+from attnres.inputs import check_memory
 from attnres.tasks import MQAR
 from attnres.versions import code_version, package_versions
 from probe.ablation.engine import Engine, Plan, ProbeResult, Store
@@ -35,9 +36,15 @@ from probe.files import tables as storage
 from probe.files.layout import PARTS
 from probe.files.parts import Parts
 from probe.settings import ProbeSettings
-from probe.vocabulary import check_names
+from probe.vocabulary import METRICS, check_names
 
 UNKNOWN = -1
+MOST_HOURS = 10_000
+"""A sweep that would take longer is refused."""
+FLOPS = {"cpu": 1e11}
+"""A second, as a rule of thumb; of other devices 1e13."""
+ROW_BYTES = 64
+"""The least that a row of `clusters` takes while it is made."""
 Progress = Callable[[int, int], None]
 """Called with (done, total) ablations."""
 
@@ -102,10 +109,11 @@ def measure(
 
     Raises:
         ValueError: a scope or kind does not exist in this model, a sequence does not fit it or has no partner that a
-            kind needs, or a context has fewer than two values.
+            kind needs, a context has fewer than two values, or weights, outputs or effects are not finite.
     """
     started = time.perf_counter()
     settings = ProbeSettings() if settings is None else settings
+    check_finite(model)
     engine = _engine(model, examples, settings, on_progress)
     result = engine.run(examples, store).clustered(examples.clusters.cpu().numpy())
     condition_name: str = model.config.attnres_source if condition is None else condition
@@ -179,6 +187,11 @@ def check_probe(model: AttnResForCausalLM, task: MQAR | ProbeTask, settings: Pro
     """The examples that `probe_model` takes. Raises ValueError where it would, without running the model."""
     task = as_probe_task(task)
     count = task.count(settings.num_sequences)
+    task.check_sizes(model.config)
+    check_finite(model)
+    sample = task.examples(min(count, 2))
+    task.check(model.config, [sample])
+    _check_size(model, sample, count, settings)
     examples = task.examples(count)
     task.check(model.config, [examples, *(task.flipped(count, settings.seed) if settings.flip else ())])
     _engine(model, examples, settings)
@@ -257,6 +270,42 @@ def _engine(
     if "partner" in engine.needs:
         examples.partners(settings.seed)
     return engine
+
+
+def check_finite(model: AttnResForCausalLM) -> None:
+    """Raise a ValueError that names a parameter with values that are not finite, if the model has any."""
+    found = [(name, value) for name, value in model.named_parameters() if not value.is_meta and not _is_finite(value)]
+    if found:
+        name, value = found[0]
+        count, others = int((~value.isfinite()).sum()), len(found) - 1
+        more = f", and so do {others} more parameters" if others else ""
+        raise ValueError(
+            f"{count:,} of the {value.numel():,} values of the model's {name} are NaN or infinite{more}: nothing can be "
+            "measured; take an earlier checkpoint"
+        )
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    return bool(value.isfinite().all())
+
+
+def _check_size(model: AttnResForCausalLM, sample: Examples, count: int, settings: ProbeSettings) -> None:
+    """Raise a ValueError for a sweep of `count` sequences like `sample` that can never end here, or does not fit.
+
+    Both are the least it takes: what is kept of all sequences at once, and the sweep at a rule of thumb's speed.
+    """
+    engine = _engine(model, sample, settings)
+    seq, values = sample.input_ids.shape[1], sample.candidates.shape[1:].numel()
+    rows = len(engine.cells) * len(settings.positions) * len(METRICS)
+    kept = 17 * seq + 8 * values + ROW_BYTES * rows + 8 * settings.num_resamples  # bytes of each sequence
+    passes = engine.plan(sample).forward_passes
+    flops = 2 * sum(value.numel() for value in model.parameters()) * seq * passes * count
+    hours = flops / FLOPS.get(model.device.type, 1e13) / 3600
+    what = f"a probe of {count:,} sequences of {seq:,} tokens ({rows:,} rows each, {settings.num_resamples:,} resamples)"
+    hint = "make num_sequences, scopes, kinds or num_resamples smaller"
+    check_memory(f"{what}, about {hours:,.1f} hours,", kept * count, hint)
+    if hours > MOST_HOURS:
+        raise ValueError(f"{what} would take about {hours:,.0f} hours, {MOST_HOURS:,} are allowed: {hint}")
 
 
 def _store(

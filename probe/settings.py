@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 MIN_SEQUENCES, MIN_QUERIES = 64, 1024
+MOST_RESAMPLES = 100_000
+NAMED = ("kinds", "families", "sublayers", "scopes", "positions", "coalitions")
+"""The settings that are lists of names."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class ProbeSettings:
         tokens_per_pass: Most tokens of one ablated forward pass, which bounds memory. null for a default by device.
         matters: tau, the share of the clean margin from which a cell matters.
         equivalent: epsilon, the share of the clean margin within which a cell is equivalent to zero.
-        num_resamples: Bootstrap resamples and sign flips.
+        num_resamples: Bootstrap resamples and sign flips, at most 100,000.
         seed: Of resamples, flips, partners, draws and the flip test's changes.
 
     Raises:
-        ValueError: a name that does not exist, or a number that is out of range.
+        ValueError: a name that does not exist or is there twice, or a number that is out of range.
     """
 
     num_sequences: int | None = 256
@@ -60,26 +63,29 @@ class ProbeSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from attnres.inputs import LARGEST_INTEGER, check_number, first_repeated
         from probe.ablation.interventions import find_kind
         from probe.vocabulary import ABLATED_SUBLAYERS, FAMILIES, POSITIONS, check_names
 
-        for name in ("kinds", "families", "sublayers", "positions", "scopes", "coalitions"):
+        for name in NAMED:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))  # frozen, and lists are welcome
-            if not value and name not in ("scopes", "coalitions"):
+            if not value and name != "coalitions" and (name, value) != ("scopes", None):
                 raise ValueError(f"{name} must name at least one")
         kinds = tuple(find_kind(name) for name in self.kinds)
         object.__setattr__(self, "kinds", tuple(kind.kind for kind in kinds))
+        for name in NAMED:
+            if repeated := first_repeated(getattr(self, name) or ()):
+                raise ValueError(f"{name} names '{repeated}' twice: name it once")
         check_names("family", self.families, FAMILIES)
         check_names("sublayer", self.sublayers, ABLATED_SUBLAYERS)
         check_names("positions", self.positions, POSITIONS)
         check_names("mode", [self.mode], ("exact", "first_order", "both"))
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        for name in ("num_sequences", "batch_size", "tokens_per_pass", "num_resamples"):
+        check_resampling(self.num_resamples, self.seed)
+        for name in ("num_sequences", "batch_size", "tokens_per_pass"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                check_number(name, value, 1, LARGEST_INTEGER)
         if not 0 < self.equivalent < self.matters < 1:
             raise ValueError(f"0 < equivalent < matters < 1 must hold, got {self.equivalent} and {self.matters}")
         if self.num_sequences == 1 and any(kind.needs == "partner" for kind in kinds):
@@ -194,6 +200,14 @@ class TrailSettings:
             return []
         last = max_steps if self.until_step is None else min(self.until_step, max_steps)
         return sorted({*range(0, last + 1, self.every_n_steps), max_steps})
+
+
+def check_resampling(num_resamples: int, seed: int) -> None:
+    """Raise a ValueError for numbers that no bootstrap can be made of."""
+    from attnres.inputs import LARGEST_INTEGER, check_number
+
+    check_number("num_resamples", num_resamples, 1, MOST_RESAMPLES, "that tells p-values apart down to a hundred-thousandth")
+    check_number("seed", seed, 0, LARGEST_INTEGER)
 
 
 def fewest_sequences(num_pairs: int) -> int:

@@ -1,5 +1,7 @@
 """Synthetic tasks. Nothing here imports models, training or probes."""
 
+import reprlib
+
 from attnres.tasks.mqar import IGNORE_INDEX, MQAR, SPLITS, RecallBatch, sequence_length
 from attnres.tasks.text_recall import TextExample, TextRecall
 
@@ -9,8 +11,8 @@ TASKS = {"mqar": MQAR, "text_recall": TextRecall}
 def task_from_dict(settings: dict[str, str | int]) -> MQAR | TextRecall:
     """The task that plain settings (`to_dict`) describe. Raises ValueError for an unknown task or bad settings."""
     name = settings.get("task")
-    if name not in TASKS:
-        raise ValueError(f"task '{name}' is not supported; choose from {', '.join(TASKS)}")
+    if not isinstance(name, str) or name not in TASKS:
+        raise ValueError(f"task {reprlib.repr(name)} is not supported; choose from {', '.join(TASKS)}")
     return TASKS[name].from_dict(settings)
 
 

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnres.tasks.settings import read_settings
+from attnres.inputs import LARGEST_INTEGER, check_number
+from attnres.tasks.settings import MOST_TOKENS, read_settings
 
 IGNORE_INDEX = -100
 SPLITS = ("train", "validation", "probe", "placement")
@@ -154,9 +155,8 @@ class MQAR:
     min_pairs: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("noise_tokens", 0), ("noise_vocab_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, least in (("vocab_size", 1), ("noise_tokens", 0), ("noise_vocab_size", 1)):
+            check_number(name, getattr(self, name), least, MOST_TOKENS)
         if self.min_pairs is not None and not 1 <= self.min_pairs <= self.num_pairs:
             raise ValueError(f"min_pairs must be between 1 and num_pairs ({self.num_pairs}), got {self.min_pairs}")
         if self.num_pairs < 1:
@@ -167,8 +167,7 @@ class MQAR:
                 f"num_pairs ({self.num_pairs}) is too large for vocab_size {self.vocab_size}{noise}: keys and values "
                 f"are distinct and each come from one half, so num_pairs must be at most {max(self.first_value, 0)}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_number("seed", self.seed, 0, LARGEST_INTEGER)
 
     @property
     def first_noise(self) -> int:

@@ -28,7 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from attnres.tasks.settings import read_settings
+from attnres.inputs import LARGEST_INTEGER, check_number
+from attnres.tasks.settings import MOST_TOKENS, read_settings
+
+MOST_PARTS = 1000
+"""Of a code."""
 
 
 @cache
@@ -110,10 +114,8 @@ class TextRecall:
                     f"{key} '{getattr(self, key)}' does not exist; choose from {', '.join(read_data(known))}"
                 )
         for key, least in (("num_pairs", 2), ("code_length", 1), ("distractor_similarity", 0), ("distance", 0)):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} must be at least {least}, got {getattr(self, key)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+            check_number(key, getattr(self, key), least, MOST_TOKENS if key == "distance" else MOST_PARTS)
+        check_number("seed", self.seed, 0, LARGEST_INTEGER)
         if self.distractor_similarity >= self.code_length:
             raise ValueError(
                 f"distractor_similarity ({self.distractor_similarity}) must be below code_length ({self.code_length}): "

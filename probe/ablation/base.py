@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from attnres import FAMILIES, Read, ReadSite
+from probe.vocabulary import LABELS, check_names
 
+NEEDS = (None, "partner", "mean", "priorities")
+"""What an ablation's `Context` can hold for it."""
 MIN_REMAINING = 1e-3
 """Positions with less than this weight left over are not applicable: renormalising would scale it by over 1,000."""
 
@@ -66,8 +69,9 @@ class Ablation(ABC):
     scope_reads: frozenset[int] | None = None
 
     kind: ClassVar[str]
-    needs: ClassVar[str | None] = None  # "partner", "mean" or "priorities": what `context` must hold
+    needs: ClassVar[str | None] = None  # which of `NEEDS` the context must hold
     attnres_sources: ClassVar[tuple[str, ...]] = ("cumulative", "block_sum")
+    is_signed: ClassVar[bool] = False  # whether it may return weights below zero
     labels: ClassVar[tuple[str, ...]] = FAMILIES  # the sets of families that a grid of this kind is made of
     is_game: ClassVar[bool] = False  # whether its cells are values of a game over the families, not rows of a table
     is_linear: ClassVar[bool] = True  # whether it can be estimated to first order
@@ -76,8 +80,14 @@ class Ablation(ABC):
     known: ClassVar[dict[str, type[Ablation]]] = {}
 
     def __init_subclass__(cls) -> None:
-        if "kind" in cls.__dict__:
-            cls.known[cls.kind] = cls
+        if "kind" not in cls.__dict__:
+            return
+        if cls.needs not in NEEDS:
+            raise ValueError(f"kind '{cls.kind}' needs {cls.needs!r}: choose from {', '.join(map(str, NEEDS))}")
+        check_names(f"label of kind '{cls.kind}'", cls.labels, LABELS)
+        if place(cls) != place(known := cls.known.setdefault(cls.kind, cls)):
+            raise ValueError(f"kind '{cls.kind}' of {place(cls)} is that of {place(known)}: choose another")
+        cls.known[cls.kind] = cls
 
     @classmethod
     def check(cls, attnres_source: str) -> None:
@@ -88,7 +98,48 @@ class Ablation(ABC):
 
     @abstractmethod
     def ablated(self, read: Read) -> tuple[Read, Tensor]:
-        """The read as it would be, and (batch, seq) bool: where that is possible."""
+        """The read as it would be, and (batch, seq) bool: where that is possible.
+
+        Weights and sources have the shape, dtype and device of the read's. Where it is possible they are finite, and no
+        weight is below zero unless the kind `is_signed`.
+        """
+
+    def outcome(self, read: Read) -> tuple[Read, Tensor]:
+        """What `ablated` returns. Raises ValueError if that cannot stand in the place of `read`.
+
+        Values are not looked at, which would make a GPU wait at every read: the observer looks at those of the clean
+        run (`check_values`), and the engine at every effect.
+        """
+        found: Any = self.ablated(read)
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Read)):
+            raise self.error(read.site, f"returned {_kind_of(found)}", "a Read and where that is possible")
+        new, acts = found
+        if not isinstance(new.sources, tuple) or len(new.sources) != len(read.sources):
+            raise self.error(read.site, f"returned sources {_kind_of(new.sources)}", f"{len(read.sources)} tensors")
+        pairs = [("routing_weights", new.routing_weights, read.routing_weights)]
+        pairs += [(f"source {i}", *pair) for i, pair in enumerate(zip(new.sources, read.sources, strict=True))]
+        for name, value, old in pairs:
+            if value is not old and _layout(value) != _layout(old):
+                raise self.error(read.site, f"returned {name} as {_kind_of(value)}", _kind_of(old))
+        if _layout(acts) != (torch.bool, read.routing_weights.device, read.routing_weights.shape[:-1]):
+            expected = f"bool {tuple(read.routing_weights.shape[:-1])} on {read.routing_weights.device}"
+            raise self.error(read.site, f"returned where it is possible as {_kind_of(acts)}", expected)
+        return new._replace(site=read.site), acts
+
+    def check_values(self, read: Read, new: Read, acts: Tensor) -> None:
+        """Raise a ValueError if weights or sources, where `acts`, are not finite, or weights are negative."""
+        weights = new.routing_weights[acts]
+        moved = [value[acts] for value, old in zip(new.sources, read.sources, strict=True) if value is not old]
+        if not all(bool(value.isfinite().all()) for value in (weights, *moved)):
+            raise self.error(read.site, "returned weights or sources that are not finite", "finite ones where possible")
+        if not self.is_signed and bool((weights < 0).any()):
+            right = "weights of zero or more, or a kind with is_signed = True"
+            raise self.error(read.site, f"returned a weight of {float(weights.min()):g}", right)
+
+    def error(self, site: ReadSite, wrong: str, right: str) -> ValueError:
+        """What is raised of the kind at a read."""
+        read = f"read {site.index} ({site.sublayer}, layer {site.layer_idx})"
+        return ValueError(f"kind '{self.kind}' ({type(self).__qualname__}) {wrong} at {read}: expected {right}")
 
     def chosen(self, site: ReadSite) -> tuple[bool, ...]:
         """Which of the read's sources are the families', as the kind takes them."""
@@ -122,17 +173,34 @@ class Ablation(ABC):
     def __call__(self, read: Read) -> Read:
         if not self.acts_at(read.site):
             return read
-        new, acts = self.ablated(read)
+        new, acts = self.outcome(read)
         if self.context.positions is not None:
             acts = acts & self.context.view(self.context.positions)
         acts = acts.unsqueeze(-1)
         sources = new.sources
         if sources is not read.sources:
             pairs = zip(sources, read.sources, strict=True)
-            sources = tuple(
-                old if value is old else torch.where(acts, value.to(old.dtype), old) for value, old in pairs
-            )
+            sources = tuple(old if value is old else torch.where(acts, value, old) for value, old in pairs)
         return Read(read.site, torch.where(acts, new.routing_weights, read.routing_weights), sources)
+
+
+def place(cls: type) -> str:
+    """Where a class is, as in my_module.Halve."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _layout(value: Any) -> tuple[Any, ...]:
+    """What must be the same for one tensor to stand in the place of another."""
+    return (value.dtype, value.device, value.shape) if isinstance(value, Tensor) else ()
+
+
+def _kind_of(value: Any) -> str:
+    """What a value is, for messages."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}"
+    if isinstance(value, tuple):
+        return f"a tuple of {', '.join(type(item).__name__ for item in value) or 'nothing'}"
+    return type(value).__name__
 
 
 def everywhere(read: Read) -> Tensor:

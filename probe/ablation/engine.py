@@ -306,11 +306,13 @@ class Engine:
             clean_run = clean_batch.run
             effects |= self._ablate(clean_batch, clean_run.metrics(), contexts, runs)
             spent += clean_batch.spent
+        clean = {m: sum_by_sequence(values, starts) for m, values in clean_run.metrics().items()}
+        self._check_finite(clean, effects)
         return ProbeResult(
             cells=self.cells,
             sites=self.sites,
             counts=starts.sum(1).cpu().numpy(),
-            clean={m: sum_by_sequence(values, starts) for m, values in clean_run.metrics().items()},
+            clean=clean,
             logit_sizes=sum_by_sequence(clean_run.logit_sizes, starts),
             effects=effects,
             routing=observer.routing(),
@@ -337,6 +339,17 @@ class Engine:
                 self._done += len(together)
                 self.on_progress(self._done, self._total)
         return effects
+
+    def _check_finite(self, clean: SummedEffects, effects: Mapping[tuple[int, str], SummedEffects]) -> None:
+        """Raise a ValueError that names what has no number: such a sweep can say nothing."""
+        hint = f"the model overflows in {str(self.model.dtype).removeprefix('torch.')}; try another dtype"
+        if not all(np.isfinite(values).all() for values in clean.values()):
+            raise ValueError(f"the clean model's outputs are not finite: {hint}")
+        for (index, positions), sums in effects.items():
+            if not all(np.isfinite(values).all() for values in sums.values()):
+                cell = self.cells[index]
+                what = f"kind '{cell.kind.name}' ({cell.intervention.__qualname__}) on {cell.route}"
+                raise ValueError(f"{what} at {positions} positions makes outputs that are not finite: {hint}")
 
     def _observed(self, context: Context) -> dict[tuple[str, bool], list[Ablation]]:
         """By (kind, aliases), an ablation for each label of the kind."""

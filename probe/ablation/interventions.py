@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from inspect import isabstract
 
 from probe.ablation.base import MIN_REMAINING, Ablation, Context, Together, everywhere, source_mask
 from probe.ablation.necessity import (
@@ -80,8 +81,11 @@ def find_kind(name: str) -> type[Ablation]:
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"kind '{name}' cannot be imported ({error}): give module.Class") from error
+    except Exception as error:  # importing runs a module of the user's, which may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"kind '{name}' cannot be imported ({reason}): give module.Class") from error
     if not (isinstance(found, type) and issubclass(found, Ablation) and "kind" in vars(found)):
         raise ValueError(f"kind '{name}' must be a subclass of probe.Ablation with a `kind` of its own")
+    if isabstract(found):
+        raise ValueError(f"kind '{name}' must define {', '.join(sorted(found.__abstractmethods__))}")
     return found

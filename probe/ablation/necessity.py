@@ -130,6 +130,7 @@ class Increment(Ablation):
     """
 
     kind = "increment"
+    is_signed = True  # what is taken out of `v_n` may be more than its weight
     attnres_sources = ("cumulative",)  # those of block_sum are increments already: `Zero` takes them out
 
     def _members(self, site: ReadSite) -> tuple[bool, ...]:

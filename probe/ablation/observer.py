@@ -115,8 +115,9 @@ def _measure(read: Read, hidden: Tensor, ablation: Ablation) -> tuple[Tensor, Te
     left = read.routing_weights.masked_fill(ablation.members(read), 0.0).sum(-1)
     if not ablation.exists_at(read.site):
         return torch.zeros_like(left, dtype=torch.bool), torch.zeros_like(left), left
-    new, acts = ablation.ablated(read)
-    moved = mix(new.routing_weights, tuple(source.to(hidden.dtype) for source in new.sources))
+    new, acts = ablation.outcome(read)
+    ablation.check_values(read, new, acts)
+    moved = mix(new.routing_weights, new.sources)
     return acts, ((moved - hidden).norm(dim=-1) / hidden.norm(dim=-1)).to(left.dtype), left
 
 

@@ -37,6 +37,7 @@ TITLES = {
     "redundancy": "redundant families",
     "coverage": "what was tested",
 }
+NOT_WHOLE, NO_REGION = "Effects over the whole depth were not probed.", "Effects in regions were not probed."
 SAME_WEIGHTS = 1e-4
 """Masses that differ by less are equal: routing weights are float32, means of many."""
 
@@ -111,9 +112,13 @@ def _route_title(route: Route) -> str:
 def _content_independence(effects: pd.DataFrame, clusters: pd.DataFrame) -> Claim:
     """C1: whether routing weights vary with the input, and whether they are the schedule's."""
     rows = whole_depth(primary_rows(effects))
+    if rows.empty:
+        return Claim("C1", UNTESTED, NOT_WHOLE)
     masses = whole_depth(primary_rows(clusters)).groupby(ROUTE, sort=False)["mass"].std()
     apart = float((rows["mass"] - rows["mass_schedule"]).abs().max())
-    spread = float(masses.max()) if len(masses) else 0.0
+    spread = float(masses.max())
+    if not np.isfinite([apart, spread]).all():
+        return Claim("C1", UNTESTED, "Masses are not numbers, or of a single sequence.", _keys(rows))
     current = rows[rows["family"] == "current"].set_index("sublayer")["mass"]
     on_current = ", ".join(f"{SUBLAYER_TITLES[str(name)]} {mass:.3f}" for name, mass in current.items())
     holds = apart < SAME_WEIGHTS and spread < SAME_WEIGHTS
@@ -127,6 +132,8 @@ def _content_independence(effects: pd.DataFrame, clusters: pd.DataFrame) -> Clai
 def _motifs(effects: pd.DataFrame, emergence: Emergence | None, summary: dict[str, Any]) -> Claim:
     """C2: localised roles now, those of the past, and what became of the study's."""
     rows = {Route.of(row): row for row in by_region(primary_rows(effects)).to_dict("records")}
+    if not rows:
+        return Claim("C2", UNTESTED, NO_REGION)
     now = {Route.of(motif): motif for motif in summary["motifs"]}
     past = {} if emergence is None else {Route.of(row): row for row in emergence.shown.to_dict("records")}
     routes = [route for route in dict.fromkeys([*now, *past, *STUDY_MOTIFS]) if route in rows]
@@ -175,6 +182,8 @@ def _past(route: Route, row: dict[Any, Any], past: dict[Any, Any] | None) -> str
 def _dissociation(effects: pd.DataFrame, found: dict[str, Any]) -> Claim:
     """C3: whether the heaviest family is the most harmful to lose, in each sublayer."""
     parts, verdicts = [], []
+    if not found:
+        return Claim("C3", UNTESTED, NOT_WHOLE)
     for sublayer, about in found.items():
         heaviest, harmful = about["heaviest"], about["most_harmful"]
         masses, strengths = about["mass"], about["strength"]
@@ -248,7 +257,12 @@ def _coverage(effects: pd.DataFrame) -> Claim:
         f"{route} ({'cannot be masked' if not row.applicable else 'all its reads are aliased'})"
         for route, row in zip(routes_of(blind), blind.itertuples(), strict=True)
     )
-    least = f"Elsewhere, harm of {100 * rows.loc[rows['applicable'], 'detectable'].max():.1f} % would have shown."
+    if rows.empty:
+        return Claim("coverage", UNTESTED, NO_REGION)
+    detectable = float(rows.loc[rows["applicable"], "detectable"].max())
+    least = f"Elsewhere, harm of {100 * detectable:.1f} % would have shown."
+    if not np.isfinite(detectable):
+        least = "Which harm would have shown elsewhere is not known: there are too few sequences or resamples."
     if blind.empty:
         return Claim("coverage", HOLDS, f"Every route through a region can be masked. {least}")
     return Claim("coverage", PARTLY, f"Not by masking: {names}. {least}", _keys(blind))

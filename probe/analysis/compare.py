@@ -36,11 +36,14 @@ def compare(a: Any, b: Any, how: Inference = Inference()) -> pd.DataFrame:  # no
     with `ci_low`, `ci_high`, `p_value` and `p_adjusted` (max-t within each grid) is B - A. Differences of rounding have
     p = 1.
 
+    Sequences are paired by their ids: both must hold the same ones, with the same queries. Probes that share only some
+    are refused, as what is left would be a sample that nobody chose.
+
     Args:
         a, b: what has `directory`, `effects` and `clusters` of one (run, step), as `ProbedRun`.
 
     Raises:
-        ValueError: the two are not of the same examples or share no cell.
+        ValueError: the two are not of the same examples or sequences or share no cell, or a table is not whole.
     """
     data = [set(run.effects["data_id"]) for run in (a, b)]
     if data[0] != data[1]:
@@ -48,11 +51,11 @@ def compare(a: Any, b: Any, how: Inference = Inference()) -> pd.DataFrame:  # no
             f"{a.directory} and {b.directory} were not probed on the same examples "
             f"(data_id {_names(data[0])} and {_names(data[1])}): probe them with the same task and num_sequences"
         )
-    tables = [_sums(run.clusters) for run in (a, b)]
+    counts = _paired_counts(a, b)
+    tables = [_sums(run) for run in (a, b)]
     shared = tables[0].columns.intersection(tables[1].columns, sort=False)
     if shared.empty:
         raise ValueError(f"{a.directory} and {b.directory} have no cell in common that both could ablate")
-    counts = a.clusters.groupby("sequence")["n_queries"].first().to_numpy()
     rows = shared.to_frame(index=False)
     floors = [float(run.effects["floor"].iloc[0]) for run in (a, b)]
     found = []
@@ -102,9 +105,47 @@ def _margins(clusters: pd.DataFrame, metric: str) -> np.ndarray | None:
     return rows.groupby("sequence")["summed_clean"].first().to_numpy()
 
 
-def _sums(clusters: pd.DataFrame) -> pd.DataFrame:
+def _paired_counts(a: Any, b: Any) -> np.ndarray:
+    """(sequences,) queries of each, by id. Raises ValueError if the probes do not agree on them."""
+    one, other = (_counts(run) for run in (a, b))
+    if alone := sorted(set(one.index) ^ set(other.index)):
+        shared = len(set(one.index) & set(other.index))
+        raise ValueError(
+            f"{a.directory} and {b.directory} do not hold the same sequences: {shared} are in both, {len(alone)} in one "
+            f"alone (such as {alone[0]}); probe both with the same task and num_sequences"
+        )
+    if differ := one.index[one != other].tolist():
+        raise ValueError(
+            f"{a.directory} and {b.directory} differ in the queries of sequence {differ[0]} ({one[differ[0]]} and "
+            f"{other[differ[0]]}): probe both with the same task"
+        )
+    return one.to_numpy()
+
+
+def _counts(run: Any) -> pd.Series:
+    """Queries of each sequence, by its id."""
+    found = run.clusters.groupby("sequence", dropna=False)["n_queries"].agg(["min", "max"])
+    wrong = found[(found["min"] != found["max"]) | ~(found["min"] > 0)]
+    if len(wrong):
+        low, high = wrong.iloc[0]
+        raise _torn(run, f"sequence {wrong.index[0]} has {low} to {high} queries, expected one number of at least 1")
+    return found["min"]
+
+
+def _sums(run: Any) -> pd.DataFrame:
     """(sequences, cells) summed effects of the cells that could be ablated."""
-    return clusters.dropna(subset="summed_effect").pivot(index="sequence", columns=PAIRED_ON, values="summed_effect")
+    rows = run.clusters.dropna(subset="summed_effect")
+    if rows.duplicated(["sequence", *PAIRED_ON]).any():
+        raise _torn(run, "a cell has two effects of one sequence")
+    table = rows.pivot(index="sequence", columns=PAIRED_ON, values="summed_effect")
+    is_whole = table.empty or len(table) == run.clusters["sequence"].nunique()
+    if not is_whole or not np.isfinite(table.to_numpy()).all():
+        raise _torn(run, "a cell lacks the effect of a sequence, or has one that is not finite")
+    return table
+
+
+def _torn(run: Any, why: str) -> ValueError:
+    return ValueError(f"the clusters of {run.directory} are not whole: {why}; probe it again")
 
 
 def _names(ids: set[str]) -> str:

@@ -182,7 +182,8 @@ def _routing_numbers(
 
 def prior_masses(site: ReadSite, family: str, bias: float) -> tuple[float, float]:
     """What a family's mass at a read would be with equal weights, and with recency bias `bias` and no queries."""
-    weights = np.exp([bias if name == "current" else 0.0 for name in site.families])
+    logits = np.array([bias if name == "current" else 0.0 for name in site.families])
+    weights = np.exp(logits - logits.max())
     members = np.array([name in LABELS[family] for name in site.families])
     return float(members.mean()), float(weights[members].sum() / weights.sum())
 

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from probe.analysis import stats
+from probe.settings import check_resampling
 from probe.vocabulary import EQUIVALENT, LEVEL, MATTERS, harm_sign
 
 NOT_A_MARGIN = "the metric has none"
@@ -36,12 +37,18 @@ class Inference:
         matters: tau, the strength from which a cell matters.
         equivalent: epsilon, the strength within which a cell is equivalent to zero.
         num_resamples, seed: of bootstrap resamples and sign flips.
+
+    Raises:
+        ValueError: a number of resamples or a seed that none can be made of.
     """
 
     matters: float = MATTERS
     equivalent: float = EQUIVALENT
     num_resamples: int = 2000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_resampling(self.num_resamples, self.seed)
 
     @property
     def resampling(self) -> tuple[int, int]:

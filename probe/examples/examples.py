@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from attnres.inputs import check_memory
 from attnres.tasks import IGNORE_INDEX, RecallBatch
 from probe.examples.prompts import Prompt, tokenize
 
@@ -107,7 +108,13 @@ class Examples:
 
         ids, labels, candidates = zip(*sequences, strict=True)
         tables = [part.view(len(part), -1) for part in candidates]
-        longest = max(table.shape[1] for table in tables)
+        longest, most = max(table.shape[1] for table in tables), max(map(len, tables))
+        padded_to = max(map(len, ids))
+        check_memory(
+            f"{len(ids):,} sequences, padded to {padded_to:,} tokens and {most:,} candidates of {longest:,},",
+            len(ids) * (17 * padded_to + 8 * most * longest),
+            "take fewer, or of more even lengths",
+        )
         tables = [torch.nn.functional.pad(t, (0, longest - t.shape[1]), value=NO_CANDIDATE) for t in tables]
         lengths = torch.tensor([len(part) for part in ids])
         padded = pad(ids, 0), pad(labels, IGNORE_INDEX), pad(tables, NO_CANDIDATE), pad(starts, False)

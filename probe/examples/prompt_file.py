@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,15 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from attnres.inputs import parse_json, read_file
 from probe.examples.examples import Examples
 from probe.examples.prompts import Prompt
 from probe.examples.tasks import ProbeTask, describe_tokens
 
+MOST_BYTES = 2**28
+"""Of a file of prompts, all of which is held in memory."""
+MOST_IN_LINE = 2**20
+"""Characters of a line."""
 
 @dataclass(frozen=True)
 class PromptTask(ProbeTask):
@@ -37,11 +41,9 @@ class PromptTask(ProbeTask):
     @classmethod
     def read(cls, path: Path, tokenizer: PreTrainedTokenizerBase, source: str) -> PromptTask:
         """From a file. Raises ValueError, naming file and line, for one that cannot be read or holds no prompts."""
+        content = read_file(path, MOST_BYTES)
         try:
-            content = path.read_bytes()
             text = content.decode("utf-8-sig")
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: expected one JSON object a line") from error
         found = {f"{path} line {n}": line for n, line in enumerate(text.split("\n"), start=1) if line.strip()}
@@ -80,8 +82,10 @@ class PromptTask(ProbeTask):
 
 def _parse(name: str, line: str) -> Prompt:
     """The prompt in a line of JSON. Raises ValueError, which begins with `name`."""
+    if len(line) > MOST_IN_LINE:
+        raise ValueError(f"{name} is of {len(line):,} characters: a prompt may have {MOST_IN_LINE:,} with its answers")
     try:
-        content = json.loads(line)
+        content = parse_json(line)
     except ValueError as error:
         raise ValueError(f"{name} is not JSON ({error})") from error
     if not isinstance(content, dict):

@@ -7,12 +7,21 @@ distractors  Quito,  Oslo
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from attnres.inputs import first_repeated
+
+MOST_DISTRACTORS = 1000
+"""Of a prompt, which is written once with each."""
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+"""NUL, where some tokenizers end, and halves of surrogate pairs, which are not in UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +46,31 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if isinstance(self.distractors, str) or not isinstance(self.distractors, Sequence):
-            raise ValueError(f"distractors must be a list of strings, got {self.distractors!r}")
+            raise ValueError(f"distractors must be a list of strings, got {reprlib.repr(self.distractors)}")
         object.__setattr__(self, "distractors", tuple(self.distractors))  # frozen, and lists are welcome
         named = [("prompt", self.prompt), ("answer", self.answer), *(("a distractor", d) for d in self.distractors)]
         for name, text in named + [("cluster", self.cluster)] * (self.cluster is not None):
             if not isinstance(text, str):
-                raise ValueError(f"{name} must be a string, got {text!r}")
+                raise ValueError(f"{name} must be a string, got {reprlib.repr(text)}")
             if not text:
                 raise ValueError(f"{name} is empty")
+            if wrong := UNWRITABLE.search(text):
+                raise ValueError(f"{name} holds {wrong[0]!r}, which is no character of a text: leave it out")
+        if len(self.distractors) > MOST_DISTRACTORS:
+            raise ValueError(f"there are {len(self.distractors):,} distractors, at most {MOST_DISTRACTORS:,} are compared")
         if not self.distractors:
             raise ValueError("distractors is empty: the answer is compared with at least one")
         if self.answer in self.distractors:
             raise ValueError(f"the distractor {self.answer!r} is the answer")
-        for one, other in pairwise(sorted(self.distractors)):
-            if one == other:
-                raise ValueError(f"the distractor {one!r} is there twice")
+        if repeated := first_repeated(self.distractors):
+            raise ValueError(f"the distractor {repeated!r} is there twice")
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Prompt:
         """From plain values. Raises ValueError as the class does, and for a key that is unknown or missing."""
         known = [field.name for field in fields(cls)]
         if unknown := sorted(content.keys() - known):
-            raise ValueError(f"unknown key '{unknown[0]}'; choose from {', '.join(known)}")
+            raise ValueError(f"unknown key {reprlib.repr(unknown[0])}; choose from {', '.join(known)}")
         if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in content]:
             raise ValueError(f"key '{missing[0]}' is missing")
         return cls(**content)

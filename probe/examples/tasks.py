@@ -14,10 +14,13 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from attnres.tasks import MQAR, TextRecall
+from attnres.inputs import check_memory
+from attnres.tasks import MQAR, TextRecall, sequence_length
 from probe.examples.examples import Examples
 from probe.examples.flip import FlipResult, flip_test
 from probe.settings import fewest_sequences
+
+FEWER_TOKENS = "make num_pairs, noise_tokens or distance smaller"
 
 
 class ProbeTask(ABC):
@@ -41,6 +44,9 @@ class ProbeTask(ABC):
     @abstractmethod
     def count(self, wanted: int | None) -> int:
         """How many examples a probe takes that wants so many; `None`: as many as the task thinks fit."""
+
+    def check_sizes(self, config: PreTrainedConfig) -> None:
+        """As `check`, by the settings alone: before an example is made that may be of any length."""
 
     @abstractmethod
     def examples(self, count: int) -> Examples:
@@ -84,12 +90,24 @@ class RecallTask(ProbeTask):
     def count(self, wanted: int | None) -> int:
         return wanted or fewest_sequences(self.recall.num_pairs)
 
+    @property
+    @abstractmethod
+    def least_tokens(self) -> int:
+        """Of a sequence, as far as settings tell."""
+
+    def check_sizes(self, config: PreTrainedConfig) -> None:
+        self._check_length(config, self.least_tokens)
+        check_memory(f"two sequences of {self.least_tokens:,} tokens", 64 * self.least_tokens, FEWER_TOKENS)
+
     def check(self, config: PreTrainedConfig, examples: Sequence[Examples]) -> None:
-        longest = max(part.input_ids.shape[1] for part in examples)
+        self.check_sizes(config)
+        self._check_length(config, max(part.input_ids.shape[1] for part in examples))
+
+    def _check_length(self, config: PreTrainedConfig, longest: int) -> None:
         if longest > (most := config.max_position_embeddings):
             raise ValueError(
-                f"the task's longest sequence has {longest} tokens, the model is made for {most} "
-                "(max_position_embeddings): make num_pairs or distance smaller"
+                f"the task's longest sequence has at least {longest:,} tokens, the model is made for {most:,} "
+                f"(max_position_embeddings): {FEWER_TOKENS}"
             )
 
     def describe(self, examples: Examples) -> dict[str, Any]:
@@ -106,9 +124,13 @@ class TokenRecall(RecallTask):
     def num_flips(self) -> int:
         return min(4, self.recall.num_pairs) if self.recall.num_values > self.recall.num_pairs else 0
 
-    def check(self, config: PreTrainedConfig, examples: Sequence[Examples]) -> None:
+    @property
+    def least_tokens(self) -> int:
+        return sequence_length(self.recall.num_pairs, self.recall.noise_tokens)
+
+    def check_sizes(self, config: PreTrainedConfig) -> None:
         check_vocabulary(config, self.recall.vocab_size, "the task's")
-        super().check(config, examples)
+        super().check_sizes(config)
 
     def examples(self, count: int) -> Examples:
         return Examples.from_recall(self.recall.batch("probe", range(count)))

@@ -10,7 +10,7 @@ which is the same for all codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,9 +40,13 @@ class TextPrompts(RecallTask):
     def num_flips(self) -> int:
         return 2 if self.recall.has_spare else 0
 
-    def check(self, config: PreTrainedConfig, examples: Sequence[Examples]) -> None:
+    @property
+    def least_tokens(self) -> int:
+        return self.recall.num_pairs + self.recall.distance  # each fact and each sentence is a token or more
+
+    def check_sizes(self, config: PreTrainedConfig) -> None:
         check_vocabulary(config, len(self.tokenizer), f"that of the tokenizer of {self.source}")
-        super().check(config, examples)
+        super().check_sizes(config)
 
     def describe(self, examples: Examples) -> dict[str, Any]:
         """Settings, the tokenizer, and how long it makes prompts and answers."""

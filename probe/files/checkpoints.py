@@ -17,7 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from attnres import AttnResConfig
 from attnres.files import checked, checked_folder
+from attnres.inputs import LARGEST_INTEGER, check_number, parse_json, read_file
 from attnres.tasks import MQAR, TextRecall, task_from_dict
+from attnres.text import printable
 from probe.files.layout import CHECKPOINTS, EXPORT, RUN_FILE, TASK_FILE, trail_step
 
 INDEX, PICKLES = "model.safetensors.index.json", ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -202,8 +204,12 @@ def _checkpoint(model: PreTrainedModel, task: dict[str, Any], run: str, about: d
     by_config = model.config.attnres_source if isinstance(model.config, AttnResConfig) else "vanilla"
     known = {"condition": by_config, "seed": UNKNOWN, "step": UNKNOWN}
     known |= {key: value for key, value in about.items() if value is not None}
-    condition, seed, step = str(known["condition"]), int(known["seed"]), int(known["step"])
-    return Checkpoint(model.eval(), task_from_dict(task) if task else None, run, condition, seed, step)
+    for key in ("seed", "step"):
+        if type(known[key]) is not int:
+            raise ValueError(f"the {key} of {run}, beside its model, must be an integer, got {known[key]!r}")
+        check_number(f"the {key} of {run}, beside its model,", known[key], UNKNOWN, LARGEST_INTEGER)
+    about = (printable(run), printable(str(known["condition"])), known["seed"], known["step"])
+    return Checkpoint(model.eval(), task_from_dict(task) if task else None, *about)
 
 
 def _check_model_type(source: str, model_type: str) -> None:
@@ -213,10 +219,11 @@ def _check_model_type(source: str, model_type: str) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises ValueError, naming the file, for anything else, or if it was altered."""
+    content = read_file(path)
     checked(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(content.decode("utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not a readable JSON file ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")

@@ -15,6 +15,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from attnres.sites import regions_of
+from attnres.text import printable
 from probe.analysis.claims import Claim, find_claims
 from probe.analysis.emergence import Emergence, find_emergence
 from probe.analysis.inference import Inference
@@ -124,7 +125,8 @@ class ProbedRun:
 
     @property
     def condition(self) -> str:
-        return self.summary["condition"]
+        """Printable, as `label` is: it is from a file."""
+        return printable(str(self.summary["condition"]))
 
     @property
     def seed(self) -> int:

@@ -13,18 +13,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attnres.text import printable
 from probe import vocabulary as words
 from probe.ablation.interventions import MatchedMass
 from probe.ablation.observer import GEOMETRY
 from probe.analysis import stats
 from probe.analysis.emergence import OVER_SEEDS, SPREAD, Emergence, after_accuracy, over_seeds
 from probe.files.runs import ProbedRun, groups_of_seeds
+from probe.report.view import fill
 from probe.vocabulary import Route, primary_rows, whole_depth
 
 Row = Mapping[Any, Any]
 
+
 EFFECT_ROW = "  {:>6} {:>7} {:>8} {:>30} {:>7} {:>8}".format
 MOTIF_ROW = "{:<30} {:<10} {:>20} {:>7} {:>5} {:>23}  {:>20} {:>20} {:>17}".format
+CLEAN = "{}: accuracy {accuracy:.3f}, margin {logit_diff:.2f} nats"
+RESTS_ON = (
+    "{}: accuracy {accuracy:.4f} (plateau {plateau_accuracy:.4f}), margin {logit_diff:.2f} nats; {n_sequences} sequences, "
+    "{n_queries} queries"
+)
+NOT_LEARNED = (
+    "NOT LEARNED: {} has accuracy {accuracy:.4f} (plateau {plateau_accuracy:.4f}) (at least {accuracy_low:.4f}): none of "
+    "its effects, dissociations or motifs speaks of the task"
+)
 FLIP = (
     "  flip test: follows the queried key {follows_queried:.4f} (n = {n_queried}), another key {follows_other:.4f} "
     "(n = {n_other})"
@@ -46,9 +58,7 @@ LINEAR = "  first order against exact ({grid}, {positions} positions): Spearman 
 
 def claims(run: ProbedRun) -> list[str]:
     """What is known of a model, a line for each claim."""
-    clean = run.summary["clean"]
-    margin = f"margin {clean[words.MARGIN]:.2f} nats"
-    return [f"{run.label}: accuracy {clean['accuracy']:.3f}, {margin}", *(f"  {claim}" for claim in run.claims)]
+    return [fill(CLEAN, run.label, **run.summary["clean"]), *(f"  {claim}" for claim in run.claims)]
 
 
 def mass_effect_table(runs: Sequence[ProbedRun]) -> str:
@@ -74,13 +84,13 @@ def _depth_numbers(run: ProbedRun) -> dict[tuple[str, str], str]:
     numbers = {}
     for row in whole_depth(primary_rows(run.effects)).to_dict("records"):
         place = row["sublayer"], row["family"]
-        masses = [f"{row[name]:.3f}" for name in ("mass", "mass_uniform", "aliased_mass")]
+        masses = [fill("{:.3f}", row[name]) for name in ("mass", "mass_uniform", "aliased_mass")]
         effect, p_adjusted = "not applicable", "—"
         if row["applicable"]:
-            effect = f"{row['strength']:+.1%} [{row['strength_low']:+.1%}, {row['strength_high']:+.1%}]"
+            effect = fill("{strength:+.1%} [{strength_low:+.1%}, {strength_high:+.1%}]", **row)
             if row["no_strength"]:  # in nats of the margin's fall
-                effect = f"{-row['effect']:+.3f} nats [{-row['ci_high']:+.3f}, {-row['ci_low']:+.3f}]"
-            p_adjusted = f"{row['p_adjusted']:.4f}"
+                effect = fill("{:+.3f} nats [{:+.3f}, {:+.3f}]", *(-row[name] for name in ("effect", "ci_high", "ci_low")))
+            p_adjusted = fill("{:.4f}", row["p_adjusted"])
         numbers[place] = EFFECT_ROW(*masses, effect, p_adjusted, control.get(place, "—"))
     return numbers
 
@@ -90,9 +100,11 @@ def warnings(run: ProbedRun) -> list[str]:
     clean, few = run.summary["clean"], run.summary["probe"]["n_sequences"]
     lines = []
     if not clean["task_learned"]:
+        lines.append(fill(NOT_LEARNED, run.label, **clean))
+    if not_finite(clean):
         lines.append(
-            f"NOT LEARNED: {run.label} has accuracy {clean['accuracy']:.4f} (plateau {clean['plateau_accuracy']:.4f}) "
-            f"(at least {clean['accuracy_low']:.4f}): none of its effects, dissociations or motifs speaks of the task"
+            f"NOT FINITE: the outputs of {run.label} are not numbers (its weights are NaN or infinite, or it overflows in "
+            f"{run.summary['model']['dtype']}): nothing was measured"
         )
     if few < words.ENOUGH_SEQUENCES:
         lines.append(
@@ -102,44 +114,51 @@ def warnings(run: ProbedRun) -> list[str]:
     return lines
 
 
+def not_finite(clean: Row) -> bool:
+    """Whether a clean model's outputs were no numbers, which a summary has as null."""
+    return any(clean[metric] is None or not math.isfinite(clean[metric]) for metric in (*words.MARGINS, "nll"))
+
+
 def describe(run: ProbedRun) -> str:
     """A few lines on what the table's column rests on: accuracy first, then flip test, dissociation, motifs."""
     summary = run.summary
     clean, probe, flip = summary["clean"], summary["probe"], summary["flip"]
-    lines = [
-        f"{run.label}: accuracy {clean['accuracy']:.4f} (plateau {clean['plateau_accuracy']:.4f}), "
-        f"margin {clean[words.MARGIN]:.2f} nats; {probe['n_sequences']} sequences, {probe['n_queries']} queries"
-    ]
+    lines = [fill(RESTS_ON, run.label, **clean, **{name: probe[name] for name in ("n_sequences", "n_queries")})]
     if flip is not None:
-        lines.append(FLIP.format_map(flip))
+        lines.append(fill(FLIP, **flip))
     if "wraps" in summary:
-        lines.append(f"  the vanilla model it wraps: accuracy {summary['wraps']['accuracy']:.4f} on the same queries")
+        lines.append(fill("  the vanilla model it wraps: accuracy {accuracy:.4f} on the same queries", **summary["wraps"]))
     unlearned = "" if clean["task_learned"] else " (NOT LEARNED)"
     for sublayer, found in summary["dissociation"].items():
         lines += [line + unlearned for line in _describe_dissociation(sublayer, found)]
     means = run.geometry.groupby("sublayer", sort=False)[["n_sources", *GEOMETRY[:3]]].mean()  # over reads
-    lines += [READS.format_map(row) for row in means.reset_index().to_dict("records")]
+    lines += [fill(READS, **row) for row in means.reset_index().to_dict("records")]
     for motif in summary["motifs"]:
         only = "; the only region it exists in" if motif["only_region"] else ""
-        lines.append(MOTIF.format(motif=motif, route=Route.of(motif), only=only) + unlearned)
+        lines.append(fill(MOTIF, motif=motif, route=Route.of(motif), only=only) + unlearned)
     lines += [line + unlearned for line in _describe_coalitions(run)]
     primary = words.MASK, words.PRIMARY_METRIC
-    lines += [LINEAR.format_map(r) for r in summary["first_order"] if (r["kind"], r["metric"]) == primary]
+    lines += [fill(LINEAR, **r) for r in summary["first_order"] if (r["kind"], r["metric"]) == primary]
     return "\n".join(lines)
 
 
 def _describe_dissociation(sublayer: str, found: Row) -> list[str]:
     verdicts = {True: "dissociated", False: "they agree", None: "no family matters"}
-    strength, effect = (found[name][found["most_harmful"]] for name in ("strength", "effect"))
+    heaviest, most_harmful = found["heaviest"], found["most_harmful"]
+    strength, effect = (found[name][most_harmful] for name in ("strength", "effect"))
     has_strength = strength is not None and not math.isnan(strength)
-    harm = f"{strength:.1%} of the margin" if has_strength else f"{-effect:.3f} nats of a margin not clear of zero"
-    lines = [
-        f"  {sublayer}: most mass {found['heaviest']} ({found['mass'][found['heaviest']]:.3f}), "
-        f"most harm {found['most_harmful']} ({harm}): "
-        f"{verdicts[found['dissociated']]}; P(one family has both) = {found['p_heaviest_is_most_harmful']:.2f}"
-    ]
+    harm = f"{strength:.1%} of the margin" if has_strength else f"{_harm(effect)} of a margin not clear of zero"
+    line = (
+        "  {}: most mass {} ({:.3f}), most harm {} ({}): {}; P(one family has both) = {p_heaviest_is_most_harmful:.2f}"
+    )
+    about = (sublayer, heaviest, found["mass"][heaviest], most_harmful, harm, verdicts[found["dissociated"]])
     idle = found["not_necessary"]
-    return lines + [IDLE.format_map({**row, "aliased": row["aliased_mass"] / row["mass"]}) for row in idle]
+    return [fill(line, *about, **found), *(fill(IDLE, **{**row, "aliased": row["aliased_mass"] / row["mass"]}) for row in idle)]
+
+
+def _harm(effect: float | None) -> str:
+    """Of an effect on the margin."""
+    return fill("{:.3f} nats", None if effect is None else -effect)
 
 
 def _describe_coalitions(run: ProbedRun) -> list[str]:
@@ -151,12 +170,12 @@ def _describe_coalitions(run: ProbedRun) -> list[str]:
     lines = []
     for (sublayer, scope), terms in rows.groupby(["sublayer", "scope"], sort=False):
         values = terms[terms["what"] == "shapley"].set_index("families")["strength"]
-        shares = ", ".join(f"{family} {value:+.1%}" for family, value in values.items())
+        shares = ", ".join(fill("{} {:+.1%}", family, value) for family, value in values.items())
         pairs = terms[terms["what"] == "interaction"]
         largest = pairs.iloc[pairs["effect"].abs().to_numpy().argmax()]
         lines.append(
-            f"  Shapley values, {sublayer} at {scope}: {shares}; largest interaction {largest['families']} "
-            f"{largest['strength']:+.1%} (p adj. = {largest['p_adjusted']:.4f})"
+            f"  Shapley values, {sublayer} at {scope}: {shares}; largest interaction "
+            + fill("{families} {strength:+.1%} (p adj. = {p_adjusted:.4f})", **largest)
         )
     return lines
 
@@ -165,7 +184,7 @@ def describe_emergence(emergence: Emergence) -> str:
     """The motif table: when each motif holds, and when effect, mass and accuracy made half their change."""
     steps, first = emergence.accuracy["step"], emergence.table.iloc[0].to_dict()
     lines = [
-        f"When motifs emerge: {first['condition']} (seed {first['seed']}), {len(steps)} exact probes at steps "
+        f"When motifs emerge: {printable(str(first['condition']))} (seed {first['seed']}), {len(steps)} exact probes at steps "
         f"{steps.iloc[0]} to {steps.iloc[-1]}; accuracy rose by half at step {_time(first, 'accuracy_half')}",
         MOTIF_ROW(
             *("motif (* of the study)", "status", "holds from [95 % CI]", "held", "pairs", "after accuracy"),
@@ -239,7 +258,7 @@ def across_seeds(runs: Sequence[ProbedRun]) -> str:
         names = ", ".join(map(str, sorted(run.seed for run in seeds)))
         lines.append(f"{seeds[0].condition}, over {len(seeds)} seeds ({names}): strength, t interval")
         for place, numbers in zip(table.columns, np.transpose(stats.across_seeds(table.to_numpy())), strict=True):
-            lines.append("  {:<10} {:<15} {:+.1%} [{:+.1%}, {:+.1%}]  p = {:.4f}".format(*place, *numbers))
+            lines.append(fill("  {:<10} {:<15} {:+.1%} [{:+.1%}, {:+.1%}]  p = {:.4f}", *place, *numbers))
     return "\n".join(lines)
 
 

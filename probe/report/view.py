@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attnres.text import printable
 from probe import vocabulary as words
 from probe.files.runs import ProbedRun
 
@@ -29,6 +31,17 @@ KEPT = [
 ]
 VALUE = ["value", "low", "high"]
 HARM = ["harm", "harm_low", "harm_high"]
+
+
+class _Words(string.Formatter):
+    """Writes a number that is none, NaN or a summary's null, as a dash."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return "—" if value is None or value != value else super().format_field(value, format_spec)
+
+
+fill = _Words().format
+"""As `str.format`, for numbers that may be none."""
 
 
 @dataclass(frozen=True)
@@ -302,9 +315,10 @@ def by_stage(run: ProbedRun) -> dict[str, pd.DataFrame]:
 
 def names_of(runs: Sequence[ProbedRun]) -> list[str]:
     """A name for each run: its folder, condition and seed; and its path where others are called so."""
-    names = [f"{run.directory.resolve().name} ({run.condition}, seed {run.seed})" for run in runs]
+    names = [printable(f"{run.directory.resolve().name} ({run.condition}, seed {run.seed})") for run in runs]
     return [
-        name if names.count(name) == 1 else f"{name}, {run.directory}" for name, run in zip(names, runs, strict=True)
+        name if names.count(name) == 1 else f"{name}, {printable(str(run.directory))}"
+        for name, run in zip(names, runs, strict=True)
     ]
 
 

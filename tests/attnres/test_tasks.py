@@ -135,7 +135,7 @@ def test_trivial_accuracies():
     ("settings", "message"),
     [
         ({"task": "copy"}, "task 'copy' is not mqar"),
-        ({"num_pairs": 3}, "task 'None' is not mqar"),
+        ({"num_pairs": 3}, "task None is not mqar"),
         ({"task": "mqar", "pairs": 3}, "unknown task setting 'pairs'; choose from num_pairs, .*, min_pairs"),
     ],
 )

@@ -192,7 +192,7 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
         "output is a file": (["run", str(trained), "--output", str(tmp_path / "bad.ckpt")], "is not an empty folder"),
         "output in a file": (["run", str(trained), "--output", str(tmp_path / "bad.ckpt" / "x")], "cannot be made"),
         "device": (["run", str(trained), *out, "--device", "foo"], "--device foo cannot be used here"),
-        "seed": (["run", str(trained), *out, "--seed", "-1"], "seed must not be negative, got -1"),
+        "seed": (["run", str(trained), *out, "--seed", "-1"], "seed must be at least 0, got -1"),
         "task file": (
             ["run", str(no_task), *out, "--task", str(tmp_path / "list.json")],
             "list.json must hold a JSON object",
@@ -201,7 +201,7 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
             ["run", str(no_task), *out, "--task", str(tmp_path / "text.json")],
             "num_pairs must be an integer",
         ),
-        "no task file": (["run", str(no_task), *out, "--task", "nowhere.json"], "nowhere.json is not a readable JSON"),
+        "no task file": (["run", str(no_task), *out, "--task", "nowhere.json"], "nowhere.json cannot be read (No such file"),
         "torn weights": (["run", str(torn), *out], "its weights cannot be read"),
         "no weights": (["run", str(bare), *out], "its weights cannot be read"),
         "baseline scope": (

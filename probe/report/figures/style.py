@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
 from probe import vocabulary as words
@@ -34,6 +35,8 @@ def paper_style():
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write `path` as PNG and PDF (`path` without a suffix); returns both. The same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]  # names may hold dollars
     written = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
     with paper_style():
         for file, undated in zip(written, ({"Software": None}, {"CreationDate": None}), strict=True):

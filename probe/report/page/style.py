@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from probe.report.view import NOT_APPLICABLE, Scale, place_title
+from probe.report.view import NOT_APPLICABLE, Scale, fill, place_title
 from probe.vocabulary import FAMILIES, FAMILY_COLORS, FAMILY_TITLES, MASK
 
 DARK_COLORS = FAMILY_COLORS | {"older": "#D79BCB"}
@@ -34,16 +34,16 @@ def hover_texts(cells: pd.DataFrame, scale: Scale) -> list[str]:
 def _hover_text(row: dict[Any, Any], scale: Scale) -> str:
     title = f"<b>{FAMILY_TITLES[row['family']]} → {place_title(row['sublayer'], row['scope'])}</b>"
     if row["status"] == NOT_APPLICABLE:
-        return f"{title}<br>{row['status']}<br>mass {row['mass']:.4f}"
+        return f"{title}<br>{row['status']}<br>{fill('mass {mass:.4f}', **row)}"
     estimate = "" if row["kind"] == MASK else " (to first order)"
     lines = [f"{title}, step {row['step']:.0f}"]
     if row["value"] == row["value"]:
         lines.append(f"{scale.word} {scale.interval(row['value'], row['low'], row['high'])}{estimate}")
     if scale.is_strength:
-        lines.append(f"harm {row['harm']:+.4f} nats [{row['harm_low']:+.4f}, {row['harm_high']:+.4f}]")
+        lines.append(fill("harm {harm:+.4f} nats [{harm_low:+.4f}, {harm_high:+.4f}]", **row))
         lines += [f"could have found {row['detectable']:.2%}"] if row["detectable"] == row["detectable"] else []
     lines += [row["status"]] if row["status"] else []
-    lines.append(f"p adj. {row['p_adjusted']:.4f}; mass {row['mass']:.4f}, {row['aliased_mass']:.4f} of it aliased")
+    lines.append(fill("p adj. {p_adjusted:.4f}; mass {mass:.4f}, {aliased_mass:.4f} of it aliased", **row))
     lines.append(f"{row['n_reads']:.0f} reads, {row['n_unaliased_reads']:.0f} unaliased")
     return "<br>".join(lines)
 

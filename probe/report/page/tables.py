@@ -9,6 +9,7 @@ from typing import Any
 from probe.analysis.emergence import after_accuracy, over_seeds
 from probe.files.runs import groups_of_seeds
 from probe.report.page.data import PageRun
+from probe.report.view import fill
 from probe.vocabulary import Route
 
 Row = dict[str, str]
@@ -23,13 +24,13 @@ def _run_row(run: PageRun) -> Row:
     summary = run.probed.summary
     clean, flip, model, probe = (summary[name] for name in ("clean", "flip", "model", "probe"))
     code, shape = summary.get("code") or {}, "{num_hidden_layers} layers, {attnres_num_blocks} blocks, {attnres_source}"
-    wraps = f"; the vanilla model it wraps: {summary['wraps']['accuracy']:.4f}" if "wraps" in summary else ""
+    wraps = fill("; the vanilla model it wraps: {accuracy:.4f}", **summary["wraps"]) if "wraps" in summary else ""
     return {
         "run": run.name,
         "last probe": f"step {summary['step']}" if summary["step"] >= 0 else "step not known",
-        "accuracy": f"{clean['accuracy']:.4f}, {'learned' if clean['task_learned'] else 'NOT LEARNED'}{wraps}",
-        "margin, NLL (nats)": f"{clean['logit_diff']:.3f}, {clean['nll']:.4f}",
-        "flip test": "—" if flip is None else f"{flip['follows_queried']:.4f}, {flip['follows_other']:.4f}",
+        "accuracy": f"{fill('{accuracy:.4f}', **clean)}, {'learned' if clean['task_learned'] else 'NOT LEARNED'}{wraps}",
+        "margin, NLL (nats)": fill("{logit_diff:.3f}, {nll:.4f}", **clean),
+        "flip test": "—" if flip is None else fill("{follows_queried:.4f}, {follows_other:.4f}", **flip),
         "model": f"{shape.format_map(model)}; {model['parameters']:,} parameters",
         "data": f"K = {run.probed.num_pairs}; {probe['n_sequences']} sequences of {summary['data_id']}",
         "code": f"attnres {summary['versions'].get('attnres', 'unknown')} {(code.get('commit') or '')[:10]}",
@@ -50,8 +51,8 @@ def _motif_row(row: Mapping[Any, Any]) -> Row:
         "status": row["status"],
         "holds from step": _time(row, "onset", "_low", "_high"),
         "held at": f"{row['n_held']} of {row['n_probes']}{held}",
-        "peak": f"{row['peak']:.1%} at {row['peak_step']}",
-        "end": f"{row['final']:.1%}",
+        "peak": fill("{peak:.1%} at {peak_step}", **row),
+        "end": fill("{final:.1%}", **row),
         "half of effect": _time(row, "effect_half", "_low", "_high"),
         "half of mass": _time(row, "mass_half", "_low", "_high"),
         "after accuracy": "—" if math.isnan(low) else f"{named}: {_plain(low)} to {_plain(high)}",

@@ -145,7 +145,7 @@ def test_the_ready_made_task_is_the_one_that_is_documented():
         ({"distance": -1}, "distance must be at least 0, got -1"),
         ({"distractor_similarity": -1}, "distractor_similarity must be at least 0, got -1"),
         ({"distractor_similarity": 4}, r"distractor_similarity \(4\) must be below code_length \(4\)"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"num_pairs": 11, "code_length": 1}, r"num_pairs \(11\) is too large: only 10 codes of 1 digits"),
         ({"pairs": 3}, "unknown task setting 'pairs'; choose from num_pairs, template, alphabet, code_length"),
         ({"num_pairs": "8"}, "task setting num_pairs must be an integer, got '8'"),
