@@ -44,7 +44,8 @@ def replacing(path: Path, shared: bool = False, recorded: bool = False) -> Itera
                 os.replace(part, path)
         else:
             os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
+        error.add_note(str(path))  # the system does not say which file it could not write
         part.unlink(missing_ok=True)
         raise
 

@@ -102,7 +102,8 @@ def explain_end(error: BaseException, command: str) -> tuple[int, str]:
     if is_out_of_memory(error):
         return 1, f"error: not enough memory ({in_words(error)[:200]}); a smaller batch needs less"
     if disk := disk_error(error):
-        file = f"'{disk.filename}': " if disk.filename else ""
+        name = disk.filename or next(iter(getattr(error, "__notes__", ())), "")  # noted by who wrote it
+        file = f"'{name}': " if name else ""
         return os.EX_IOERR, f"error: {file}{disk.strerror}; what was written stays; go on with: {goes_on}"
     hint = f"please report it, with what the same command prints with {TRACEBACK}=1"
     return 1, f"internal error: {in_words(error)} ({where(error)}); {hint}"

@@ -15,6 +15,8 @@ examples, nothing else: statistics are made of what it returns (`probe.analysis`
 
 from __future__ import annotations
 
+import gc
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +35,10 @@ from probe.ablation.observer import Observer, Routing
 from probe.ablation.references import References
 from probe.ablation.replay import CleanBatch, replay_cost
 from probe.examples.examples import Examples
+from probe.failures import is_out_of_memory
 from probe.vocabulary import LABELS, POSITIONS
+
+logger = logging.getLogger(__name__)
 
 SummedEffects = dict[str, np.ndarray]
 """[metric] -> (sequences,) summed ablated - clean."""
@@ -70,8 +75,17 @@ class ProbeResult:
     @classmethod
     def join(cls, parts: Sequence[ProbeResult]) -> ProbeResult:
         """The result on all parts' sequences, in their order; cells whose ablation could act nowhere are left out."""
+        result = cls.concatenate(parts)
+        result.effects = {key: effects for key, effects in result.effects.items() if result.applicable(*key).any()}
+        exact = [key for key in result.effects if not result.cells[key[0]].kind.first_order]
+        result.replaced = float(len(exact) * len(result.counts))
+        return result
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ProbeResult]) -> ProbeResult:
+        """All parts' sequences as one part, with all cells."""
         first = parts[0]
-        result = cls(
+        return cls(
             cells=first.cells,
             sites=first.sites,
             counts=np.concatenate([part.counts for part in parts]),
@@ -85,10 +99,6 @@ class ProbeResult:
             spent=sum(part.spent for part in parts),
             seconds=sum(part.seconds for part in parts),
         )
-        result.effects = {key: effects for key, effects in result.effects.items() if result.applicable(*key).any()}
-        exact = [key for key in result.effects if not result.cells[key[0]].kind.first_order]
-        result.replaced = float(len(exact) * len(result.counts))
-        return result
 
     def clustered(self, clusters: np.ndarray) -> ProbeResult:
         """The result with clusters in the place of sequences, so that they are the unit of all statistics.
@@ -253,7 +263,7 @@ class Engine:
             self._done, self._total = 0, len(missing) * len(runs) * len(self.positions)
             for number in missing:
                 chosen = np.arange(len(inputs))[number * self.batch_size :][: self.batch_size]
-                part = self._run_batch(inputs.take(chosen), chosen, references, runs)
+                part = self._run_fitting(inputs, chosen, references, runs)
                 part.spent, references.spent = part.spent + references.spent, 0
                 now = time.perf_counter()
                 part.seconds, started = now - started, now
@@ -285,6 +295,31 @@ class Engine:
         for _, starting in groupby(runs, key=lambda run: run.start):
             while batch := tuple(islice(starting, together)):
                 yield batch
+
+    def _run_fitting(
+        self, inputs: Examples, chosen: np.ndarray, references: References, runs: Sequence[_AblatedRun]
+    ) -> ProbeResult:
+        """Run a batch, in halves if memory does not suffice for it: no number depends on how the data is split."""
+        done = self._done
+        try:
+            return self._run_batch(inputs.take(chosen), chosen, references, runs)
+        except Exception as error:
+            if len(chosen) == 1 or not is_out_of_memory(error):
+                raise
+        # Out of the handler, whose frames hold tensors.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.tokens_per_pass = max(1, self.tokens_per_pass // 2)
+        self._done, self._total = done, self._total + len(runs) * len(self.positions)
+        logger.warning(
+            "memory does not suffice for %d sequences and their ablations at once: they are probed in halves, %d tokens "
+            "at a time",
+            len(chosen),
+            self.tokens_per_pass,
+        )
+        halves = np.array_split(chosen, 2)
+        return ProbeResult.concatenate([self._run_fitting(inputs, half, references, runs) for half in halves])
 
     @torch.no_grad()
     def _run_batch(

@@ -6,6 +6,7 @@ RUN/config.yaml, provenance.json, metrics.csv      what it was told, what it was
     trail/step_<n>/                                weights kept while training, each folder as hf/
     trail/                                         task.json, attnres_run.json of all of them; finished.json; locks
     probe/                                         tables and summary.json of the probes in training
+    probe/failed.json                              the probes in training that have failed, and why
     probe/final/                                   the same of a probe of the finished model
     figures/, report.html, report.txt              what attnres-probe report writes: figures, page, long tables;
     claims.json                                    in the folder of results, the claims with the rows they rest on
@@ -27,6 +28,7 @@ PROBE, FINAL_PROBE, SUMMARY = "probe", "final", "summary.json"
 TABLES = ("effects", "clusters", "coalitions", "geometry")
 PARTS, SWEEP = "parts", "sweep.json"
 """An unfinished sweep, and what it is of."""
+FAILED = "failed.json"
 FIGURES, PAGE, TEXT, CLAIMS = "figures", "report.html", "report.txt", "claims.json"
 WANDB, TENSORBOARD, PROBES = "wandb", "tensorboard", "probes.csv"
 

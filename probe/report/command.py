@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from attnres.files import replacing
-from probe.files.layout import TEXT
+from probe.files.failed import describe_failed
+from probe.files.layout import PROBE, TEXT
 from probe.files.runs import ProbedRun, repeated_seeds
 from probe.files.tables import write_claims
 from probe.report import text
@@ -28,8 +29,13 @@ def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterat
     Raises:
         ValueError: a directory without complete results, or a page that cannot be written.
     """
-    shown = load_page_runs(list(directories))
+    missing = [f"MISSING PROBES: {run}: {found}" for run in directories if (found := describe_failed(run / PROBE))]
+    try:
+        shown = load_page_runs(list(directories))
+    except ValueError as error:
+        raise ValueError("; ".join([str(error), *missing])) from error
     runs = [run.probed for run in shown]
+    yield from missing
     yield from (line for run in runs for line in text.warnings(run))
     yield from repeated_seeds(runs)
     yield HEADING + "\n"

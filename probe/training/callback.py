@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from attnres import AttnResForCausalLM
 from attnres.sharded import whole_model
 from attnres.tasks import MQAR
+from probe.failures import in_words, is_of_the_disk
 from probe.files import tables as storage
+from probe.files.failed import FailedProbes
 from probe.files.layout import PARTS, PROBE
 from probe.files.trail import Trail
 from probe.runner import Effects, check_probe
@@ -28,12 +31,17 @@ from probe.training.shared import Team, probe_together, settings_of_probe
 from probe.training.trail import conclude, probe_trail
 from probe.vocabulary import Route
 
+MOST_FAILURES = 3
+"""Probes of a trail that may fail before the others are left out."""
 STATE = ("probed", "last_accuracy", "validation_accuracy", "stopped_at")
 """Attributes of the callback that a checkpoint keeps."""
 
 
 class ProbeCallback(Callback):
     """Ablate the routing of the model in training, at steps that the schedule names, and write `probe/`.
+
+    A probe that fails does not end training: a line says so, `probe/failed.json` keeps it, and training goes on. A full
+    or broken disk ends it, as it would at the next checkpoint.
 
     A probe leaves random state, train/eval mode and gradients as it found them: losses are bit for bit those of a run
     without it. Vanilla models, which have no routing, are left alone.
@@ -83,9 +91,11 @@ class ProbeCallback(Callback):
         self._publisher = Publisher(trainer.loggers, _directory(trainer))
         if trainer.is_global_zero:  # a resumed run goes on from its checkpoint: later rows are of steps to come
             storage.drop_steps_after(_directory(trainer), trainer.global_step)
+            FailedProbes(_directory(trainer)).remove_after(trainer.global_step if trainer.global_step else -1)
             shutil.rmtree(_directory(trainer) / PARTS, ignore_errors=True)  # of a probe that was killed
             if trainer.global_step > 0:
-                self._publisher.log_rows_of_disk()
+                with guarded("to tell the loggers of earlier probes"):
+                    self._publisher.log_rows_of_disk()
         if trainer.global_step == 0:
             self._probe(trainer, pl_module)
         elif self.settings.stop_when_settled and self.settled.is_settled:  # killed while it was stopping
@@ -114,17 +124,19 @@ class ProbeCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._applies(pl_module):
             return
-        self._probe_trail(trainer)
+        with guarded("to probe the trail"):
+            self._probe_trail(trainer)
         with self.cost.counted("after_training"):
             probe = self._run_probe(trainer, pl_module, full=True)
         if probe is None:
             return
-        self._report(trainer.global_step, probe)
-        self._publisher.log_probe(probe, trainer.global_step)  # of this step loggers may have estimates already
-        emergence = conclude(Path(trainer.default_root_dir), self.settings, self._costs())
-        for line in (emergence, str(self.cost)):
-            rank_zero_info(line or "")
-        self._publisher.log_summary()
+        with guarded("to sum up the probes"):
+            self._report(trainer.global_step, probe)
+            self._publisher.log_probe(probe, trainer.global_step)  # of this step loggers may have estimates already
+            emergence = conclude(Path(trainer.default_root_dir), self.settings, self._costs())
+            for line in (emergence, str(self.cost)):
+                rank_zero_info(line or "")
+            self._publisher.log_summary()
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"cost": self.cost.state_dict(), "settled": self.settled.state_dict()}
@@ -156,7 +168,8 @@ class ProbeCallback(Callback):
             self.last_accuracy = self.validation_accuracy
             if probe is not None:
                 self._report(step, probe)
-                self._publisher.log_probe(probe, step)
+                with guarded(f"to tell the loggers of the probe at step {step}"):
+                    self._publisher.log_probe(probe, step)
             if self.settings.stop_when_settled:
                 self._stop_if_settled(trainer, probe)
         self.cost.num_probed += 1
@@ -172,20 +185,31 @@ class ProbeCallback(Callback):
         with self.cost.counted("on_trail"), _hold(Trail(run_dir)) if team.is_first else nullcontext():
             last = trainer.global_step  # is probed next
             how = {"device": trainer.strategy.root_device, "taken": {last}, "team": team, "report": self._report}
-            done = probe_trail(run_dir, self.settings, **how)
+            done = probe_trail(run_dir, self.settings, **how, on_failure=_OnTrail(trainer))
         self.cost.num_of_trail += len(done)
         if trainer.is_global_zero:
             self._publisher.log_rows_of_disk(told={*self.probed, last})
 
     def _run_probe(self, trainer: Trainer, pl_module: LightningModule, full: bool) -> Effects | None:
-        """Several processes share the sequences among them; the first one puts the tables together, and has them."""
+        """Several processes share the sequences among them; the first one puts the tables together, and has them.
+
+        None elsewhere, and if the probe has failed.
+        """
         model: AttnResForCausalLM = pl_module.model  # type: ignore[assignment]
         task, team = self._task(trainer), _team(trainer)
         settings = settings_of_probe(self.settings, task, model, team.size, full)
         about = {"run": Path(trainer.default_root_dir).resolve().name, "condition": str(pl_module.condition)}
         about |= {"seed": task.seed, "step": trainer.global_step}
-        with undisturbed(model):
-            return probe_together(team, whole_model(model), task, settings, _directory(trainer), **about)
+        probe = None
+        try:
+            with undisturbed(model):
+                probe = probe_together(team, whole_model(model), task, settings, _directory(trainer), **about)
+        except Exception as error:
+            record_failure(trainer, trainer.global_step, error)
+        if probe is not None:
+            with guarded("to record that a probe has not failed"):
+                FailedProbes(_directory(trainer)).remove(trainer.global_step)
+        return probe
 
     @staticmethod
     def _report(step: int, probe: Effects) -> None:
@@ -213,6 +237,40 @@ class ProbeCallback(Callback):
 
 
 @contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """What fails inside is left out, and a line says `what`. A full or broken disk is not passed over."""
+    try:
+        yield
+    except Exception as error:
+        if is_of_the_disk(error):
+            raise
+        say(f"training has failed {what} ({in_words(error)[:300]}) and goes on without")
+
+
+def record_failure(trainer: Trainer, step: int, error: Exception) -> None:
+    """The probe of `step` has failed in all processes. Raises the error if that is of a full or broken disk."""
+    if is_of_the_disk(error):
+        raise error
+    if trainer.is_global_zero:
+        say(f"the probe at step {step} has failed ({in_words(error)[:300]}); training goes on without it")
+        with guarded("to record it"):
+            FailedProbes(_directory(trainer)).add(step, error)
+
+
+class _OnTrail:
+    """Records probes of the trail that fail, and gives up with the third: the others would fail as well."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self._count = trainer, 0
+
+    def __call__(self, step: int, error: Exception) -> None:
+        record_failure(self._trainer, step, error)
+        self._count += 1
+        if self._count == MOST_FAILURES:
+            raise error
+
+
+@contextmanager
 def _hold(trail: Trail) -> Iterator[None]:
     """Keep other processes from probing the trail; wait for one that does, and so probes it."""
     with ExitStack() as stack:
@@ -224,13 +282,18 @@ def _hold(trail: Trail) -> Iterator[None]:
         yield
 
 
+@rank_zero_only
+def say(line: str) -> None:
+    print(f"attnres-train: {line}", file=sys.stderr, flush=True)
+
+
 def _directory(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / PROBE
 
 
 def _team(trainer: Trainer) -> Team:
     strategy = trainer.strategy
-    return Team(trainer.global_rank, trainer.world_size, strategy.broadcast, lambda: strategy.barrier("probe"))
+    return Team(trainer.global_rank, trainer.world_size, strategy.broadcast, strategy.reduce_boolean_decision)
 
 
 @contextmanager

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from attnres import AttnResForCausalLM
 from attnres.tasks import MQAR
 from probe.ablation.grid import wide_scopes
 from probe.runner import Effects, probe_model, sweep_share
 from probe.settings import ProbeSettings, TrainingProbeSettings, fewest_sequences
+
+
+Found = TypeVar("Found")
+
+
+class FailedElsewhere(Exception):
+    """Another process of the team has failed, and says why."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +29,30 @@ class Team:
     size: int = 1
     broadcast: Callable[[Any], Any] = lambda mine: mine
     """What the first process has, given to all."""
-    barrier: Callable[[], Any] = lambda: None
+    agree: Callable[[bool], bool] = lambda mine: mine
+    """Whether all processes say so; waits for all of them."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    def attempt(self, act: Callable[[], Found]) -> Found:
+        """`act`, which each process does by itself. If it fails in one it has failed in all: none waits in vain.
+
+        Raises:
+            FailedElsewhere: in processes in which it has not failed.
+        """
+        try:
+            found, failure = act(), None
+        except Exception as error:
+            found, failure = None, error
+        if not self.agree(failure is None):
+            raise failure or FailedElsewhere("it has failed in another process")
+        return found  # type: ignore[return-value]
+
+    def first(self, act: Callable[[], Found]) -> Found:
+        """What the first process comes to, given to all. If it fails there it has failed in all."""
+        return self.broadcast(self.attempt(lambda: act() if self.is_first else None))
 
 
 def settings_of_probe(
@@ -50,6 +76,10 @@ def probe_together(
     """
     is_shared = team.size > 1
     if is_shared:
-        sweep_share(team.rank, team.size, model, task, settings, directory, run=about["run"], step=about["step"])
-        team.barrier()
-    return probe_model(model, task, settings, directory, **about, resumable=is_shared) if team.is_first else None
+        place = {"run": about["run"], "step": about["step"]}
+        team.attempt(lambda: sweep_share(team.rank, team.size, model, task, settings, directory, **place))
+
+    def join() -> Effects | None:
+        return probe_model(model, task, settings, directory, **about, resumable=is_shared) if team.is_first else None
+
+    return team.attempt(join)

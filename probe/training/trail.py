@@ -42,6 +42,7 @@ def probe_trail(
     taken: Collection[int] = (),
     team: Team | None = None,
     report: Report | None = None,
+    on_failure: Callable[[int, Exception], None] | None = None,
 ) -> list[int]:
     """Probe steps of the trail of `run_dir` until `settings.trail_probes` of them are in its `probe/`.
 
@@ -51,6 +52,8 @@ def probe_trail(
         taken: steps that count as probed, though their rows are still to come.
         team: processes that share each probe.
         report: called by the first process with each probed step and what was found.
+        on_failure: called by all processes with a step whose probe has failed, and why; another is probed in its place.
+            By default the failure is raised.
 
     Returns:
         The steps that were probed now, in order of probing.
@@ -60,9 +63,15 @@ def probe_trail(
     """
     team = Team() if team is None else team
     prober, done = TrailProber(run_dir, settings, torch.device(device), team, report), []
-    while (step := team.broadcast(prober.choose(taken) if team.is_first else None)) is not None:
-        prober.probe(step)
-        done.append(step)
+    while (step := team.first(lambda: prober.choose(taken))) is not None:
+        try:
+            prober.probe(step)
+            done.append(step)
+        except Exception as error:
+            if on_failure is None:
+                raise
+            on_failure(step, error)
+            prober.failed.add(step)
     return done
 
 
@@ -102,13 +111,14 @@ class TrailProber:
     team: Team = field(default_factory=Team)
     report: Report | None = None
     readings: dict[int, Reading] = field(default_factory=dict)
+    failed: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.trail = Trail(self.run_dir)
 
     def choose(self, taken: Collection[int] = ()) -> int | None:
         """The step to probe next, None when there is none; those that are `taken` are not."""
-        steps = self.trail.steps
+        steps = [step for step in self.trail.steps if step not in self.failed]
         probed = {*taken, *storage.probed_steps(self.run_dir / PROBE)}.intersection(steps)
         for step in sorted(probed - self.readings.keys()):
             self.readings[step] = self._read(self._load(step))
@@ -116,15 +126,19 @@ class TrailProber:
 
     def probe(self, step: int) -> None:
         """Probe a step, and write its rows."""
-        found = self._load(step)
-        if self.team.is_first:
-            self.readings[step] = self._read(found)
+        found = self.team.attempt(lambda: self._load_and_read(step))
         model: Any = found.model
         settings = settings_of_probe(self.settings, _task(found), model, self.team.size)
         about = {"run": self.run_dir.resolve().name, "condition": found.condition, "seed": found.seed, "step": step}
         effects = probe_together(self.team, model, _task(found), settings, self.run_dir / PROBE, **about)
         if effects is not None and self.report is not None:
             self.report(step, effects)
+
+    def _load_and_read(self, step: int) -> Checkpoint:
+        found = self._load(step)
+        if self.team.is_first:
+            self.readings[step] = self._read(found)
+        return found
 
     def _load(self, step: int) -> Checkpoint:
         found = self.trail.load(step)

@@ -107,8 +107,8 @@ class GuardedLogger(RunLogger, Logger):
 
 def say_failed(name: str, what: str, error: Exception) -> None:
     print(
-        f"attnres-train: {name} has failed to {what} ({in_words(error)[:300]}) and is left out from here on; metrics.csv "
-        "and the tables of probe/ have it all",
+        f"attnres-train: {name} has failed to {what} ({in_words(error)[:300]}) and is left out from here on; "
+        "metrics.csv and the tables of probe/ have it all",
         file=sys.stderr,
         flush=True,
     )

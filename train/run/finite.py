@@ -55,7 +55,8 @@ def check_validation(trainer: Trainer, loss: Tensor) -> None:
     """Raise `NotFinite` if the validation loss of a training is not: its weights are no good, finite or not."""
     if not loss.isfinite():
         raise NotFinite(
-            f"the validation loss after step {trainer.global_step} is {float(loss)}; {_last_checkpoint(trainer)}; {ADVICE}"
+            f"the validation loss after step {trainer.global_step} is {float(loss)}; {_last_checkpoint(trainer)}; "
+            f"{ADVICE}"
         )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ThroughputMonitor
+
+from probe.training.callback import guarded
 
 WINDOW = 20
 """Averaging window, in batches. Nothing is logged before it is full."""
@@ -23,17 +26,30 @@ class StepThroughput(ThroughputMonitor):
             separator="/",
         )
         self._ended: float | None = None
+        self._measures = True
+
+    def _measure(self, act: Callable[[], None]) -> None:
+        """Rates are worth no run: what fails is said once, and then they are left out."""
+        if not self._measures:
+            return
+        self._measures = False
+        with guarded("to measure the throughput"):
+            act()
+            self._measures = True
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        self._measure(lambda: super(StepThroughput, self).setup(*args, **kwargs))
 
     def on_train_start(self, trainer: Trainer, *args: Any) -> None:
-        super().on_train_start(trainer, *args)
+        self._measure(lambda: super(StepThroughput, self).on_train_start(trainer, *args))
         self._ended = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.is_global_zero and self._ended is not None:
+        if trainer.is_global_zero and self._ended is not None and self._measures:
             self._t0s[trainer.state.stage] += time.perf_counter() - self._ended  # type: ignore[index]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        super().on_train_batch_end(trainer, pl_module, *args)
+        self._measure(lambda: super(StepThroughput, self).on_train_batch_end(trainer, pl_module, *args))
         self._ended = time.perf_counter()
 
     def _ignore(self, *_: Any, **__: Any) -> None:
