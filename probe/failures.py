@@ -19,6 +19,8 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 128
 """Exit status of what a signal has stopped, less the signal's number."""
+LONGEST = 1000
+"""Characters of a line."""
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 """What is wrong with the disk as a whole, not with one file."""
 OURS = [Path(__file__).resolve().parents[1] / package for package in ("attnres", "probe", "train")]
@@ -138,8 +140,10 @@ def in_words(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` on one line, safe to print."""
+    """`text` on one line, safe to print, without its middle where it is longer than a screen."""
     text = " ".join(text.split())
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     if text.isprintable():
         return text
     from attnres.text import printable  # with all of attnres: not for every message
