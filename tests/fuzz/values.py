@@ -135,11 +135,11 @@ YAMLS = (
 
 
 @st.composite
-def yaml_texts(draw: DrawFn, documents: tuple[Any, ...]) -> bytes:
-    """One of `documents` as YAML, edited, and perhaps damaged or with something else in it."""
+def yaml_texts(draw: DrawFn, documents: tuple[Any, ...], values: SearchStrategy[Any] = HOSTILE) -> bytes:
+    """One of `documents` as YAML, edited by `values`, and perhaps damaged or with something else in it."""
     if draw(st.integers(0, 11)) == 0:
         return draw(st.sampled_from(YAMLS)).encode()
-    text = yaml.safe_dump(edited(draw, draw(st.sampled_from(documents)), HOSTILE.filter(_in_yaml)), sort_keys=False)
+    text = yaml.safe_dump(edited(draw, draw(st.sampled_from(documents)), values.filter(_in_yaml)), sort_keys=False)
     return damaged(draw, text.encode("utf-8", "surrogatepass"), often=False)
 
 
