@@ -81,7 +81,7 @@ def verify(options: Namespace) -> int:
         raise ValueError(f"{run} is not a directory: expected a run directory, or a folder that attnres wrote")
     if options.cells < 0:
         raise ValueError(f"--cells must not be negative, got {options.cells}")
-    counts = dict.fromkeys((HOLDS, FAILED, UNKNOWN, SKIPPED), 0)
+    counts: dict[str, int] = dict.fromkeys((HOLDS, FAILED, UNKNOWN, SKIPPED), 0)
     for verdict, what in findings(run, options.cells):
         counts[verdict] += 1
         print(f"{verdict:<9}  {what}", flush=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -104,9 +104,10 @@ def check_weights(folder: Path) -> None:
             "writes then"
         )
     if (index := folder / INDEX).exists():
-        files = read_json(index).get("weight_map")
-        if not isinstance(files, dict) or not files:
-            raise ValueError(f"{index} must hold a weight_map: tensor -> file")
+        content = read_json(index)
+        files = content.get("weight_map")
+        if not isinstance(files, dict) or not files or not isinstance(content.get("metadata"), dict):
+            raise ValueError(f"{index} must hold metadata and a weight_map, tensor -> file")
         for name in files.values():
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
                 raise ValueError(f"{index} names {json.dumps(name)}, which is no safetensors file of {folder}")
@@ -174,6 +175,7 @@ def read_lightning(path: Path) -> dict[str, Any]:
         ValueError: it is torn, altered or not one of ours.
     """
     checked(path)
+    cause = None
     try:
         # Reading all of it finds a file that was cut off or has a hole, by its checksums.
         with zipfile.ZipFile(path) as archive:
@@ -182,14 +184,13 @@ def read_lightning(path: Path) -> dict[str, Any]:
         config, state, step = content["hyper_parameters"]["model_config"], content["state_dict"], content["global_step"]
         if isinstance(config, dict) and "model_type" in config and isinstance(state, dict) and isinstance(step, int):
             return content
-    except (
-        *(zipfile.BadZipFile, UnpicklingError, EOFError, NotImplementedError),
-        *(RuntimeError, KeyError, TypeError, ValueError, AttributeError),
-    ):
-        pass
+    except Exception as error:  # of many kinds, by what of an archive is torn
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which seeking to a torn place gives
+            raise
+        cause = error
     raise ValueError(
         f"'{path}' is not a checkpoint of attnres-train (RUN_DIR/{CHECKPOINTS}/*.ckpt), or not a whole one"
-    )
+    ) from cause
 
 
 def check_state(path: Path | str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

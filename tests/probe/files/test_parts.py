@@ -62,6 +62,64 @@ def test_parts_come_back_as_they_were(make_model, tmp_path):
         Parts(tmp_path / "parts", {"a": 2, "b": 3}, cells, model.model.sites)
 
 
+def part_of(make_model, folder: Path, **identity) -> Parts:
+    """The store of a sweep of three batches, which are in it."""
+    model = make_model()
+    cells = build_grid(model.model.sites, Kind(MaskRenormalise), scopes=["all"])
+    store = Parts(folder, identity, cells, model.model.sites)
+    Engine(model, cells, batch_size=2).run(Examples.from_recall(TASK.batch("probe", range(6))), store)
+    return store
+
+
+def test_a_part_is_taken_only_as_it_was_written(make_model, tmp_path):
+    store, other = (part_of(make_model, tmp_path / name, a=name) for name in ("one", "other"))
+    path, again = tmp_path / "one" / "batch-00001.npz", "the same command measures that batch again"
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message) as error:
+            store.load(1)
+        assert str(path) in str(error.value)
+        assert again in str(error.value)
+
+    whole, clean, found = path.read_bytes(), store.load(1), 0
+    for place in range(len(whole) // 40, len(whole), len(whole) // 40):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        try:
+            part = store.load(1)
+        except ValueError as error:
+            assert "is not what was written" in str(error)  # noqa: PT017
+            found += 1
+        else:  # a byte of the archive that nobody reads
+            assert np.array_equal(part.clean["nll"], clean.clean["nll"])
+            assert all(np.array_equal(part.effects[key]["nll"], values["nll"]) for key, values in clean.effects.items())
+    assert found > 20
+    path.write_bytes(whole[: len(whole) // 2])
+    refused("is not what was written")
+    path.write_bytes(b"")
+    refused("is not what was written")
+    path.write_bytes((tmp_path / "one" / "batch-00002.npz").read_bytes())
+    refused("is of another sweep or batch")
+    path.write_bytes((tmp_path / "other" / "batch-00001.npz").read_bytes())
+    refused("is of another sweep or batch")
+    with np.load(tmp_path / "other" / "batch-00001.npz") as arrays:
+        edited = {name: arrays[name] for name in arrays.files}
+    name = next(name for name in edited if "logit_diff" in name)
+    np.savez(path, **edited | {name: edited[name] + 0.1})
+    refused("it has another digest")
+    path.write_bytes(whole)
+    assert store.load(1) is not None
+    assert other.load(1) is not None
+
+
+def test_what_a_sweep_is_of_cannot_be_torn(make_model, tmp_path):
+    part_of(make_model, tmp_path, a=1)
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(ValueError, match=r"sweep.json is not a readable JSON file"):
+        part_of(make_model, tmp_path, a=1)
+
+
 @pytest.mark.slow
 def test_a_killed_probe_goes_on_where_it_stopped(make_model, tmp_path, capsys):
     """SIGKILL after a batch or more; the same command finishes with the rows of an uninterrupted probe, bit for bit."""
