@@ -120,7 +120,7 @@ class RetrievalModule(LightningModule):
         self._step_results: list[Tensor] = []  # loss and accuracy of each batch of the step
         # torchmetrics counts examples over all devices; Lightning's own mean would weigh all parts the same.
         self.val_accuracy = PositionAccuracy(num_pairs)
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")  # by default it leaves them out
         config = self.model.config
         self.val_routing_entropy = RoutingEntropy(read_sites(config)) if isinstance(config, AttnResConfig) else None
         self.save_hyperparameters(self._describe(int(seed)))

@@ -58,7 +58,7 @@ class Watch(Callback):
         stop_if_signalled()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_weights(trainer, pl_module)
+        check_weights(trainer, pl_module.model)  # type: ignore[arg-type]
 
 
 class ProgressLines(ProgressBar):

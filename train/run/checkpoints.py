@@ -71,7 +71,7 @@ def save_checkpoint(trainer: Trainer) -> None:
     Raises:
         NotFinite: a weight is not finite; the checkpoint before stays.
     """
-    check_weights(trainer, trainer.lightning_module)
+    check_weights(trainer, trainer.lightning_module.model)  # type: ignore[arg-type]
     for logger in trainer.loggers:
         logger.save()
     trainer.save_checkpoint(Path(trainer.default_root_dir) / FOLDER / LAST, weights_only=False)
