@@ -55,7 +55,9 @@ def wrap_qwen3(
     )
     reference = vanilla.model.norm.weight
     if abs(recency_bias) > (most := torch.finfo(reference.dtype).max):
-        raise ValueError(f"recency_bias {recency_bias:g} is not a number in {reference.dtype}, whose largest is {most:g}")
+        raise ValueError(
+            f"recency_bias {recency_bias:g} is not a number in {reference.dtype}, whose largest is {most:g}"
+        )
     config._attn_implementation = vanilla.config._attn_implementation
     with torch.device("meta"):
         wrapped = AttnResForCausalLM(config)

@@ -68,7 +68,9 @@ def first_repeated(names: Iterable[str]) -> str | None:
 def check_memory(what: str, needed: float, hint: str) -> None:
     """Raise a ValueError if `needed` bytes, the least that `what` takes, are more than this machine's memory."""
     if needed > (held := memory_bytes()):
-        raise ValueError(f"{what} would take {in_bytes(needed)} of memory or more, this machine has {in_bytes(held)}: {hint}")
+        raise ValueError(
+            f"{what} would take {in_bytes(needed)} of memory or more, this machine has {in_bytes(held)}: {hint}"
+        )
 
 
 def memory_bytes() -> int:
@@ -83,12 +85,11 @@ def memory_bytes() -> int:
 
 def in_bytes(count: float) -> str:
     """A number of bytes for people, as in "1.5 GiB"."""
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1000:
-            break
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while count >= 1000 and len(units) > 1:
         count /= 1024
-    else:
-        unit = "PiB"
+        del units[0]
+    unit = units[0]
     return f"{count:,.0f} {unit}" if count >= 100 or unit == "bytes" else f"{count:.1f} {unit}"
 
 

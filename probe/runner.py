@@ -280,8 +280,8 @@ def check_finite(model: AttnResForCausalLM) -> None:
         count, others = int((~value.isfinite()).sum()), len(found) - 1
         more = f", and so do {others} more parameters" if others else ""
         raise ValueError(
-            f"{count:,} of the {value.numel():,} values of the model's {name} are NaN or infinite{more}: nothing can be "
-            "measured; take an earlier checkpoint"
+            f"{count:,} of the {value.numel():,} values of the model's {name} are NaN or infinite{more}: nothing can "
+            "be measured; take an earlier checkpoint"
         )
 
 
@@ -301,7 +301,9 @@ def _check_size(model: AttnResForCausalLM, sample: Examples, count: int, setting
     passes = engine.plan(sample).forward_passes
     flops = 2 * sum(value.numel() for value in model.parameters()) * seq * passes * count
     hours = flops / FLOPS.get(model.device.type, 1e13) / 3600
-    what = f"a probe of {count:,} sequences of {seq:,} tokens ({rows:,} rows each, {settings.num_resamples:,} resamples)"
+    what = (
+        f"a probe of {count:,} sequences of {seq:,} tokens ({rows:,} rows each, {settings.num_resamples:,} resamples)"
+    )
     hint = "make num_sequences, scopes, kinds or num_resamples smaller"
     check_memory(f"{what}, about {hours:,.1f} hours,", kept * count, hint)
     if hours > MOST_HOURS:

@@ -207,7 +207,9 @@ def check_resampling(num_resamples: int, seed: int) -> None:
     """Raise a ValueError for numbers that no bootstrap can be made of."""
     from attnres.inputs import LARGEST_INTEGER, check_number
 
-    check_number("num_resamples", num_resamples, 1, MOST_RESAMPLES, "that tells p-values apart down to a hundred-thousandth")
+    check_number(
+        "num_resamples", num_resamples, 1, MOST_RESAMPLES, "that tells p-values apart down to a hundred-thousandth"
+    )
     check_number("seed", seed, 0, LARGEST_INTEGER)
 
 

@@ -46,7 +46,11 @@ class References:
         if self._means is not None:
             no_weights = torch.empty(count, seq, 0, device=self.model.device)
             references["mean"] = {
-                index: Read(self.sites[index], no_weights, tuple(m[:seq].to(self.model.dtype).expand(count, -1, -1) for m in means))
+                index: Read(
+                    self.sites[index],
+                    no_weights,
+                    tuple(m[:seq].to(self.model.dtype).expand(count, -1, -1) for m in means),
+                )
                 for index, means in self._means.items()
             }
         priorities = self._priorities

@@ -111,8 +111,8 @@ def _paired_counts(a: Any, b: Any) -> np.ndarray:
     if alone := sorted(set(one.index) ^ set(other.index)):
         shared = len(set(one.index) & set(other.index))
         raise ValueError(
-            f"{a.directory} and {b.directory} do not hold the same sequences: {shared} are in both, {len(alone)} in one "
-            f"alone (such as {alone[0]}); probe both with the same task and num_sequences"
+            f"{a.directory} and {b.directory} do not hold the same sequences: {shared} are in both, {len(alone)} in "
+            f"one alone (such as {alone[0]}); probe both with the same task and num_sequences"
         )
     if differ := one.index[one != other].tolist():
         raise ValueError(

@@ -20,6 +20,7 @@ MOST_BYTES = 2**28
 MOST_IN_LINE = 2**20
 """Characters of a line."""
 
+
 @dataclass(frozen=True)
 class PromptTask(ProbeTask):
     """Prompts that somebody wrote, as one tokenizer writes them. They have no flip test.

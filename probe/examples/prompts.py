@@ -57,7 +57,9 @@ class Prompt:
             if wrong := UNWRITABLE.search(text):
                 raise ValueError(f"{name} holds {wrong[0]!r}, which is no character of a text: leave it out")
         if len(self.distractors) > MOST_DISTRACTORS:
-            raise ValueError(f"there are {len(self.distractors):,} distractors, at most {MOST_DISTRACTORS:,} are compared")
+            raise ValueError(
+                f"there are {len(self.distractors):,} distractors, at most {MOST_DISTRACTORS:,} are compared"
+            )
         if not self.distractors:
             raise ValueError("distractors is empty: the answer is compared with at least one")
         if self.answer in self.distractors:

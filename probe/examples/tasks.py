@@ -45,7 +45,7 @@ class ProbeTask(ABC):
     def count(self, wanted: int | None) -> int:
         """How many examples a probe takes that wants so many; `None`: as many as the task thinks fit."""
 
-    def check_sizes(self, config: PreTrainedConfig) -> None:
+    def check_sizes(self, config: PreTrainedConfig) -> None:  # noqa: B027 (there may be nothing to check)
         """As `check`, by the settings alone: before an example is made that may be of any length."""
 
     @abstractmethod

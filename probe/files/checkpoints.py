@@ -209,8 +209,8 @@ def _checkpoint(model: PreTrainedModel, task: dict[str, Any], run: str, about: d
         if type(known[key]) is not int:
             raise ValueError(f"the {key} of {run}, beside its model, must be an integer, got {known[key]!r}")
         check_number(f"the {key} of {run}, beside its model,", known[key], UNKNOWN, LARGEST_INTEGER)
-    about = (printable(run), printable(str(known["condition"])), known["seed"], known["step"])
-    return Checkpoint(model.eval(), task_from_dict(task) if task else None, *about)
+    condition, seed, step = printable(str(known["condition"])), int(known["seed"]), int(known["step"])
+    return Checkpoint(model.eval(), task_from_dict(task) if task else None, printable(run), condition, seed, step)
 
 
 def _check_model_type(source: str, model_type: str) -> None:

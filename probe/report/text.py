@@ -30,12 +30,12 @@ EFFECT_ROW = "  {:>6} {:>7} {:>8} {:>30} {:>7} {:>8}".format
 MOTIF_ROW = "{:<30} {:<10} {:>20} {:>7} {:>5} {:>23}  {:>20} {:>20} {:>17}".format
 CLEAN = "{}: accuracy {accuracy:.3f}, margin {logit_diff:.2f} nats"
 RESTS_ON = (
-    "{}: accuracy {accuracy:.4f} (plateau {plateau_accuracy:.4f}), margin {logit_diff:.2f} nats; {n_sequences} sequences, "
-    "{n_queries} queries"
+    "{}: accuracy {accuracy:.4f} (plateau {plateau_accuracy:.4f}), margin {logit_diff:.2f} nats; {n_sequences} "
+    "sequences, {n_queries} queries"
 )
 NOT_LEARNED = (
-    "NOT LEARNED: {} has accuracy {accuracy:.4f} (plateau {plateau_accuracy:.4f}) (at least {accuracy_low:.4f}): none of "
-    "its effects, dissociations or motifs speaks of the task"
+    "NOT LEARNED: {} has accuracy {accuracy:.4f} (plateau {plateau_accuracy:.4f}) (at least {accuracy_low:.4f}): none "
+    "of its effects, dissociations or motifs speaks of the task"
 )
 FLIP = (
     "  flip test: follows the queried key {follows_queried:.4f} (n = {n_queried}), another key {follows_other:.4f} "
@@ -87,9 +87,11 @@ def _depth_numbers(run: ProbedRun) -> dict[tuple[str, str], str]:
         masses = [fill("{:.3f}", row[name]) for name in ("mass", "mass_uniform", "aliased_mass")]
         effect, p_adjusted = "not applicable", "—"
         if row["applicable"]:
-            effect = fill("{strength:+.1%} [{strength_low:+.1%}, {strength_high:+.1%}]", **row)
+            effect = fill("{strength:+.1%} [{strength_low:+.1%}, {strength_high:+.1%}]", **row)  # type: ignore[arg-type]
             if row["no_strength"]:  # in nats of the margin's fall
-                effect = fill("{:+.3f} nats [{:+.3f}, {:+.3f}]", *(-row[name] for name in ("effect", "ci_high", "ci_low")))
+                effect = fill(
+                    "{:+.3f} nats [{:+.3f}, {:+.3f}]", *(-row[name] for name in ("effect", "ci_high", "ci_low"))
+                )
             p_adjusted = fill("{:.4f}", row["p_adjusted"])
         numbers[place] = EFFECT_ROW(*masses, effect, p_adjusted, control.get(place, "—"))
     return numbers
@@ -103,8 +105,8 @@ def warnings(run: ProbedRun) -> list[str]:
         lines.append(fill(NOT_LEARNED, run.label, **clean))
     if not_finite(clean):
         lines.append(
-            f"NOT FINITE: the outputs of {run.label} are not numbers (its weights are NaN or infinite, or it overflows in "
-            f"{run.summary['model']['dtype']}): nothing was measured"
+            f"NOT FINITE: the outputs of {run.label} are not numbers (its weights are NaN or infinite, or it overflows "
+            f"in {run.summary['model']['dtype']}): nothing was measured"
         )
     if few < words.ENOUGH_SEQUENCES:
         lines.append(
@@ -127,12 +129,14 @@ def describe(run: ProbedRun) -> str:
     if flip is not None:
         lines.append(fill(FLIP, **flip))
     if "wraps" in summary:
-        lines.append(fill("  the vanilla model it wraps: accuracy {accuracy:.4f} on the same queries", **summary["wraps"]))
+        lines.append(
+            fill("  the vanilla model it wraps: accuracy {accuracy:.4f} on the same queries", **summary["wraps"])
+        )
     unlearned = "" if clean["task_learned"] else " (NOT LEARNED)"
     for sublayer, found in summary["dissociation"].items():
         lines += [line + unlearned for line in _describe_dissociation(sublayer, found)]
     means = run.geometry.groupby("sublayer", sort=False)[["n_sources", *GEOMETRY[:3]]].mean()  # over reads
-    lines += [fill(READS, **row) for row in means.reset_index().to_dict("records")]
+    lines += [fill(READS, **row) for row in means.reset_index().to_dict("records")]  # type: ignore[arg-type]
     for motif in summary["motifs"]:
         only = "; the only region it exists in" if motif["only_region"] else ""
         lines.append(fill(MOTIF, motif=motif, route=Route.of(motif), only=only) + unlearned)
@@ -153,7 +157,10 @@ def _describe_dissociation(sublayer: str, found: Row) -> list[str]:
     )
     about = (sublayer, heaviest, found["mass"][heaviest], most_harmful, harm, verdicts[found["dissociated"]])
     idle = found["not_necessary"]
-    return [fill(line, *about, **found), *(fill(IDLE, **{**row, "aliased": row["aliased_mass"] / row["mass"]}) for row in idle)]
+    return [
+        fill(line, *about, **found),
+        *(fill(IDLE, **{**row, "aliased": row["aliased_mass"] / row["mass"]}) for row in idle),
+    ]
 
 
 def _harm(effect: float | None) -> str:
@@ -184,8 +191,8 @@ def describe_emergence(emergence: Emergence) -> str:
     """The motif table: when each motif holds, and when effect, mass and accuracy made half their change."""
     steps, first = emergence.accuracy["step"], emergence.table.iloc[0].to_dict()
     lines = [
-        f"When motifs emerge: {printable(str(first['condition']))} (seed {first['seed']}), {len(steps)} exact probes at steps "
-        f"{steps.iloc[0]} to {steps.iloc[-1]}; accuracy rose by half at step {_time(first, 'accuracy_half')}",
+        f"When motifs emerge: {printable(str(first['condition']))} (seed {first['seed']}), {len(steps)} exact probes "
+        f"at steps {steps.iloc[0]} to {steps.iloc[-1]}; accuracy rose by half at step {_time(first, 'accuracy_half')}",
         MOTIF_ROW(
             *("motif (* of the study)", "status", "holds from [95 % CI]", "held", "pairs", "after accuracy"),
             *("half-rise of effect", "of mass", "mass after effect"),

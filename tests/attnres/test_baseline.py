@@ -219,6 +219,8 @@ def test_bad_arguments(make_vanilla, make_model, tmp_path):
     refuse(vanilla, "attnres_num_blocks", "5", "num_hidden_layers", "4", num_blocks=5)
     refuse(vanilla, "attnres_num_blocks", "positive", "0", num_blocks=0)
     refuse(vanilla, "attnres_recency_bias_init", "finite", "inf", recency_bias=math.inf)
+    for dtype, bias in ((torch.float16, -70000.0), (torch.float32, 1e39)):  # infinite there
+        refuse(make_vanilla().to(dtype), f"recency_bias {bias:g}", "float", "largest is", recency_bias=bias)
     for other in (make_model(), vanilla.model, None):
         refuse(other, f"takes a Qwen3ForCausalLM, got {type(other).__name__}")
     refuse(tmp_path / "missing", str(tmp_path / "missing"))

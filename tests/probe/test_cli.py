@@ -201,7 +201,10 @@ def bad_inputs(trained: Path, vanilla: Path, tmp_path: Path) -> dict[str, tuple[
             ["run", str(no_task), *out, "--task", str(tmp_path / "text.json")],
             "num_pairs must be an integer",
         ),
-        "no task file": (["run", str(no_task), *out, "--task", "nowhere.json"], "nowhere.json cannot be read (No such file"),
+        "no task file": (
+            ["run", str(no_task), *out, "--task", "nowhere.json"],
+            "nowhere.json cannot be read (No such file",
+        ),
         "torn weights": (["run", str(torn), *out], "its weights cannot be read"),
         "no weights": (["run", str(bare), *out], "its weights cannot be read"),
         "baseline scope": (

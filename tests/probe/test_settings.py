@@ -20,7 +20,7 @@ def test_a_list_that_names_something_twice_is_refused(name):
 
 
 def test_a_kind_is_the_same_by_its_name_and_by_its_place():
-    with pytest.raises(ValueError, match="^kinds names 'zero' twice"):
+    with pytest.raises(ValueError, match=r"^kinds names 'zero' twice"):
         ProbeSettings(kinds=["zero", "probe.ablation.necessity.Zero"])
 
 
@@ -51,7 +51,7 @@ def test_thresholds_are_in_order_and_are_numbers(matters, equivalent):
     if 0 < equivalent < matters < 1:
         ProbeSettings(matters=matters, equivalent=equivalent)
     else:
-        with pytest.raises(ValueError, match="^0 < equivalent < matters < 1 must hold, got "):
+        with pytest.raises(ValueError, match=r"^0 < equivalent < matters < 1 must hold, got "):
             ProbeSettings(matters=matters, equivalent=equivalent)
 
 

@@ -28,7 +28,7 @@ def _run_row(run: PageRun) -> Row:
     return {
         "run": run.name,
         "last probe": f"step {summary['step']}" if summary["step"] >= 0 else "step not known",
-        "accuracy": f"{fill('{accuracy:.4f}', **clean)}, {'learned' if clean['task_learned'] else 'NOT LEARNED'}{wraps}",
+        "accuracy": fill("{accuracy:.4f}, {}", "learned" if clean["task_learned"] else "NOT LEARNED", **clean) + wraps,
         "margin, NLL (nats)": fill("{logit_diff:.3f}, {nll:.4f}", **clean),
         "flip test": "—" if flip is None else fill("{follows_queried:.4f}, {follows_other:.4f}", **flip),
         "model": f"{shape.format_map(model)}; {model['parameters']:,} parameters",

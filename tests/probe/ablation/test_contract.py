@@ -1,4 +1,4 @@
-"""A kind of one's own is held to what it promises: no return of it is broadcast, cast or taken for a number silently."""
+"""A kind of one's own is held to what it promises: no return of it is broadcast, cast or measured silently."""
 
 from __future__ import annotations
 
@@ -43,8 +43,14 @@ def sources(change):
 WRONG = {
     "nothing": (lambda read: None, "returned NoneType .*: expected a Read and where that is possible"),
     "the read alone": (lambda read: read, "returned a tuple of ReadSite, Tensor, tuple, Tensor"),
-    "a plain tuple": (lambda read: ((read.routing_weights, read.sources), everywhere(read)), "a tuple of tuple, Tensor"),
-    "one row of weights": (weights(lambda w: w[:1]), r"routing_weights as float32 \(1, 12, \d\) on cpu .*: expected flo"),
+    "a plain tuple": (
+        lambda read: ((read.routing_weights, read.sources), everywhere(read)),
+        "a tuple of tuple, Tensor",
+    ),
+    "one row of weights": (
+        weights(lambda w: w[:1]),
+        r"routing_weights as float32 \(1, 12, \d\) on cpu .*: expected flo",
+    ),
     "a scalar": (weights(lambda w: w.mean()), r"routing_weights as float32 \(\) on cpu"),
     "no position": (weights(lambda w: w[:, :1]), r"routing_weights as float32 \(3, 1, \d\)"),
     "more sources": (weights(lambda w: torch.cat((w, w), -1)), "routing_weights as float32"),
@@ -60,7 +66,10 @@ WRONG = {
     "an integer source": (sources(lambda s: (s[0].long(), *s[1:])), "returned source 0 as int64"),
     "a NaN source": (sources(lambda s: (s[0] * torch.nan, *s[1:])), "weights or sources that are not finite"),
     "possible as numbers": (lambda read: (read, everywhere(read).float()), r"possible as float32 .*: expected bool"),
-    "possible once": (lambda read: (read, torch.tensor(True)), r"possible as bool \(\) on cpu .*: expected bool \(3, 12\)"),
+    "possible once": (
+        lambda read: (read, torch.tensor(True)),
+        r"possible as bool \(\) on cpu .*: expected bool \(3, 12\)",
+    ),
     "possible per source": (lambda read: (read, read.routing_weights > 0), r"possible as bool \(3, 12, \d\)"),
     "possible as a bool": (lambda read: (read, True), "possible as bool at"),
 }
@@ -99,7 +108,9 @@ def test_effects_that_are_not_finite_are_named(make_model):
         return read._replace(routing_weights=read.routing_weights * (1 if is_new else torch.nan)), everywhere(read)
 
     define(once, labels=("all",), exists_at=lambda self, site: True)
-    with pytest.raises(ValueError, match=r"^kind 'odd' \(Odd\) on all -> all attention at all positions makes outputs th"):
+    with pytest.raises(
+        ValueError, match=r"^kind 'odd' \(Odd\) on all -> all attention at all positions makes outputs th"
+    ):
         probe(make_model(), sublayers=["self_attn"])
 
 
@@ -107,7 +118,7 @@ def test_a_clean_run_that_overflows_is_named(make_model):
     model = make_model()
     with torch.no_grad():
         model.lm_head.weight.mul_(1e38)
-    with pytest.raises(ValueError, match="^the clean model's outputs are not finite: the model overflows in float32"):
+    with pytest.raises(ValueError, match=r"^the clean model's outputs are not finite: the model overflows in float32"):
         probe(model, kinds=["zero"])
 
 
@@ -151,5 +162,5 @@ def test_a_module_that_cannot_be_used_is_named(tmp_path, monkeypatch, request, c
 
 @pytest.mark.parametrize("name", ["..x", ".", "a..b", "x.", "a b.c"])
 def test_a_place_that_is_none_is_named(name):
-    with pytest.raises(ValueError, match="^kind '.*' (cannot be imported|does not exist)"):
+    with pytest.raises(ValueError, match=r"^kind '.*' (cannot be imported|does not exist)"):
         find_kind(name)

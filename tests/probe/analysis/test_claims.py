@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import cache
 
 import pandas as pd
@@ -115,6 +116,33 @@ def test_no_claim_minds_the_scale_of_the_logits(scale):
     assert {name: (c.verdict, c.text) for name, c in scaled.items()} == {
         name: (c.verdict, c.text) for name, c in claims.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("scopes", "untested"),
+    [
+        (("all",), {"C2": "regions", "coverage": "regions"}),
+        (REGIONS, {"C1": "the whole depth", "C3": "the whole depth"}),
+    ],
+)
+def test_scopes_that_were_not_probed_are_named(scopes, untested):
+    inputs = Examples.from_recall(planted.TASK.batch("train", range(48)))
+    settings = ProbeSettings(scopes=scopes, positions=("all",), sublayers=SUBLAYERS, num_resamples=100)
+    claims = claims_of(measure(planted.mass_without_role().model, inputs, settings))
+    for name, what in untested.items():
+        assert claims[name].verdict == UNTESTED
+        assert what in claims[name].text
+        assert "were not probed" in claims[name].text
+
+
+@pytest.mark.parametrize("detectable", [math.nan, math.inf])
+def test_what_would_have_shown_is_a_number_or_said_not_to_be_known(detectable):
+    found = copy.copy(idle_family())
+    claims = find_claims(found.effects.assign(detectable=detectable), found.clusters, None, None, found.summary)
+    (coverage,) = (claim for claim in claims if claim.claim == "coverage")
+    assert coverage.text.endswith("is not known: there are too few sequences or resamples.")
+    assert "nan" not in coverage.text
+    assert "inf" not in coverage.text
 
 
 def test_what_was_not_probed_cannot_be_tested():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,3 +107,71 @@ def test_whether_there_is_a_strength_is_asked_as_in_the_rows():
         assert (rows["unit"] == ("of margin" if low > 0 else "of effect")).all()
         units |= set(rows["unit"])
     assert len(units) == 2
+
+
+def test_sequences_are_paired_by_their_ids_whatever_their_order():
+    (sums, margins), (others, other_margins) = data(0), data(1)
+    a, b = probe(sums, margins), probe(others, other_margins)
+    rng, straight = np.random.default_rng(3), compare(a, b, HOW)
+    b.clusters = b.clusters.sample(frac=1, random_state=rng)
+    renamed = {old: 1000 - 7 * old for old in range(NUM_SEQUENCES)}
+    for run in (a, b):
+        run.clusters["sequence"] = run.clusters["sequence"].map(renamed)
+    named = compare(a, b, HOW)
+    columns = ["a", "b", "difference"]
+    np.testing.assert_allclose(named[columns], straight[columns])
+
+
+def changed(column: str, change) -> tuple[SimpleNamespace, SimpleNamespace]:
+    """Two probes of the same sequences, the second with a column of its clusters changed."""
+    sums, margins = data()
+    a, b = probe(sums, margins), probe(sums, margins)
+    b.directory = Path("q")
+    b.clusters = (
+        change(b.clusters.reset_index(drop=True))
+        if column == ""
+        else b.clusters.assign(**{column: change(b.clusters[column].to_numpy(float, copy=True))})
+    )
+    return a, b
+
+
+def at(place: int, value: float):
+    def change(values: np.ndarray) -> np.ndarray:
+        values[place] = value
+        return values
+
+    return change
+
+
+APART = "p and q do not hold the same sequences: "
+TORN = "the clusters of q are not whole: "
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "message"),
+    [
+        ("sequence", lambda ids: ids + 64, APART + "0 are in both, 128 in one alone (such as 0"),
+        ("sequence", lambda ids: ids + 1, APART + "63 are in both, 2 in one alone (such as 0"),
+        ("", lambda rows: rows[rows["sequence"] != 5], APART + "63 are in both, 1 in one alone (such as 5"),
+        ("n_queries", lambda n: n + 1, "p and q differ in the queries of sequence 0 (8 and 9"),
+        ("n_queries", lambda n: 0 * n, TORN + "sequence 0 has 0.0 to 0.0 queries, expected one number of at least 1"),
+        ("n_queries", lambda n: -n, TORN + "sequence 0 has -8.0 to -8.0 queries"),
+        ("n_queries", lambda n: n * np.nan, TORN + "sequence 0 has nan to nan queries"),
+        ("n_queries", at(9, 7), TORN + "sequence 9 has 7.0 to 8.0 queries"),
+        ("summed_effect", at(3, np.nan), TORN + "a cell lacks the effect of a sequence"),
+        ("summed_effect", at(3, np.inf), TORN + "a cell lacks the effect of a sequence, or has one that is not finite"),
+        ("", lambda rows: pd.concat([rows, rows[:1]]), TORN + "a cell has two effects of one sequence"),
+        ("", lambda rows: rows.drop(index=70), TORN + "a cell lacks the effect of a sequence"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused_in_one_line(column, change, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
+        compare(*changed(column, change), HOW)
+    assert "\n" not in str(error.value)
+
+
+def test_other_data_are_refused():
+    a, b = probe(*data()), probe(*data())
+    b.effects = b.effects.assign(data_id="other")
+    with pytest.raises(ValueError, match=r"were not probed on the same examples \(data_id d and other\)"):
+        compare(a, b, HOW)

@@ -15,6 +15,7 @@ from attnres import AttnResConfig
 from attnres.tasks import IGNORE_INDEX, TextRecall
 from probe import Examples, ProbeSettings, Prompt, measure
 from probe.analysis.effects import CELL_KEYS
+from probe.examples.examples import as_row
 from probe.examples.prompt_file import PromptTask
 from probe.examples.text_recall import TextPrompts
 from probe.runner import check_probe, probe_model
@@ -201,6 +202,10 @@ def test_the_plateau_is_a_guess_among_a_lines_candidates():
         ({"answer": None}, "answer must be a string, got None"),
         ({"cluster": 3}, "cluster must be a string, got 3"),
         ({"cluster": ""}, "cluster is empty"),
+        ({"prompt": "a\0b"}, "prompt holds '\\x00', which is no character of a text: leave it out"),
+        ({"answer": " \ud800"}, "answer holds '\\ud800', which is no character of a text: leave it out"),
+        ({"distractors": ["\udfff"]}, "a distractor holds '\\udfff', which is no character of a text: leave it out"),
+        ({"distractors": list(map(str, range(1001)))}, "there are 1,001 distractors, at most 1,000 are compared"),
         ({"distractor": [" red"]}, "unknown key 'distractor'; choose from prompt, answer, distractors, cluster"),
     ],
 )
@@ -211,6 +216,22 @@ def test_a_bad_line_is_named(tmp_path, change, message):
     if change.keys() <= LINE.keys() | {"cluster"}:
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             Prompt(**(LINE | change))
+
+
+def test_a_line_that_does_not_end_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"some.jsonl line 2 is of 1,048,\d+ characters: a prompt may have 1,048,576"):
+        read(tmp_path, LINE, LINE | {"prompt": "x" * 2**20})
+
+
+def test_sequences_that_memory_cannot_hold_are_refused_before_they_are_padded(monkeypatch):
+    """One of many candidates makes all as wide: what is held is the product of the largest."""
+    rows = [as_row([1, 2], [(3,), (4,)], 0) for _ in range(20)] + [as_row([1] * 50, [(i,) for i in range(99)], 0)]
+    assert len(Examples.collate(rows)) == 21
+    monkeypatch.setattr("attnres.inputs.memory_bytes", lambda: 2**14)
+    with pytest.raises(
+        ValueError, match=r"^21 sequences, padded to 50 tokens and 99 candidates of 1, would take 33.7 KiB"
+    ):
+        Examples.collate(rows)
 
 
 def test_a_missing_key_is_named(tmp_path):
@@ -224,6 +245,8 @@ def test_a_missing_key_is_named(tmp_path):
     [
         ([LINE, '{"prompt": "x"'], r"some.jsonl line 2 is not JSON \(Expecting ',' delimiter"),
         ([LINE, "[1]"], "some.jsonl line 2 must hold a JSON object, got list"),
+        ([LINE, "[" * 100_000], r"some.jsonl line 2 is not JSON \(it is nested too deeply\)"),
+        (['{"prompt": "a", "prompt": "b"}'], r"some.jsonl line 1 is not JSON \(the key 'prompt' is there twice\)"),
         (["", "  "], "some.jsonl holds no prompts: expected one JSON object a line"),
     ],
 )
@@ -236,6 +259,10 @@ def test_a_file_that_is_no_list_of_prompts(tmp_path, lines, message):
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"none.jsonl cannot be read \(No such file or directory\)$"):
         PromptTask.read(tmp_path / "none.jsonl", make("qwen"), "here")
+    with open(tmp_path / "large.jsonl", "wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(ValueError, match=r"large.jsonl has 8.0 GiB, at most 256 MiB are read$"):
+        PromptTask.read(tmp_path / "large.jsonl", make("qwen"), "here")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"binary.jsonl is not UTF-8 text: expected one JSON object a line$"):
         PromptTask.read(tmp_path / "binary.jsonl", make("qwen"), "here")

@@ -146,12 +146,18 @@ def test_the_ready_made_task_is_the_one_that_is_documented():
         ({"distractor_similarity": -1}, "distractor_similarity must be at least 0, got -1"),
         ({"distractor_similarity": 4}, r"distractor_similarity \(4\) must be below code_length \(4\)"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 2**64}, "seed must be at most 9,223,372,036,854,775,807, got 18446744073709551616"),
+        ({"code_length": 10**9}, "code_length must be at most 1,000, got 1000000000"),
+        ({"distance": 10**30}, "distance must be at most 2,147,483,647, got"),
+        ({"num_pairs": 10**9}, "num_pairs must be at most 1,000, got 1000000000"),
         ({"num_pairs": 11, "code_length": 1}, r"num_pairs \(11\) is too large: only 10 codes of 1 digits"),
         ({"pairs": 3}, "unknown task setting 'pairs'; choose from num_pairs, template, alphabet, code_length"),
         ({"num_pairs": "8"}, "task setting num_pairs must be an integer, got '8'"),
         ({"num_pairs": True}, "task setting num_pairs must be an integer, got True"),
         ({"template": 3}, "task setting template must be a string, got 3"),
         ({"task": "copy"}, "task 'copy' is not supported; choose from mqar, text_recall"),
+        ({"task": ["mqar"]}, r"task \['mqar'\] is not supported; choose from mqar, text_recall"),
+        ({"task": "\x1b[2J"}, r"task '\\x1b\[2J' is not supported"),
     ],
 )
 def test_bad_settings(fields, message):
