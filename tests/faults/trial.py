@@ -1,0 +1,229 @@
+"""One fault: a command is disturbed, and what came of it is judged.
+
+    1. It ends in time, with a status that is documented, in one line, or is killed.
+    2. Every file that was there is there: the same bytes, or, if the command writes it, whole.
+    3. The same command, given again, goes on, and all files say what they say after a run without faults.
+    4. No process is left, nor a file that nobody finishes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from attnres.files import checked
+from probe.files.failed import read_failed
+from tests.faults import inject, world
+from tests.faults.nursery import Injection, Nursery, Request
+from tests.faults.world import COMMANDS, FINISHED, Command
+
+LONGEST, GRACE = 300.0, 20.0
+KILLED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
+STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+LINE = re.compile(r"^attnres-(?:train|probe)(?: \w+)?: (.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is disturbed, and how.
+
+    Attributes:
+        command: of `COMMANDS`.
+        what: in words, what goes wrong.
+        statuses: exit statuses that are right for it, besides that of a run that has gone on.
+        says: what the output must have, as a regular expression, unless the process was killed.
+        signal: (number, seconds after the start), sent from outside.
+        damage: changes files of the folder before the command; returns the name of that which is to be put back.
+        may_lose_probes: whether probes in training may be left out, which `probe/failed.json` says.
+        is_outside: whether it comes from outside of the process: a signal, the system's limits, another process.
+        extra: options added to the command.
+    """
+
+    kind: str
+    command: str
+    what: str
+    statuses: frozenset[int]
+    says: str = ""
+    injections: Sequence[Injection] = ()
+    signal: tuple[int, float] | None = None
+    damage: Callable[[Path], str] | None = None
+    may_lose_probes: bool = False
+    is_outside: bool = False
+    extra: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a fault: the status and last line of the command, and what was wrong about it, one line each."""
+
+    fault: Fault
+    status: int | None
+    line: str
+    wrong: tuple[str, ...]
+
+
+class Bench:
+    """Finished runs, what each command leaves without faults, and a nursery. To be closed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.finished = folder, folder / "finished"
+        self.nursery = Nursery()
+        self.finished.mkdir(parents=True)
+        world.write_study(self.finished)
+        for name, words in FINISHED.items():
+            stops = [partial(inject.dies_after_step, 3)] if name == "half" else []
+            self._must(words, self.finished, f"{name}.txt", stops, -signal.SIGKILL if stops else 0)
+        self._clean: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}
+        self._count = 0
+
+    def close(self) -> None:
+        self.nursery.close()
+
+    def new_folder(self, given: tuple[str, ...]) -> Path:
+        self._count += 1
+        folder = self.folder / f"trial-{self._count}"
+        world.lay_out(self.finished, given, folder)
+        return folder
+
+    def clean(self, command: str, extra: tuple[str, ...] = ()) -> dict[str, str]:
+        """What is in the folder after a run of a command without faults."""
+        if (command, extra) not in self._clean:
+            folder = self.new_folder(COMMANDS[command].given)
+            self._must([*COMMANDS[command].words, *extra], folder, f"{folder.name}.txt")
+            self._clean[command, extra] = world.results(folder)
+            shutil.rmtree(folder)
+        return self._clean[command, extra]
+
+    def probe(self, command: str, injection: Injection, environment: Mapping[str, str] | None = None) -> float:
+        """Run a command with a harmless injection; returns how long it took."""
+        folder = self.new_folder(COMMANDS[command].given)
+        started = time.monotonic()
+        self._must(COMMANDS[command].words, folder, f"{folder.name}.txt", [injection], 0, environment or {})
+        shutil.rmtree(folder)
+        return time.monotonic() - started
+
+    def run(self, request: Request, after: tuple[int, float] | None = None) -> tuple[int | None, str]:
+        """Status and output of a command; None if it has not ended in time, and was killed."""
+        pid = self.nursery.start(request)
+        status = None
+        if after is not None:
+            number, seconds = after
+            status = self.nursery.status(pid, seconds)
+            if status is None:
+                _send(pid, number)
+        if status is None:
+            status = self.nursery.status(pid, LONGEST)
+        if status is None:
+            _send(pid, signal.SIGKILL)
+            self.nursery.status(pid, GRACE)
+        return status, request.output.read_text(errors="replace") if request.output.exists() else ""
+
+    def leftover(self, seconds: float = GRACE) -> list[int]:
+        deadline = time.monotonic() + seconds
+        while (living := self.nursery.living()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return living
+
+    def _must(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        output: str,
+        injections: Sequence[Injection] = (),
+        expected: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        request = Request(words, folder, self.folder / output, injections, environment or {})
+        status, text = self.run(request)
+        assert status == expected, f"{' '.join(words[:3])}: {status}\n{text}"
+
+    def carry_out(self, fault: Fault) -> Outcome | None:
+        """Judge a fault; None if the command had ended before the signal came. Keeps the folder if something is wrong."""
+        command = COMMANDS[fault.command]
+        folder = self.new_folder(command.given)
+        damaged = fault.damage(folder) if fault.damage else ""
+        before = world.contents(folder)
+        output = self.folder / f"{folder.name}.txt"
+        words = [*command.words, *fault.extra]
+        request = Request(words, folder, output, fault.injections, fault.environment)
+        status, text = self.run(request, fault.signal)
+        if fault.signal is not None and status == 0:
+            shutil.rmtree(folder)
+            return None
+        wrong = list(_judge_end(fault, status, text))
+        wrong += _judge_files(command, folder, before)
+        if damaged and (folder / damaged).exists():
+            shutil.copy2(self.finished / damaged, folder / damaged)
+        if status != 0 and not (damaged and status in fault.statuses):
+            again, said = self.run(Request(words, folder, output, environment=fault.environment))
+            had_ended = again == 2 and "exist" in said  # it had ended when it was killed: nothing is overwritten
+            if again != 0 and not had_ended:
+                wrong.append(f"lost: the same command ends with {again}: {said.strip().splitlines()[-1:]}")
+        if status == 0 or not damaged:
+            wrong += self._judge_results(fault, folder)
+        if left := self.leftover():
+            wrong.append(f"leftover: processes {left}")
+        lines = LINE.findall(text)
+        if not wrong:
+            shutil.rmtree(folder)
+            output.unlink(missing_ok=True)
+        return Outcome(fault, status, lines[-1] if lines else "", tuple(wrong))
+
+    def _judge_results(self, fault: Fault, folder: Path) -> list[str]:
+        try:
+            found = world.results(folder)
+        except ValueError as error:
+            return [f"altered: {error}"]
+        expected = self.clean(fault.command, fault.extra)
+        different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        if fault.may_lose_probes and any(read_failed(path.parent) for path in folder.rglob("failed.json")):
+            different = [name for name in different if "/probe/" not in name]
+        parts = [name for name in found if name.endswith(".part") or "/parts/" in name]
+        return [f"altered: {', '.join(different)}"] * bool(different) + [f"leftover: {', '.join(parts)}"] * bool(parts)
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _judge_end(fault: Fault, status: int | None, text: str) -> list[str]:
+    wrong = []
+    if status is None:
+        return [f"hang: not ended after {LONGEST:.0f} s"]
+    if "Traceback" in text or "internal error" in text:
+        wrong.append(f"silent: {text.strip().splitlines()[-1][:300]}")
+    if status in KILLED:
+        return wrong
+    if status != 0 and status not in fault.statuses:
+        wrong.append(f"status: {status}, not {sorted(fault.statuses)}: {text.strip().splitlines()[-1:]}")
+    if status != 0 and not LINE.search(text):
+        wrong.append("silent: no line says why it ended")
+    if fault.says and not re.search(fault.says, text):
+        wrong.append(f"silent: nothing says {fault.says}")
+    return wrong
+
+
+def _judge_files(command: Command, folder: Path, before: Mapping[str, str]) -> list[str]:
+    after, wrong = world.contents(folder), []
+    for name, content in before.items():
+        may_write = any(name == place or name.startswith(f"{place}/") for place in command.writes)
+        if after.get(name) == content:
+            continue
+        if not may_write:
+            wrong.append(f"{'altered' if name in after else 'lost'}: {name}, which the command does not write")
+        elif name in after:
+            try:
+                checked(folder / name)
+            except ValueError as error:
+                wrong.append(f"altered: {error}")
+    return wrong
