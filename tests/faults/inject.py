@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 import probe.files.trail
 import train.loggers.guard as guard
-from attnres import AttnResForCausalLM
+from attnres import AttnResModel
 from train.recall.module import RetrievalModule
 from train.run.callbacks import CurriculumCallback
 
@@ -171,11 +171,11 @@ def not_finite(step: int, where: str, value: float, choice: int) -> None:
 
 
 def not_finite_output(call: int, value: float) -> None:
-    """From its `call`-th pass without gradients on, the model's outputs are not finite."""
+    """From its `call`-th pass without gradients on, the model's last hidden states are not finite."""
 
     def spoil(number: int, outputs: Any) -> Any:
         if number >= call:
-            outputs.logits.view(-1)[0] = value
+            outputs.last_hidden_state.fill_(value)
         return outputs
 
     _on_forward(spoil)
@@ -193,13 +193,13 @@ def out_of_memory(call: int, stays: bool) -> None:
 
 
 def _on_forward(change: Callable[[int, Any], Any]) -> None:
-    forward, numbers = AttnResForCausalLM.forward, itertools.count(1)
+    forward, numbers = AttnResModel.forward, itertools.count(1)
 
     def changed(self: Any, *args: Any, **kwargs: Any) -> Any:
         outputs = forward(self, *args, **kwargs)
         return outputs if torch.is_grad_enabled() else change(next(numbers), outputs)
 
-    AttnResForCausalLM.forward = changed
+    AttnResModel.forward = changed
 
 
 def wandb_fails(call: int | None, how: str, path: Path | None = None) -> None:

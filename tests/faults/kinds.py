@@ -44,7 +44,7 @@ class Drawer:
         """What a command does to files: `changes`, `reads`, and how much is `written` to which."""
         if command not in self._recorded:
             path = self.bench.folder / f"{command}.json"
-            self._seconds[command] = self.bench.probe(command, partial(inject.record, path))
+            self._seconds[command] = self.bench.recorded(command, partial(inject.record, path))
             self._recorded[command] = json.loads(path.read_text())
         return self._recorded[command]
 
@@ -56,7 +56,7 @@ class Drawer:
     @cached_property
     def wandb_calls(self) -> list[str]:
         path = self.bench.folder / "wandb.json"
-        self.bench.probe("fit", partial(inject.wandb_fails, None, "", path), ONLINE)
+        self.bench.recorded("fit", partial(inject.wandb_fails, None, "", path), ONLINE)
         return json.loads(path.read_text())
 
     def sample(self, items: list[Any], count: int | None) -> list[Any]:
@@ -146,6 +146,14 @@ def file_size_limit(draw: Drawer, command: str, count: int | None) -> Iterator[F
         )
 
 
+def small_file_system(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
+    """A file system of the fault's own, with room for a part of what the command writes."""
+    written = sum(size for _, size in draw.recorded(command)["written"])
+    for _ in range(count or 0):
+        free = draw.random.randrange(2 * written)
+        yield Fault("a small file system", command, f"{free} bytes free", DISK, free=free, is_outside=True)
+
+
 def damage(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
     """A bit is flipped in, or the end is cut off, a file that the command reads."""
     given = COMMANDS[command].given
@@ -167,6 +175,7 @@ def damage(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
             command,
             f"{name}, at {where:.4f}" + ("" if is_cut else f", bit {bit}"),
             frozenset({1, 2} if command == "verify" else {2}),
+            "FAILED|error: " if command == "verify" else "",
             damage=partial(_damage, name, where, None if is_cut else bit),
         )
 
@@ -248,12 +257,13 @@ def worker(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
 
 KINDS: Mapping[str, tuple[Kind, Mapping[str, int | None]]] = {
     "signals": (signals, dict.fromkeys(WRITERS, 9) | {"report": 6, "compare": 6, "verify": 3}),
+    "a small file system": (small_file_system, {"fit": 3, "resume": 3, "run": 3, "baseline": 3, "trail": 3, "export": 3}),
     "signals while writing": (
         signals_while_writing,
         {"fit": 24, "resume": 24, "run": 24, "baseline": 24, "trail": 18, "report": 9, "compare": 6}
         | {"export": 18, "prune": 12},
     ),
-    "disk full": (disk_full, dict.fromkeys(WRITERS, None)),
+    "disk full": (disk_full, dict.fromkeys(WRITERS, None) | {"fit": 24, "resume": 12}),
     "a change fails": (
         change_fails,
         {"fit": 15, "resume": 15, "run": 15, "baseline": 15, "trail": 12, "report": 6, "compare": 3, "export": 9}
@@ -266,7 +276,7 @@ KINDS: Mapping[str, tuple[Kind, Mapping[str, int | None]]] = {
     "damage": (damage, dict.fromkeys(READERS, 16)),
     "not finite": (not_finite, {"fit": 9, "resume": 9, "run": 4, "baseline": 4, "trail": 4}),
     "memory": (too_little_memory, {"fit": 6, "run": 8, "baseline": 4, "trail": 6}),
-    "W&B": (wandb, {"fit": None}),
+    "W&B": (wandb, {"fit": 24}),
     "a worker": (worker, {"fit": 4, "resume": 4}),
 }
 """Name -> how faults are drawn, and of each command how many in the long run; None for all there are."""

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +42,8 @@ class Fault:
         statuses: exit statuses that are right for it, besides that of a run that has gone on.
         says: what the output must have, as a regular expression, unless the process was killed.
         signal: (number, seconds after the start), sent from outside.
-        damage: changes files of the folder before the command; returns the name of that which is to be put back.
+        damage: changes a file of the folder before the command; returns its name.
+        free: how many bytes the file system of the folder has left, before it is made larger.
         may_lose_probes: whether probes in training may be left out, which `probe/failed.json` says.
         is_outside: whether it comes from outside of the process: a signal, the system's limits, another process.
         extra: options added to the command.
@@ -55,6 +57,7 @@ class Fault:
     injections: Sequence[Injection] = ()
     signal: tuple[int, float] | None = None
     damage: Callable[[Path], str] | None = None
+    free: int | None = None
     may_lose_probes: bool = False
     is_outside: bool = False
     extra: tuple[str, ...] = ()
@@ -88,9 +91,12 @@ class Bench:
     def close(self) -> None:
         self.nursery.close()
 
-    def new_folder(self, given: tuple[str, ...]) -> Path:
+    def new_folder(self, given: tuple[str, ...], free: int | None = None) -> Path:
         self._count += 1
         folder = self.folder / f"trial-{self._count}"
+        if free is not None:
+            folder.mkdir()
+            _mount(folder, world.size(self.finished, given) + free)
         world.lay_out(self.finished, given, folder)
         return folder
 
@@ -103,7 +109,18 @@ class Bench:
             shutil.rmtree(folder)
         return self._clean[command, extra]
 
-    def probe(self, command: str, injection: Injection, environment: Mapping[str, str] | None = None) -> float:
+    def serially(self, order: Sequence[str]) -> dict[str, str]:
+        """What is in the folder after some commands, one after another; one may find nothing left to do."""
+        key = (" and ".join(order), ())
+        if key not in self._clean:
+            folder = self.new_folder(tuple(dict.fromkeys(part for name in order for part in COMMANDS[name].given)))
+            for name in order:
+                self.run(Request(COMMANDS[name].words, folder, self.folder / f"{folder.name}.txt"))
+            self._clean[key] = world.results(folder)
+            shutil.rmtree(folder)
+        return self._clean[key]
+
+    def recorded(self, command: str, injection: Injection, environment: Mapping[str, str] | None = None) -> float:
         """Run a command with a harmless injection; returns how long it took."""
         folder = self.new_folder(COMMANDS[command].given)
         started = time.monotonic()
@@ -149,46 +166,60 @@ class Bench:
     def carry_out(self, fault: Fault) -> Outcome | None:
         """Judge a fault; None if the command had ended before the signal came. Keeps the folder if something is wrong."""
         command = COMMANDS[fault.command]
-        folder = self.new_folder(command.given)
-        damaged = fault.damage(folder) if fault.damage else ""
+        folder = self.new_folder(command.given, fault.free)
+        damaged = folder / fault.damage(folder) if fault.damage else None
         before = world.contents(folder)
         output = self.folder / f"{folder.name}.txt"
         words = [*command.words, *fault.extra]
-        request = Request(words, folder, output, fault.injections, fault.environment)
-        status, text = self.run(request, fault.signal)
-        if fault.signal is not None and status == 0:
-            shutil.rmtree(folder)
-            return None
-        wrong = list(_judge_end(fault, status, text))
-        wrong += _judge_files(command, folder, before)
-        if damaged and (folder / damaged).exists():
-            shutil.copy2(self.finished / damaged, folder / damaged)
-        if status != 0 and not (damaged and status in fault.statuses):
-            again, said = self.run(Request(words, folder, output, environment=fault.environment))
-            had_ended = again == 2 and "exist" in said  # it had ended when it was killed: nothing is overwritten
-            if again != 0 and not had_ended:
-                wrong.append(f"lost: the same command ends with {again}: {said.strip().splitlines()[-1:]}")
-        if status == 0 or not damaged:
-            wrong += self._judge_results(fault, folder)
-        if left := self.leftover():
-            wrong.append(f"leftover: processes {left}")
-        lines = LINE.findall(text)
+        status, text = self.run(Request(words, folder, output, fault.injections, fault.environment), fault.signal)
+        wrong: list[str] = []
+        is_late = fault.signal is not None and status == 0
+        if not is_late:
+            wrong += [*_judge_end(fault, status, text), *_judge_files(command, folder, before)]
+            if fault.free is not None:
+                _mount(folder, 2**30, again=True)
+            if status != 0 and damaged is None:
+                wrong += self.go_on(words, folder, output, fault.environment)
+            if status == 0 or damaged is None:
+                ignored = "" if damaged is None else str(damaged.relative_to(folder))
+                is_ignored = damaged is not None and world.contents(folder).get(ignored) == before[ignored]
+                wrong += self._judge_results(fault, folder, ignored if is_ignored else "")
+            if left := self.leftover():
+                wrong.append(f"leftover: processes {left}")
+        if fault.free is not None and not wrong:
+            subprocess.run(["umount", "--lazy", folder], check=True)
         if not wrong:
             shutil.rmtree(folder)
             output.unlink(missing_ok=True)
-        return Outcome(fault, status, lines[-1] if lines else "", tuple(wrong))
+        lines = LINE.findall(text)
+        return None if is_late else Outcome(fault, status, lines[-1] if lines else "", tuple(wrong))
 
-    def _judge_results(self, fault: Fault, folder: Path) -> list[str]:
+    def go_on(self, words: Sequence[str], folder: Path, output: Path, environment: Mapping[str, str]) -> list[str]:
+        """Give a command again, which is to end well; what is wrong about it."""
+        again = output.with_suffix(".again")
+        status, said = self.run(Request(words, folder, again, environment=environment))
+        again.unlink(missing_ok=True)
+        if status == 0 or (status == 2 and "exist" in said):  # it had ended before: nothing is overwritten
+            return []
+        return [f"lost: the same command ends with {status}: {said.strip().splitlines()[-1:]}"]
+
+    def _judge_results(self, fault: Fault, folder: Path, ignored: str) -> list[str]:
         try:
-            found = world.results(folder)
+            found = world.results(folder, ignored)
         except ValueError as error:
             return [f"altered: {error}"]
-        expected = self.clean(fault.command, fault.extra)
+        expected = {name: said for name, said in self.clean(fault.command, fault.extra).items() if name != ignored}
         different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         if fault.may_lose_probes and any(read_failed(path.parent) for path in folder.rglob("failed.json")):
             different = [name for name in different if "/probe/" not in name]
         parts = [name for name in found if name.endswith(".part") or "/parts/" in name]
         return [f"altered: {', '.join(different)}"] * bool(different) + [f"leftover: {', '.join(parts)}"] * bool(parts)
+
+
+def _mount(folder: Path, size: int, again: bool = False) -> None:
+    """A file system of its own, of so many bytes. Needs the rights of root."""
+    options = f"size={size},nr_inodes=0" + (",remount" if again else "")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
 
 
 def _send(pid: int, number: int) -> None:
@@ -206,7 +237,7 @@ def _judge_end(fault: Fault, status: int | None, text: str) -> list[str]:
         return wrong
     if status != 0 and status not in fault.statuses:
         wrong.append(f"status: {status}, not {sorted(fault.statuses)}: {text.strip().splitlines()[-1:]}")
-    if status != 0 and not LINE.search(text):
+    if status != 0 and not LINE.search(text) and not fault.says:
         wrong.append("silent: no line says why it ended")
     if fault.says and not re.search(fault.says, text):
         wrong.append(f"silent: nothing says {fault.says}")

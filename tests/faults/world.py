@@ -35,6 +35,7 @@ FIT = [
 PROBE = "--num_sequences 16 --num_resamples 20 --device cpu --sublayers [mlp] --scopes [early,all] --batch_size 4".split()
 STUDY = {"base": ["size.yaml"], "conditions": {"small": []}, "seeds": [0], "probe": " ".join(PROBE)}
 
+PAGE = 4096
 OF_CHECKPOINT = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "MQARDataModule")
 TIMES = re.compile("seconds|fraction|^code$|^n_of_trail$|^n_probed$")
 """Keys of what differs each time, or is counted from the last start on."""
@@ -97,8 +98,8 @@ def write_study(folder: Path) -> None:
 
 
 def lay_out(finished: Path, given: tuple[str, ...], folder: Path) -> None:
-    """Copy what a command is given into a new folder."""
-    folder.mkdir(parents=True)
+    """Copy what a command is given into its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in given:
         source = finished / name
         if source.is_dir():
@@ -112,8 +113,17 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): _hash(p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def results(folder: Path) -> dict[str, str]:
+def size(finished: Path, given: tuple[str, ...]) -> int:
+    """Bytes that `lay_out` takes of a file system: whole pages, and one for each folder."""
+    paths = [path for name in given for path in [finished / name, *(finished / name).rglob("*")]]
+    return sum(PAGE * (1 + path.stat().st_size // PAGE) if path.is_file() else PAGE for path in paths)
+
+
+def results(folder: Path, ignored: str = "") -> dict[str, str]:
     """[file] -> digest of what it says, without what differs each time: timings, starts, locks.
+
+    Args:
+        ignored: a file that is left out.
 
     Raises:
         ValueError: a file is not what its manifest says.
@@ -121,7 +131,7 @@ def results(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if not path.is_file() or path.suffix == ".lock" or "wandb" in path.parts or "locks" in path.parts:
+        if name == ignored or not path.is_file() or path.suffix == ".lock" or "wandb" in path.parts or "locks" in path.parts:
             continue
         if path.name == MANIFEST:
             found[name] = ",".join(sorted(read_manifest(path.parent)))
