@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -267,19 +268,20 @@ def _sweep(
         fabric = Fabric(accelerator=accelerator, devices=options.devices, strategy="ddp_spawn")
         # As one partial: Fabric takes arguments apart to find modules in them, and settings are frozen.
         fabric.launch(partial(_sweep_share, options=options, settings=settings, load=load))
-    return probe_model(
-        _placed(subject.model, options, device),
-        subject.task,
-        settings,
-        subject.results,
-        run=subject.run,
-        condition=subject.condition,
-        seed=subject.seed,
-        step=subject.step,
-        resumable=True,
-        finish=None if finish is None else partial(finish, subject),
-        on_progress=_progress(),
-    )
+    with _progress() as on_progress:
+        return probe_model(
+            _placed(subject.model, options, device),
+            subject.task,
+            settings,
+            subject.results,
+            run=subject.run,
+            condition=subject.condition,
+            seed=subject.seed,
+            step=subject.step,
+            resumable=True,
+            finish=None if finish is None else partial(finish, subject),
+            on_progress=on_progress,
+        )
 
 
 def _sweep_share(
@@ -287,17 +289,18 @@ def _sweep_share(
 ) -> None:
     """What each process does, with a copy of the model of its own."""
     subject = load(options)
-    sweep_share(
-        fabric.global_rank,
-        fabric.world_size,
-        _placed(subject.model, options, fabric.device),
-        subject.task,
-        settings,
-        subject.results,
-        run=subject.run,
-        step=subject.step,
-        on_progress=_progress() if fabric.is_global_zero else None,
-    )
+    with _progress() as on_progress:
+        sweep_share(
+            fabric.global_rank,
+            fabric.world_size,
+            _placed(subject.model, options, fabric.device),
+            subject.task,
+            settings,
+            subject.results,
+            run=subject.run,
+            step=subject.step,
+            on_progress=on_progress if fabric.is_global_zero else None,
+        )
 
 
 def _placed(model: Model, options: Namespace, device: torch.device | str) -> Model:
@@ -316,17 +319,18 @@ def _finished(subject: Subject, found: Effects) -> str:
     )
 
 
-def _progress() -> Callable[[int, int], None]:
-    """A progress bar with an ETA; a line every ten seconds where nobody watches."""
-    bar: tqdm | None = None
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with an ETA; a line every ten seconds where nobody watches. It ends with its line."""
+    with ExitStack() as bars:
+        bar: tqdm | None = None
 
-    def show(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            seconds, width = (0.1, None) if sys.stderr.isatty() else (10, 80)
-            bar = tqdm(total=total, unit=" ablations", desc="probing", mininterval=seconds, ncols=width)
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
+        def show(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                seconds, width = (0.1, None) if sys.stderr.isatty() else (10, 80)
+                bar = tqdm(total=total, unit=" ablations", desc="probing", mininterval=seconds, ncols=width)
+                bars.callback(bar.close)
+            bar.update(done - bar.n)
 
-    return show
+        yield show

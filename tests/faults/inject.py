@@ -33,8 +33,15 @@ from train.run.callbacks import CurriculumCallback
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
 LOGGER_SECONDS = 1.0
+STRUCK = "ATTNRES_FAULT_STRUCK"
+"""The environment's name for a file that is there once the fault has come about."""
 Act = Callable[[int, str, str], None]
 """Is told the number of a change to the files of this folder, what it is, and the path."""
+
+
+def strike() -> None:
+    """The fault comes about now."""
+    os.close(os.open(os.environ[STRUCK], os.O_WRONLY | os.O_CREAT))
 
 
 def on_change(act: Act, on_read: Callable[[str], None] | None = None) -> None:
@@ -73,6 +80,7 @@ def signal_at(change: int, number: int) -> None:
 
     def act(at: int, event: str, path: str) -> None:
         if at == change:
+            strike()
             os.kill(os.getpid(), number)
 
     on_change(act)
@@ -83,6 +91,7 @@ def fail_at(change: int, number: int) -> None:
 
     def act(at: int, event: str, path: str) -> None:
         if at == change:
+            strike()
             raise OSError(number, os.strerror(number), path)
 
     on_change(act)
@@ -104,6 +113,7 @@ class limited_disk:
         """How much of what is `wanted` can be written."""
         given = wanted if self.free is None else min(wanted, self.free - self.used)
         if given <= 0 < wanted:
+            strike()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.used += given
         self.written.append((path, given))
@@ -145,6 +155,7 @@ def not_finite(step: int, where: str, value: float, choice: int) -> None:
 
     def spoil(module: Any, gradients: bool) -> None:
         tensors = [p.grad if gradients else p.data for p in module.model.parameters() if p.grad is not None]
+        strike()
         values = tensors[choice % len(tensors)].view(-1)
         values[choice % len(values)] = value
 
@@ -153,7 +164,10 @@ def not_finite(step: int, where: str, value: float, choice: int) -> None:
 
     def spoiled_answer(self: Any, batch: Any) -> Any:
         loss, correct = answer(self, batch)
-        return (loss * value if self.trainer.global_step == step and where == "loss" else loss), correct
+        if self.trainer.global_step == step and where == "loss":
+            strike()
+            loss = loss * value
+        return loss, correct
 
     def spoiled_gradient(self: Any, optimizer: Any) -> None:
         if self.trainer.global_step == step and where == "gradient":
@@ -174,7 +188,8 @@ def not_finite_output(call: int, value: float) -> None:
     """From its `call`-th pass without gradients on, the model's last hidden states are not finite."""
 
     def spoil(number: int, outputs: Any) -> Any:
-        if number >= call:
+        if number >= call and outputs.last_hidden_state is not None:
+            strike()
             outputs.last_hidden_state.fill_(value)
         return outputs
 
@@ -186,6 +201,7 @@ def out_of_memory(call: int, stays: bool) -> None:
 
     def lack(number: int, outputs: Any) -> Any:
         if number == call or (stays and number > call):
+            strike()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return outputs
 
@@ -212,6 +228,7 @@ def wandb_fails(call: int | None, how: str, path: Path | None = None) -> None:
             calls.append(name)
             if len(calls) != call:
                 return act(*args, **kwargs)
+            strike()
             if how == "raises":
                 raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
             if how == "hangs":
@@ -235,6 +252,7 @@ def worker_dies(batch: int, number: int) -> None:
 
     def kill(self: Any, *args: Any) -> None:
         if next(batches) == batch:
+            strike()
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid or 0, number)
         on_end(self, *args)
@@ -243,7 +261,7 @@ def worker_dies(batch: int, number: int) -> None:
 
 
 def dies_after_step(step: int) -> None:
-    """The process is killed when a step has ended."""
+    """The process is killed when a step has ended: this makes a run to go on with."""
     on_end = CurriculumCallback.on_train_batch_end
 
     def die(self: Any, trainer: Any, *args: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.faults import inject
 from tests.faults.trial import STATUS, Bench, Fault
-from tests.faults.world import COMMANDS, FIT
+from tests.faults.world import COMMANDS
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 DISK = frozenset({74})
@@ -23,17 +23,12 @@ GOES_ON = "go on with: "
 WRITERS = ("fit", "resume", "run", "baseline", "trail", "report", "compare", "export", "prune")
 READERS = ("resume", "run", "baseline", "trail", "report", "compare", "export", "verify")
 ARTEFACTS = (".parquet", ".json", ".ckpt", ".safetensors", ".csv", ".yaml")
-ONLINE = {"WANDB_MODE": "offline"}
-WITH_WANDB = ("--wandb_artifacts=true",)
+OFFLINE = {"WANDB_MODE": "offline"}
 
 
 @dataclass
 class Drawer:
-    """Draws faults.
-
-    Attributes:
-        every: whether to take each of what can be counted (files, calls), and not a few.
-    """
+    """Draws faults from what commands do when nothing is wrong."""
 
     bench: Bench
     random: random.Random
@@ -56,7 +51,7 @@ class Drawer:
     @cached_property
     def wandb_calls(self) -> list[str]:
         path = self.bench.folder / "wandb.json"
-        self.bench.recorded("fit", partial(inject.wandb_fails, None, "", path), ONLINE)
+        self.bench.recorded("fit", partial(inject.wandb_fails, None, "", path), OFFLINE)
         return json.loads(path.read_text())
 
     def sample(self, items: list[Any], count: int | None) -> list[Any]:
@@ -95,7 +90,9 @@ def signals_while_writing(draw: Drawer, command: str, count: int | None) -> Iter
             command,
             f"before change {at[0]}, {at[1]}",
             frozenset({STATUS[number]}),
+            "" if number == signal.SIGKILL else GOES_ON,
             injections=[partial(inject.signal_at, at[0], number)],
+            strikes=True,
         )
 
 
@@ -114,6 +111,7 @@ def disk_full(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
             f"{free} bytes, in {Path(path).name}",
             DISK,
             injections=[partial(inject.limited_disk, free)],
+            strikes=True,
         )
 
 
@@ -127,6 +125,7 @@ def change_fails(draw: Drawer, command: str, count: int | None) -> Iterator[Faul
             f"{errno.errorcode[number]} at change {at}, {change}",
             DISK,
             injections=[partial(inject.fail_at, at, number)],
+            strikes=True,
         )
 
 
@@ -141,7 +140,6 @@ def file_size_limit(draw: Drawer, command: str, count: int | None) -> Iterator[F
             f"files of at most {size} bytes",
             DISK,
             injections=[partial(inject.limit_file_size, size)],
-            may_lose_probes=True,
             is_outside=True,
         )
 
@@ -165,7 +163,9 @@ def damage(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
     )
     read = set(draw.recorded(command)["reads"])
     folders = {str(Path(name).parent) for name in read}
-    files = [name for name in files if name in read or (name.endswith(".safetensors") and str(Path(name).parent) in folders)]
+    files = [
+        name for name in files if name in read or (name.endswith(".safetensors") and str(Path(name).parent) in folders)
+    ]
     for index in range(count or 0):
         name, is_cut, where = draw.random.choice(files), index % 3 == 2, draw.random.random()
         bit = draw.random.randrange(8)
@@ -204,7 +204,14 @@ def not_finite(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]
             call = draw.random.randint(1, 4)
             injection, what = partial(inject.not_finite_output, call, value), f"output {value} from pass {call} on"
         yield Fault(
-            "a number is not finite", command, what, frozenset({1, 2}), "finite|NaN|infinite", [injection]
+            "a number is not finite",
+            command,
+            what,
+            frozenset({1, 2}),
+            "finite|NaN|infinite",
+            [injection],
+            strikes=True,
+            may_lose_probes=True,
         )
 
 
@@ -219,6 +226,7 @@ def too_little_memory(draw: Drawer, command: str, count: int | None) -> Iterator
             frozenset({1}),
             "memory",
             [partial(inject.out_of_memory, call, stays)],
+            strikes=True,
             may_lose_probes=True,
         )
 
@@ -235,7 +243,8 @@ def wandb(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
             frozenset(),
             "" if how == "does nothing" else "has failed to|the run is offline|does not take",
             [partial(inject.wandb_fails, call, how)],
-            environment=ONLINE,
+            strikes=True,
+            environment=OFFLINE,
         )
 
 
@@ -250,34 +259,38 @@ def worker(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
             frozenset({1}),
             "",
             [partial(inject.worker_dies, batch, signal.SIGKILL)],
+            strikes=True,
             extra=("--data.num_workers=1",),
             is_outside=True,
         )
 
 
 KINDS: Mapping[str, tuple[Kind, Mapping[str, int | None]]] = {
-    "signals": (signals, dict.fromkeys(WRITERS, 9) | {"report": 6, "compare": 6, "verify": 3}),
-    "a small file system": (small_file_system, {"fit": 3, "resume": 3, "run": 3, "baseline": 3, "trail": 3, "export": 3}),
+    "damage": (damage, dict.fromkeys(READERS, 20)),
+    "not finite": (not_finite, {"fit": 5, "resume": 5, "run": 4, "baseline": 4, "trail": 4}),
+    "memory": (too_little_memory, {"fit": 6, "run": 8, "baseline": 4, "trail": 6}),
+    "W&B": (wandb, {"fit": 12}),
+    "a worker": (worker, {"fit": 2, "resume": 2}),
+    "signals": (signals, dict.fromkeys(WRITERS, 9) | {"fit": 6, "resume": 6, "report": 6, "compare": 6, "verify": 3}),
     "signals while writing": (
         signals_while_writing,
-        {"fit": 24, "resume": 24, "run": 24, "baseline": 24, "trail": 18, "report": 9, "compare": 6}
+        {"fit": 8, "resume": 8, "run": 20, "baseline": 20, "trail": 10, "report": 4, "compare": 4}
         | {"export": 18, "prune": 12},
     ),
-    "disk full": (disk_full, dict.fromkeys(WRITERS, None) | {"fit": 24, "resume": 12}),
+    "disk full": (disk_full, dict.fromkeys(WRITERS, None) | {"fit": 8, "resume": 6, "report": 4}),
     "a change fails": (
         change_fails,
-        {"fit": 15, "resume": 15, "run": 15, "baseline": 15, "trail": 12, "report": 6, "compare": 3, "export": 9}
+        {"fit": 6, "resume": 6, "run": 12, "baseline": 12, "trail": 6, "report": 3, "compare": 3, "export": 9}
         | {"prune": 6},
     ),
     "limits of the system": (
         file_size_limit,
-        {"fit": 4, "resume": 4, "run": 4, "baseline": 4, "trail": 4, "report": 2, "compare": 2, "export": 2},
+        {"fit": 2, "resume": 2, "run": 4, "baseline": 4, "trail": 2, "report": 2, "compare": 2, "export": 2},
     ),
-    "damage": (damage, dict.fromkeys(READERS, 16)),
-    "not finite": (not_finite, {"fit": 9, "resume": 9, "run": 4, "baseline": 4, "trail": 4}),
-    "memory": (too_little_memory, {"fit": 6, "run": 8, "baseline": 4, "trail": 6}),
-    "W&B": (wandb, {"fit": 24}),
-    "a worker": (worker, {"fit": 4, "resume": 4}),
+    "a small file system": (
+        small_file_system,
+        dict.fromkeys(("fit", "resume", "run", "baseline", "trail", "export"), 2),
+    ),
 }
 """Name -> how faults are drawn, and of each command how many in the long run; None for all there are."""
 
@@ -292,6 +305,3 @@ def drawn(bench: Bench, name: str, seed: int, count: int | None = -1) -> Iterato
     draw = Drawer(bench, random.Random(f"{seed} {name}"))
     for command, planned in counts.items():
         yield from kind(draw, command, planned if count == -1 else count)
-
-
-__all__ = ["FIT", "KINDS", "drawn"]

@@ -1,9 +1,9 @@
 """One fault: a command is disturbed, and what came of it is judged.
 
-    1. It ends in time, with a status that is documented, in one line, or is killed.
-    2. Every file that was there is there: the same bytes, or, if the command writes it, whole.
-    3. The same command, given again, goes on, and all files say what they say after a run without faults.
-    4. No process is left, nor a file that nobody finishes.
+1. It ends in time, with a status that is documented, in one line, or is killed.
+2. Every file that was there is there: the same bytes, or, if the command writes it, whole.
+3. The same command, given again, goes on, and all files say what they say after a run without faults.
+4. No process is left, nor a file that nobody finishes.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Fault:
         damage: changes a file of the folder before the command; returns its name.
         free: how many bytes the file system of the folder has left, before it is made larger.
         may_lose_probes: whether probes in training may be left out, which `probe/failed.json` says.
+        strikes: whether it says when it comes about; it may be planned for what is never reached.
         is_outside: whether it comes from outside of the process: a signal, the system's limits, another process.
         extra: options added to the command.
     """
@@ -59,6 +60,7 @@ class Fault:
     damage: Callable[[Path], str] | None = None
     free: int | None = None
     may_lose_probes: bool = False
+    strikes: bool = False
     is_outside: bool = False
     extra: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -164,17 +166,20 @@ class Bench:
         assert status == expected, f"{' '.join(words[:3])}: {status}\n{text}"
 
     def carry_out(self, fault: Fault) -> Outcome | None:
-        """Judge a fault; None if the command had ended before the signal came. Keeps the folder if something is wrong."""
+        """Judge a fault; None if it never came about. Keeps the folder if something is wrong."""
         command = COMMANDS[fault.command]
         folder = self.new_folder(command.given, fault.free)
         damaged = folder / fault.damage(folder) if fault.damage else None
         before = world.contents(folder)
         output = self.folder / f"{folder.name}.txt"
         words = [*command.words, *fault.extra]
-        status, text = self.run(Request(words, folder, output, fault.injections, fault.environment), fault.signal)
+        struck = output.with_suffix(".struck")
+        environment = {**fault.environment, inject.STRUCK: str(struck)}
+        status, text = self.run(Request(words, folder, output, fault.injections, environment), fault.signal)
         wrong: list[str] = []
-        is_late = fault.signal is not None and status == 0
-        if not is_late:
+        is_sure = fault.damage is not None or (struck.exists() if fault.strikes else status != 0)
+        struck.unlink(missing_ok=True)
+        if is_sure:
             wrong += [*_judge_end(fault, status, text), *_judge_files(command, folder, before)]
             if fault.free is not None:
                 _mount(folder, 2**30, again=True)
@@ -192,7 +197,7 @@ class Bench:
             shutil.rmtree(folder)
             output.unlink(missing_ok=True)
         lines = LINE.findall(text)
-        return None if is_late else Outcome(fault, status, lines[-1] if lines else "", tuple(wrong))
+        return Outcome(fault, status, lines[-1] if lines else "", tuple(wrong)) if is_sure else None
 
     def go_on(self, words: Sequence[str], folder: Path, output: Path, environment: Mapping[str, str]) -> list[str]:
         """Give a command again, which is to end well; what is wrong about it."""

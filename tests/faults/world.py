@@ -32,7 +32,20 @@ FIT = [
     for group, options in SIZE.items()
     for name, value in options.items()
 ]
-PROBE = "--num_sequences 16 --num_resamples 20 --device cpu --sublayers [mlp] --scopes [early,all] --batch_size 4".split()
+PROBE = [
+    "--num_sequences",
+    "16",
+    "--num_resamples",
+    "20",
+    "--device",
+    "cpu",
+    "--sublayers",
+    "[mlp]",
+    "--scopes",
+    "[early,all]",
+    "--batch_size",
+    "4",
+]
 STUDY = {"base": ["size.yaml"], "conditions": {"small": []}, "seeds": [0], "probe": " ".join(PROBE)}
 
 PAGE = 4096
@@ -131,7 +144,13 @@ def results(folder: Path, ignored: str = "") -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if name == ignored or not path.is_file() or path.suffix == ".lock" or "wandb" in path.parts or "locks" in path.parts:
+        if (
+            name == ignored
+            or not path.is_file()
+            or path.suffix == ".lock"
+            or "wandb" in path.parts
+            or "locks" in path.parts
+        ):
             continue
         if path.name == MANIFEST:
             found[name] = ",".join(sorted(read_manifest(path.parent)))
