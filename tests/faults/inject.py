@@ -134,7 +134,9 @@ class limited_disk:
             with self._open(filename, "wb") as file:
                 file.write(content)
         except OSError as error:
-            raise SafetensorError(f"Error while serializing: I/O error: {error.strerror} (os error {error.errno})")
+            raise SafetensorError(
+                f"Error while serializing: I/O error: {error.strerror} (os error {error.errno})"
+            ) from None
 
 
 class _File(io.FileIO):

@@ -7,7 +7,7 @@ import json
 import math
 import random
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -177,6 +177,7 @@ def damage(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
             frozenset({1, 2} if command == "verify" else {2}),
             "FAILED|error: " if command == "verify" else "",
             damage=partial(_damage, name, where, None if is_cut else bit),
+            may_lose_probes=command == "resume",  # of a step of the trail that cannot be read
         )
 
 
@@ -295,13 +296,17 @@ KINDS: Mapping[str, tuple[Kind, Mapping[str, int | None]]] = {
 """Name -> how faults are drawn, and of each command how many in the long run; None for all there are."""
 
 
-def drawn(bench: Bench, name: str, seed: int, count: int | None = -1) -> Iterator[Fault]:
+def drawn(
+    bench: Bench, name: str, seed: int, count: int | None = -1, commands: Collection[str] | None = None
+) -> Iterator[Fault]:
     """Faults of one of `KINDS`, of each command in turn.
 
     Args:
         count: of each command at most; by default as many as the long run has.
+        commands: those that are disturbed; by default all that the kind has.
     """
     kind, counts = KINDS[name]
     draw = Drawer(bench, random.Random(f"{seed} {name}"))
     for command, planned in counts.items():
-        yield from kind(draw, command, planned if count == -1 else count)
+        if commands is None or command in commands:
+            yield from kind(draw, command, planned if count == -1 else count)

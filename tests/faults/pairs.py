@@ -55,11 +55,10 @@ def carry_out(bench: Bench, a: str, b: str) -> Outcome:
 
 
 def _together(bench: Bench, a: str, b: str) -> dict[str, str]:
-    """What both leave that have nothing to do with each other: what each of them has changed, and the rest."""
-    untouched, found = world.results(bench.finished), {}
+    """What both leave that have nothing to do with each other: what each of them has made, changed and removed."""
+    untouched, found, gone = world.results(bench.finished), {}, set()
     for name in (a, b):
         clean = bench.clean(name)
         found |= {file: said for file, said in clean.items() if file not in found or said != untouched.get(file)}
-        gone = {file for file in untouched if file.split("/")[0] in COMMANDS[name].given and file not in clean}
-        found = {file: said for file, said in found.items() if file not in gone}
-    return found
+        gone |= {file for file in untouched if file.split("/")[0] in COMMANDS[name].given and file not in clean}
+    return {file: said for file, said in found.items() if file not in gone}

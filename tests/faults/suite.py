@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,20 +18,23 @@ WRONG = ("lost", "altered", "silent", "leftover", "status", "hang")
 TRIES = 3
 
 
-def outcomes(bench: Bench, name: str, seed: int, count: int | None = -1) -> Iterator[Outcome]:
+def outcomes(
+    bench: Bench, name: str, seed: int, count: int | None = -1, commands: Collection[str] | None = None
+) -> Iterator[Outcome]:
     """Of the faults of one of `NAMES`; see `drawn`. A signal that came too late is sent anew, sooner."""
     if name == pairs.KIND:
         together = list(pairs.pairs())
         random.Random(seed).shuffle(together)
         yield from (pairs.carry_out(bench, a, b) for a, b in (together if count == -1 else together[:count]))
         return
-    for fault in drawn(bench, name, seed, count):
+    for fault in drawn(bench, name, seed, count, commands):
         for attempt in range(TRIES):
             if attempt and fault.signal is not None:
                 number, seconds = fault.signal
                 fault = replace(fault, what=f"after {seconds / 2:.2f} s", signal=(number, seconds / 2))
             if (outcome := bench.carry_out(fault)) is not None:
                 yield outcome
+            if outcome is not None or fault.signal is None:
                 break
 
 

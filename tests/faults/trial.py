@@ -183,6 +183,8 @@ class Bench:
             wrong += [*_judge_end(fault, status, text), *_judge_files(command, folder, before)]
             if fault.free is not None:
                 _mount(folder, 2**30, again=True)
+            if fault.command == "study":  # the run that it was at goes on, and holds its lock
+                self.leftover(LONGEST)
             if status != 0 and damaged is None:
                 wrong += self.go_on(words, folder, output, fault.environment)
             if status == 0 or damaged is None:
@@ -191,6 +193,8 @@ class Bench:
                 wrong += self._judge_results(fault, folder, ignored if is_ignored else "")
             if left := self.leftover():
                 wrong.append(f"leftover: processes {left}")
+                for pid in left:
+                    _send(pid, signal.SIGKILL)
         if fault.free is not None and not wrong:
             subprocess.run(["umount", "--lazy", folder], check=True)
         if not wrong:

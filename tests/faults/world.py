@@ -32,20 +32,8 @@ FIT = [
     for group, options in SIZE.items()
     for name, value in options.items()
 ]
-PROBE = [
-    "--num_sequences",
-    "16",
-    "--num_resamples",
-    "20",
-    "--device",
-    "cpu",
-    "--sublayers",
-    "[mlp]",
-    "--scopes",
-    "[early,all]",
-    "--batch_size",
-    "4",
-]
+PROBE = ["--num_sequences", "16", "--num_resamples", "20", "--device", "cpu", "--batch_size", "4"]
+PROBE += ["--sublayers", "[mlp]", "--scopes", "[early,all]"]
 STUDY = {"base": ["size.yaml"], "conditions": {"small": []}, "seeds": [0], "probe": " ".join(PROBE)}
 
 PAGE = 4096
