@@ -227,6 +227,7 @@ def too_little_memory(draw: Drawer, command: str, count: int | None) -> Iterator
             frozenset({1}),
             "memory",
             [partial(inject.out_of_memory, call, stays)],
+            splits=not stays,
             strikes=True,
             may_lose_probes=True,
         )

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from attnres.files import checked
 from probe.files.failed import read_failed
+from probe.files.layout import FAILED
 from tests.faults import inject, world
 from tests.faults.nursery import Injection, Nursery, Request
 from tests.faults.world import COMMANDS, FINISHED, Command
@@ -29,6 +30,7 @@ from tests.faults.world import COMMANDS, FINISHED, Command
 LONGEST, GRACE = 300.0, 20.0
 KILLED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+LOST_TRAIL = "training has failed to probe the trail"
 LINE = re.compile(r"^attnres-(?:train|probe)(?: \w+)?: (.*)$", re.MULTILINE)
 
 
@@ -45,6 +47,7 @@ class Fault:
         damage: changes a file of the folder before the command; returns its name.
         free: how many bytes the file system of the folder has left, before it is made larger.
         may_lose_probes: whether probes in training may be left out, which `probe/failed.json` says.
+        splits: whether it may split a sweep in other batches, whose sums round otherwise.
         strikes: whether it says when it comes about; it may be planned for what is never reached.
         is_outside: whether it comes from outside of the process: a signal, the system's limits, another process.
         extra: options added to the command.
@@ -60,6 +63,7 @@ class Fault:
     damage: Callable[[Path], str] | None = None
     free: int | None = None
     may_lose_probes: bool = False
+    splits: bool = False
     strikes: bool = False
     is_outside: bool = False
     extra: tuple[str, ...] = ()
@@ -108,8 +112,11 @@ class Bench:
             folder = self.new_folder(COMMANDS[command].given)
             self._must([*COMMANDS[command].words, *extra], folder, f"{folder.name}.txt")
             self._clean[command, extra] = world.results(folder)
-            shutil.rmtree(folder)
+            folder.rename(self.clean_folder(command))
         return self._clean[command, extra]
+
+    def clean_folder(self, command: str) -> Path:
+        return self.folder / f"clean-{command}"
 
     def serially(self, order: Sequence[str]) -> dict[str, str]:
         """What is in the folder after some commands, one after another; one may find nothing left to do."""
@@ -190,7 +197,7 @@ class Bench:
             if status == 0 or damaged is None:
                 ignored = "" if damaged is None else str(damaged.relative_to(folder))
                 is_ignored = damaged is not None and world.contents(folder).get(ignored) == before[ignored]
-                wrong += self._judge_results(fault, folder, ignored if is_ignored else "")
+                wrong += self._judge_results(fault, folder, ignored if is_ignored else "", text)
             if left := self.leftover():
                 wrong.append(f"leftover: processes {left}")
                 for pid in left:
@@ -212,15 +219,19 @@ class Bench:
             return []
         return [f"lost: the same command ends with {status}: {said.strip().splitlines()[-1:]}"]
 
-    def _judge_results(self, fault: Fault, folder: Path, ignored: str) -> list[str]:
+    def _judge_results(self, fault: Fault, folder: Path, ignored: str, text: str) -> list[str]:
         try:
             found = world.results(folder, ignored)
         except ValueError as error:
             return [f"altered: {error}"]
         expected = {name: said for name, said in self.clean(fault.command, fault.extra).items() if name != ignored}
         different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        if fault.may_lose_probes and any(read_failed(path.parent) for path in folder.rglob("failed.json")):
+        is_recorded = any(read_failed(path.parent) for path in folder.rglob(FAILED))
+        if fault.may_lose_probes and (is_recorded or LOST_TRAIL in text):
             different = [name for name in different if "/probe/" not in name]
+        if fault.splits:
+            clean = self.clean_folder(fault.command)
+            different = [name for name in different if not world.is_close(clean / name, folder / name)]
         parts = [name for name in found if name.endswith(".part") or "/parts/" in name]
         return [f"altered: {', '.join(different)}"] * bool(different) + [f"leftover: {', '.join(parts)}"] * bool(parts)
 

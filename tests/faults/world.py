@@ -147,6 +147,21 @@ def results(folder: Path, ignored: str = "") -> dict[str, str]:
     return found
 
 
+def is_close(a: Path, b: Path) -> bool:
+    """Whether two tables or JSON files say the same up to rounding of float32 sums."""
+    if a.suffix == ".parquet":
+        left, right = (pd.read_parquet(path) for path in (a, b))
+    elif a.suffix == ".json":
+        left, right = (pd.json_normalize(_timeless(json.loads(path.read_text()))) for path in (a, b))
+    else:
+        return False
+    try:
+        pd.testing.assert_frame_equal(left, right, check_exact=False, rtol=1e-4, atol=1e-6)
+    except AssertionError:
+        return False
+    return True
+
+
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
