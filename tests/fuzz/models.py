@@ -126,7 +126,8 @@ def check_checkpoint(world: World, drawn: tuple[bytes | Any, bool]) -> bool:
             path.write_bytes(content)
         else:
             whole = {name: value for name, value in read_lightning(path).items() if name not in ABOUT}
-            torch.save(whole | content, path)
+            torch.save(whole | content, path.with_suffix(".new"))  # its tensors are mapped from the old one
+            path.with_suffix(".new").replace(path)
         same = path.read_bytes() == before
         with untouched(run):
             found = outcome(reading(lambda: _usable(str(path))))

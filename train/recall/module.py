@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_sch
 
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
 from attnres.sharded import is_divided
-from attnres.tasks import RecallBatch, sequence_length
+from attnres.tasks import MQAR, RecallBatch, sequence_length
 from train.recall.flops import forward_flops
 from train.recall.metrics import PositionAccuracy, RoutingEntropy
 from train.recall.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
@@ -103,6 +103,7 @@ class RetrievalModule(LightningModule):
     ) -> None:
         options = dict(locals())  # first of all, while it is the options by name and nothing else
         super().__init__()
+        MQAR(num_pairs, vocab_size)  # refuses more pairs than there are keys, of which each has counts and positions
         _check(options)
         self.model = _build_model(options)
         if embedding_init_std is not None:
