@@ -13,7 +13,6 @@ from probe.ablation.grid import wide_scopes
 from probe.runner import Effects, probe_model, sweep_share
 from probe.settings import ProbeSettings, TrainingProbeSettings, fewest_sequences
 
-
 Found = TypeVar("Found")
 
 

@@ -201,7 +201,7 @@ def check_training_command(world: World, drawn: tuple[str, list[str]]) -> bool:
 
 
 IN_COMMANDS = (
-    Kind("options of attnres-probe", lambda world: probe_commands(), check_probe_command, 60, 6_000),
-    Kind("options of attnres-train", lambda world: training_commands(), check_training_command, 20, 1_000),
+    Kind("options of attnres-probe", lambda world: probe_commands(), check_probe_command, 60, 3_000),
+    Kind("options of attnres-train", lambda world: training_commands(), check_training_command, 20, 150),
 )
 __all__ = ["BASES", "IN_COMMANDS", "check_command", "checked_only", "placed", "places"]

@@ -273,9 +273,9 @@ def check_probe_of_return(world: World, drawn: tuple[str, str, str, str, str, bo
 
 
 IN_MODELS = (
-    Kind("folders of models", lambda world: folders(world), check_folder, 30, 1_500),
-    Kind("checkpoints", lambda world: checkpoints(world), check_checkpoint, 20, 700),
-    Kind("returns of interventions", lambda world: returns(), check_return, 200, 8_000),
+    Kind("folders of models", lambda world: folders(world), check_folder, 30, 1_000),
+    Kind("checkpoints", lambda world: checkpoints(world), check_checkpoint, 20, 300),
+    Kind("returns of interventions", lambda world: returns(), check_return, 200, 15_000),
     Kind("probes of interventions", lambda world: returns(), check_probe_of_return, 20, 300),
 )
 __all__ = ["IN_MODELS"]

@@ -224,7 +224,8 @@ def edited(rows: pd.DataFrame, edit: str, column: str, value: str, rng: np.rando
         case "add column":
             return rows.assign(**{f"{column}_{value}": 1})
         case "other step":
-            return rows.assign(step=rows["step"].mask(some, rows["step"] + 1)) if "step" in rows else rows
+            is_number = "step" in rows and pd.api.types.is_integer_dtype(rows["step"])
+            return rows.assign(step=rows["step"].mask(some, rows["step"] + 1)) if is_number else rows
     raise AssertionError(edit)
 
 
@@ -302,8 +303,8 @@ def drawing_nothing() -> Iterator[None]:
 
 
 IN_RECORDS = (
-    Kind("records of runs", lambda world: records(world), check_record, 200, 12_000),
-    Kind("tables", lambda world: damages(columns(world)), check_table, 100, 5_000),
-    Kind("damaged runs", lambda world: damaged_runs(world), check_damaged_run, 12, 500),
+    Kind("records of runs", lambda world: records(world), check_record, 200, 10_000),
+    Kind("tables", lambda world: damages(columns(world)), check_table, 100, 2_500),
+    Kind("damaged runs", lambda world: damaged_runs(world), check_damaged_run, 12, 250),
 )
 __all__ = ["IN_RECORDS"]
