@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from attnres.inputs import parse_json
+
 MANIFEST = "manifest.json"
 
 
@@ -67,7 +69,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rename(replaced)
         part.rename(path)
-    except BaseException:
+    except BaseException as error:
+        error.add_note(str(path))
         _remove(part)
         raise
     _remove(replaced)
@@ -126,7 +129,7 @@ def read_manifest(folder: Path) -> dict[str, list[str]]:
     except (OSError, ValueError) as error:
         raise _unreadable(path) from error
     try:
-        found = {name: [str(digest) for digest in entry["sha256"]] for name, entry in json.loads(text).items()}
+        found = {name: [str(digest) for digest in entry["sha256"]] for name, entry in parse_json(text).items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _unreadable(path) from error
     if any(name != Path(name).name for name in found):

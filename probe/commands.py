@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,9 +33,9 @@ from probe.examples.prompt_file import PromptTask
 from probe.examples.tasks import ProbeTask, TokenRecall
 from probe.examples.text_recall import TextPrompts
 from probe.files.checkpoints import Checkpoint, load_model, load_tokenizer, read_json
-from probe.files.layout import CONFIG, EXPORT, PAGE, PARTS, PROBE, RUN_FILE, SWEEP, TASK_FILE
+from probe.files.layout import CONFIG, EXPORT, PAGE, PARTS, PROBE, RUN_FILE, SUMMARY, SWEEP, TASK_FILE
 from probe.files.locks import held
-from probe.files.runs import load_run
+from probe.files.runs import load_run, unlisted
 from probe.runner import Effects, check_probe, probe_model, sweep_share
 from probe.settings import ProbeSettings
 
@@ -116,8 +117,10 @@ def compare(options: Namespace) -> None:
             raise ValueError(f"--output {options.output} exists: choose another, nothing is overwritten")
         _check_can_be_made("--output", options.output)
     how = Inference(num_resamples=options.num_resamples, seed=options.seed)
-    rows = compare_runs(load_run(options.a), load_run(options.b), how)
-    say(comparison_table(rows, (str(options.a), str(options.b)), options.metric))
+    with unlisted((options.a, options.b)):
+        rows = compare_runs(load_run(options.a), load_run(options.b), how)
+        table = comparison_table(rows, (str(options.a), str(options.b)), options.metric)
+    say(table)
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with replacing(options.output) as part:
@@ -134,8 +137,9 @@ def report(options: Namespace) -> None:
         what = "is a folder: name a file" if page.is_dir() else "exists and is no page of attnres-probe report"
         raise ValueError(f"--page {page} {what}: choose another, nothing else is overwritten")
     _check_can_be_made("--page", page)
-    for line in write_report(options.runs, page, options.metric):
-        say(line)
+    with unlisted(options.runs):
+        for line in write_report(options.runs, page, options.metric):
+            say(line)
 
 
 def probe_settings(options: Namespace) -> ProbeSettings:
@@ -182,6 +186,8 @@ def _is_unfinished(output: Path, results: Path) -> bool:
     """
     if (results / PARTS / SWEEP).exists():
         return True
+    if (results / SUMMARY).exists():  # it was stopped when all was written
+        shutil.rmtree(results / PARTS, ignore_errors=True)
     left = (path for path in output.rglob("*") if path.suffix not in (".lock", ".part") and not path.is_dir())
     if os.path.lexists(output) and (not output.is_dir() or any(left)):
         raise ValueError(f"--output {output} exists and is not an empty folder: choose another, nothing is overwritten")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from io import StringIO
@@ -14,12 +15,14 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from attnres.files import MANIFEST, read_manifest
 from attnres.files import checked
 from attnres.sites import regions_of
 from attnres.text import printable
 from probe.analysis.claims import Claim, find_claims
 from probe.analysis.emergence import Emergence, find_emergence
 from probe.analysis.inference import Inference
+from probe.failures import in_words, is_bad_input
 from probe.files.checkpoints import read_json
 from probe.files.layout import (
     EXPORT,
@@ -164,6 +167,26 @@ def load_run(directory: Path) -> ProbedRun:
     run = ProbedRun(directory)
     _ = run.effects, read_table(run.results, "clusters", rows=False), run.summary, run.geometry, run.coalitions
     return run
+
+
+@contextmanager
+def unlisted(directories: Sequence[Path]) -> Iterator[None]:
+    """What fails inside, over results that no manifest lists, is said of these: they may have been edited by hand.
+
+    Raises:
+        ValueError: instead of another error, where there are such results.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        folders = (folder for directory in directories for folder in result_folders(directory) if has_results(folder))
+        folder = next((folder for folder in folders if SUMMARY not in read_manifest(folder)), None)
+        if folder is None or is_bad_input(error):
+            raise
+        raise ValueError(
+            f"{folder} has no {MANIFEST} that lists what it holds, and that cannot be used ({in_words(error)}): probe "
+            "again, into a new folder"
+        ) from error
 
 
 def load_emergence(directory: Path, how: Inference = Inference()) -> Emergence | None:  # noqa: B008 (frozen)

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -22,6 +23,7 @@ DISK = frozenset({74})
 GOES_ON = "go on with: "
 WRITERS = ("fit", "resume", "run", "baseline", "trail", "report", "compare", "export", "prune")
 READERS = ("resume", "run", "baseline", "trail", "report", "compare", "export", "verify")
+SMALLEST_LIMIT = 4096
 ARTEFACTS = (".parquet", ".json", ".ckpt", ".safetensors", ".csv", ".yaml")
 OFFLINE = {"WANDB_MODE": "offline"}
 
@@ -131,9 +133,11 @@ def change_fails(draw: Drawer, command: str, count: int | None) -> Iterator[Faul
 
 def file_size_limit(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
     """RLIMIT_FSIZE: the system itself refuses to write more to a file, whichever language it is written in."""
-    largest = max((size for _, size in draw.recorded(command)["written"]), default=1)
-    for _ in range(count or 0):
-        size = int(math.exp(draw.random.uniform(math.log(16), math.log(largest))))
+    sizes: Counter[str] = Counter()
+    for path, size in draw.recorded(command)["written"]:
+        sizes[path] += size
+    for _ in range(count or 0):  # what is printed has to fit
+        size = int(math.exp(draw.random.uniform(math.log(SMALLEST_LIMIT), math.log(max(sizes.values())))))
         yield Fault(
             "the system refuses to write",
             command,

@@ -192,12 +192,12 @@ class Bench:
                 _mount(folder, 2**30, again=True)
             if fault.command == "study":  # the run that it was at goes on, and holds its lock
                 self.leftover(LONGEST)
-            if status != 0 and damaged is None:
+            if damaged is None:
                 wrong += self.go_on(words, folder, output, fault.environment)
             if status == 0 or damaged is None:
                 ignored = "" if damaged is None else str(damaged.relative_to(folder))
                 is_ignored = damaged is not None and world.contents(folder).get(ignored) == before[ignored]
-                wrong += self._judge_results(fault, folder, ignored if is_ignored else "", text)
+                wrong += self._judge_results(fault, folder, ignored if is_ignored else "", text, status)
             if left := self.leftover():
                 wrong.append(f"leftover: processes {left}")
                 for pid in left:
@@ -219,11 +219,16 @@ class Bench:
             return []
         return [f"lost: the same command ends with {status}: {said.strip().splitlines()[-1:]}"]
 
-    def _judge_results(self, fault: Fault, folder: Path, ignored: str, text: str) -> list[str]:
+    def _judge_results(
+        self, fault: Fault, folder: Path, ignored: str, text: str, status: int | None
+    ) -> list[str]:
         try:
             found = world.results(folder, ignored)
         except ValueError as error:
             return [f"altered: {error}"]
+        if status == -signal.SIGKILL:  # nothing was left to write, which would have written over it
+            kept = {name for name in found if name.endswith(".part") and name.removesuffix(".part") in found}
+            found = {name: said for name, said in found.items() if name not in kept}
         expected = {name: said for name, said in self.clean(fault.command, fault.extra).items() if name != ignored}
         different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         is_recorded = any(read_failed(path.parent) for path in folder.rglob(FAILED))

@@ -57,9 +57,9 @@ PLACES += ("WORDS", "NEW", "PIPE", "ROOT", "RUN/config.yaml", "RUN/hf/task.json"
 TYPED = st.one_of(
     INTEGERS.map(str),
     REALS.map(str),
-    st.sampled_from(sorted(NAMES)).flatmap(lambda name: st.lists(st.sampled_from(NAMES[name]), max_size=3)).map(
-        lambda names: f"[{','.join(names)}]"
-    ),
+    st.sampled_from(sorted(NAMES))
+    .flatmap(lambda name: st.lists(st.sampled_from(NAMES[name]), max_size=3))
+    .map(lambda names: f"[{','.join(names)}]"),
     st.sampled_from(("true", "false", "null", "cpu", "cuda", "meta", "float32", "bfloat16", "logit_diff", "exact")),
     st.sampled_from(PLACES),
 )
@@ -133,7 +133,7 @@ def command_lines(draw: DrawFn, known: tuple[str, ...], base: list[str], edits: 
 @contextmanager
 def places(world: World) -> Iterator[dict[str, str]]:
     """What the capitals of a command line stand for; relative paths end in a folder that is removed."""
-    with world.scratch() as folder, _inside(folder):
+    with world.scratch() as folder, inside(folder):
         os.mkfifo(folder / "pipe")
         yield {
             "RUN": str(world.run),
@@ -146,7 +146,7 @@ def places(world: World) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def _inside(folder: Path) -> Iterator[None]:
+def inside(folder: Path) -> Iterator[None]:
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -201,7 +201,7 @@ def check_training_command(world: World, drawn: tuple[str, list[str]]) -> bool:
 
 
 IN_COMMANDS = (
-    Kind("options of attnres-probe", lambda world: probe_commands(), check_probe_command, 60, 6_000),
-    Kind("options of attnres-train", lambda world: training_commands(), check_training_command, 20, 1_000),
+    Kind("options of attnres-probe", lambda world: probe_commands(), check_probe_command, 60, 3_000),
+    Kind("options of attnres-train", lambda world: training_commands(), check_training_command, 20, 150),
 )
 __all__ = ["BASES", "IN_COMMANDS", "check_command", "checked_only", "placed", "places"]

@@ -94,7 +94,7 @@ def is_study(study: description.Study) -> None:
 
 
 IN_CONFIGS = (
-    Kind("configurations", lambda world: configurations(), check_configuration, 15, 1_000),
-    Kind("studies", lambda world: yaml_texts((STUDY,)), check_study, 60, 1_500),
+    Kind("configurations", lambda world: configurations(), check_configuration, 15, 100),
+    Kind("studies", lambda world: yaml_texts((STUDY,)), check_study, 60, 300),
 )
 __all__ = ["IN_CONFIGS"]

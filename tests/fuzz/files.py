@@ -265,6 +265,6 @@ def is_trail(given: dict[str, Any]) -> bool:
 IN_FILES = (
     Kind("task files", lambda world: json_texts(TASKS, PLAUSIBLE | HOSTILE), check_task, 300, 25_000),
     Kind("prompt files", lambda world: prompt_files(), check_prompts, 300, 20_000),
-    Kind("settings", lambda world: settings_of(), check_settings, 300, 20_000),
+    Kind("settings", lambda world: settings_of(), check_settings, 300, 25_000),
 )
 __all__ = ["IN_FILES"]

@@ -126,7 +126,8 @@ def check_checkpoint(world: World, drawn: tuple[bytes | Any, bool]) -> bool:
             path.write_bytes(content)
         else:
             whole = {name: value for name, value in read_lightning(path).items() if name not in ABOUT}
-            torch.save(whole | content, path)
+            torch.save(whole | content, path.with_suffix(".new"))  # its tensors are mapped from the old one
+            path.with_suffix(".new").replace(path)
         same = path.read_bytes() == before
         with untouched(run):
             found = outcome(reading(lambda: _usable(str(path))))
@@ -272,9 +273,9 @@ def check_probe_of_return(world: World, drawn: tuple[str, str, str, str, str, bo
 
 
 IN_MODELS = (
-    Kind("folders of models", lambda world: folders(world), check_folder, 30, 1_500),
-    Kind("checkpoints", lambda world: checkpoints(world), check_checkpoint, 20, 700),
-    Kind("returns of interventions", lambda world: returns(), check_return, 200, 8_000),
+    Kind("folders of models", lambda world: folders(world), check_folder, 30, 1_000),
+    Kind("checkpoints", lambda world: checkpoints(world), check_checkpoint, 20, 300),
+    Kind("returns of interventions", lambda world: returns(), check_return, 200, 15_000),
     Kind("probes of interventions", lambda world: returns(), check_probe_of_return, 20, 300),
 )
 __all__ = ["IN_MODELS"]

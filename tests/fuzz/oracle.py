@@ -58,11 +58,12 @@ class Outcome:
         return self.status == 0
 
 
-def outcome(call: Callable[[], Any], statuses: tuple[int, ...] = (BAD_INPUT,)) -> Outcome:
+def outcome(call: Callable[[], Any], statuses: tuple[int, ...] = (BAD_INPUT,), is_bug: bool = False) -> Outcome:
     """How `call` ends, which runs a command's `main`. Fails the test unless it is as the head of this file says.
 
     Args:
         statuses: with which it may refuse.
+        is_bug: whether it ends by a bug that the test has put there.
     """
     out, err, found = StringIO(), StringIO(), ()
     with redirect_stdout(out), redirect_stderr(err):
@@ -77,32 +78,27 @@ def outcome(call: Callable[[], Any], statuses: tuple[int, ...] = (BAD_INPUT,)) -
         except Hangs:
             raise AssertionError(f"no answer within {SECONDS:g} s; said so far: {err.getvalue()[-500:]!r}") from None
     said = err.getvalue()
-    if status == 0:
-        assert "Traceback" not in said, said
-        return Outcome(0, said, found)
+    assert "Traceback" not in said, said
+    if status == 0 or (found and status in statuses):  # `verify` says on standard output what does not hold
+        return Outcome(status, said, found)
     assert status in statuses, f"exit status {status}: {said}"
     lines = said.splitlines()
+    if status != BAD_INPUT:
+        lines = lines[-1:]  # it had begun
     assert len(lines) == 1, f"{len(lines)} lines: {said[:2000]}"
     assert lines[0].isprintable(), f"not printable: {lines[0]!r}"
-    assert "Traceback" not in said, said
-    assert "internal error" not in said, said
+    assert ("internal error" in said) == is_bug, said
     assert len(said) <= LONGEST, f"{len(said)} characters: {said[:300]} … {said[-300:]}"
     return Outcome(status, lines[0])
 
 
 def reading(call: Callable[[], Any]) -> Callable[[], Any]:
     """A reader of files as it is in a command: what it raises ends the command."""
-    found: list[Any] = []
 
     def command(_: list[str]) -> int:
-        found.append(call())
-        return 0
+        raise Reached(call())
 
-    def whole() -> Any:
-        run_program("attnres-probe", "", {"read": ("", command)}, ["read"])
-        return found[0]
-
-    return whole
+    return lambda: run_program("attnres-probe", "", {"read": ("", command)}, ["read"])
 
 
 @contextmanager

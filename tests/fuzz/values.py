@@ -75,7 +75,9 @@ def edited(draw: DrawFn, document: Any, values: SearchStrategy[Any] = HOSTILE, e
 
 def _places(document: Any) -> Any:
     """(owner, key) of every item, at any depth."""
-    items = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
     for key, value in list(items):
         yield document, key
         yield from _places(value)

@@ -21,6 +21,7 @@ import train.cli
 from attnres import AttnResForCausalLM
 from attnres.files import MANIFEST
 from attnres.tasks import MQAR, TextRecall
+from probe.commands import silence
 from probe.files.checkpoints import load_model
 from tests.conftest import SMALL_SHAPE, randomize_, small_config
 from tests.support import tokenizers
@@ -48,6 +49,7 @@ class World:
     """
 
     def __init__(self, root: Path) -> None:
+        silence()
         self.root = root
         self.run, self.vanilla, self.words = (root / name for name in ("run", "vanilla", "words"))
         environment = {"WANDB_MODE": "disabled"}
