@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from attnres.files import MANIFEST, read_manifest
-from attnres.files import checked
+from attnres.files import MANIFEST, checked, read_manifest
 from attnres.sites import regions_of
 from attnres.text import printable
 from probe.analysis.claims import Claim, find_claims

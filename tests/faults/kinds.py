@@ -7,7 +7,6 @@ import json
 import math
 import random
 import signal
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -133,11 +132,12 @@ def change_fails(draw: Drawer, command: str, count: int | None) -> Iterator[Faul
 
 def file_size_limit(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
     """RLIMIT_FSIZE: the system itself refuses to write more to a file, whichever language it is written in."""
-    sizes: Counter[str] = Counter()
-    for path, size in draw.recorded(command)["written"]:
-        sizes[path] += size
+    draw.bench.clean(command)
+    clean = draw.bench.clean_folder(command)
+    files = (path for name in COMMANDS[command].writes for path in [clean / name, *(clean / name).rglob("*")])
+    largest = max(path.stat().st_size for path in files if path.is_file())
     for _ in range(count or 0):  # what is printed has to fit
-        size = int(math.exp(draw.random.uniform(math.log(SMALLEST_LIMIT), math.log(max(sizes.values())))))
+        size = int(math.exp(draw.random.uniform(math.log(SMALLEST_LIMIT), math.log(largest))))
         yield Fault(
             "the system refuses to write",
             command,
@@ -277,7 +277,10 @@ KINDS: Mapping[str, tuple[Kind, Mapping[str, int | None]]] = {
     "memory": (too_little_memory, {"fit": 6, "run": 8, "baseline": 4, "trail": 6}),
     "W&B": (wandb, {"fit": 12}),
     "a worker": (worker, {"fit": 2, "resume": 2}),
-    "signals": (signals, dict.fromkeys(WRITERS, 9) | {"fit": 6, "resume": 6, "report": 6, "compare": 6, "verify": 3}),
+    "signals": (
+        signals,
+        dict.fromkeys(WRITERS, 9) | {"fit": 6, "resume": 6, "report": 6, "compare": 6, "verify": 3, "study": 3},
+    ),
     "signals while writing": (
         signals_while_writing,
         {"fit": 8, "resume": 8, "run": 20, "baseline": 20, "trail": 10, "report": 4, "compare": 4}

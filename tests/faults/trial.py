@@ -219,9 +219,7 @@ class Bench:
             return []
         return [f"lost: the same command ends with {status}: {said.strip().splitlines()[-1:]}"]
 
-    def _judge_results(
-        self, fault: Fault, folder: Path, ignored: str, text: str, status: int | None
-    ) -> list[str]:
+    def _judge_results(self, fault: Fault, folder: Path, ignored: str, text: str, status: int | None) -> list[str]:
         try:
             found = world.results(folder, ignored)
         except ValueError as error:
