@@ -9,10 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 LARGEST_INTEGER = 2**63 - 1
 """What NumPy, PyTorch and a table's column of integers all take, as a seed or a count."""
 JSON_BYTES = 2**26
-"""Most of a JSON file of settings."""
+"""Most of a JSON or YAML file of settings."""
+MOST_VALUES = 100_000
+"""Of a YAML file."""
 
 
 def check_number(name: str, value: float, least: float, most: float, why: str = "") -> None:
@@ -51,6 +55,40 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, plain values alone.
+
+    Raises:
+        ValueError: the file cannot be read, or is no YAML, or is nested too deeply, or its aliases stand for themselves
+            or for more values than `MOST_VALUES`.
+    """
+    content = read_file(path)
+    try:
+        value = yaml.safe_load(content.decode("utf-8"))
+        if _count(value, {}) > MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
+    except RecursionError as error:
+        raise ValueError(f"'{path}' is not YAML: it is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not a text file in UTF-8; give a YAML file") from error
+    except Exception as error:  # a YAMLError; or, of a date, a number or a tag, what its constructor raises
+        raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    return value
+
+
+def _count(value: Any, known: dict[int, int | None]) -> int:
+    """How many values there are in `value`, those that an alias stands for each time."""
+    if not isinstance(value, dict | list | set | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = None
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(part, known) for part in parts)
+    if (count := known[id(value)]) is None:
+        raise ValueError("an alias stands for what it is in")
+    return count
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,4 +141,5 @@ __all__ = [
     "memory_bytes",
     "parse_json",
     "read_file",
+    "read_yaml",
 ]

@@ -138,20 +138,20 @@ class TrainingProbeSettings(ProbeSettings):
     settled_probes: int = 5
 
     def __post_init__(self) -> None:
+        from attnres.inputs import LARGEST_INTEGER, check_number
+
         try:
             super().__post_init__()
         except ValueError as error:
             raise ValueError(f"probe: {error}") from error
         object.__setattr__(self, "at_steps", tuple(self.at_steps or ()))
-        for name in ("every_n_steps", "accuracy_jump", "trail_probes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"probe.{name} must not be negative, got {getattr(self, name)}")
-        if any(step < 0 for step in self.at_steps or ()):
-            raise ValueError(f"probe.at_steps must not be negative, got {min(self.at_steps or ())}")
+        for name, least in (("every_n_steps", 0), ("trail_probes", 0), ("settled_probes", 1)):
+            check_number(f"probe.{name}", getattr(self, name), least, LARGEST_INTEGER)
+        check_number("probe.accuracy_jump", self.accuracy_jump, 0, 1)
+        for step in self.at_steps or ():
+            check_number("probe.at_steps", step, 0, LARGEST_INTEGER)
         if self.num_sequences is not None and self.num_sequences < MIN_SEQUENCES:
             raise ValueError(f"probe.num_sequences must be at least {MIN_SEQUENCES}, got {self.num_sequences}")
-        if self.settled_probes < 1:
-            raise ValueError(f"probe.settled_probes must be at least 1, got {self.settled_probes}")
         if self.stop_when_settled and not self.finds_motifs:
             raise ValueError(
                 "probe.stop_when_settled waits for motifs, which need exact ablations of early, middle and late at all "
@@ -183,9 +183,10 @@ class TrailSettings:
     until_step: int | None = None
 
     def __post_init__(self) -> None:
+        from attnres.inputs import LARGEST_INTEGER, check_number
+
         for name in ("every_n_steps", "until_step"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"trail.{name} must not be negative, got {getattr(self, name)}")
+            check_number(f"trail.{name}", getattr(self, name) or 0, 0, LARGEST_INTEGER)
 
     def names(self, step: int, max_steps: int) -> bool:
         """Whether the weights after `step` of `max_steps` steps are kept."""

@@ -44,7 +44,7 @@ from probe.files.layout import (
     table_file,
 )
 from probe.files.parts import read_part
-from probe.files.runs import load_run
+from probe.files.runs import load_run, unlisted
 from probe.files.tables import read_table
 from probe.vocabulary import MARGIN, MARGINS, Route, harm_sign
 
@@ -107,7 +107,8 @@ def findings(run: Path, num_cells: int) -> Iterator[Line]:
 def _guarded(about: Path, check: Callable[[], Iterator[Line]]) -> Iterator[Line]:
     """What a check finds; that it cannot be made is a failure."""
     try:
-        yield from check()
+        with unlisted([about.parent]):
+            yield from check()
     except ValueError as error:
         yield FAILED, f"{about}: cannot be checked: {' '.join(str(error).split())}"
 

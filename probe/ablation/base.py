@@ -121,7 +121,7 @@ class Ablation(ABC):
         for name, value, old in pairs:
             if value is not old and _layout(value) != _layout(old):
                 raise self.error(read.site, f"returned {name} as {_kind_of(value)}", _kind_of(old))
-        if _layout(acts) != (torch.bool, read.routing_weights.device, read.routing_weights.shape[:-1]):
+        if _layout(acts) != _layout(everywhere(read)):
             expected = f"bool {tuple(read.routing_weights.shape[:-1])} on {read.routing_weights.device}"
             raise self.error(read.site, f"returned where it is possible as {_kind_of(acts)}", expected)
         return new._replace(site=read.site), acts
@@ -191,13 +191,14 @@ def place(cls: type) -> str:
 
 def _layout(value: Any) -> tuple[Any, ...]:
     """What must be the same for one tensor to stand in the place of another."""
-    return (value.dtype, value.device, value.shape) if isinstance(value, Tensor) else ()
+    return (value.dtype, value.device, value.layout, value.shape) if isinstance(value, Tensor) else ()
 
 
 def _kind_of(value: Any) -> str:
     """What a value is, for messages."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}"
+        sparse = "" if value.layout is torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+        return f"{sparse}{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}"
     if isinstance(value, tuple):
         return f"a tuple of {', '.join(type(item).__name__ for item in value) or 'nothing'}"
     return type(value).__name__

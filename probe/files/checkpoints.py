@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -125,7 +124,7 @@ def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
         check_weights(folder)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a configuration checks itself, by errors of many kinds
         where = "no such local path, and not to be had from the hub"
         what = "its config.json is unreadable" if folder else where
         raise ValueError(f"{source}: {what} ({first_line(error)})") from error
@@ -134,7 +133,7 @@ def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, output_loading_info=True, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of files, of tensors, or of sizes with which no layer can be made
         raise ValueError(f"{source}: its weights cannot be read ({first_line(error)})") from error
     model, info = loaded
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
@@ -154,10 +153,10 @@ def _load_lightning(path: Path) -> Checkpoint:
     fields = dict(content["hyper_parameters"]["model_config"])
     try:
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    except Exception as error:  # a configuration checks itself, by errors of many kinds
+        _check_model_type(str(path), config.model_type)
+        model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # configurations and layers check themselves, by errors of many kinds
         raise ValueError(f"{path} holds no model of this version ({first_line(error)})") from error
-    _check_model_type(str(path), config.model_type)
-    model = AutoModelForCausalLM.from_config(config)
     state = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
     check_state(path, state, model.state_dict())
     model.load_state_dict(state)
@@ -182,7 +181,10 @@ def read_lightning(path: Path) -> dict[str, Any]:
             whole = archive.testzip() is None
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if whole else {}
         config, state, step = content["hyper_parameters"]["model_config"], content["state_dict"], content["global_step"]
-        if isinstance(config, dict) and "model_type" in config and isinstance(state, dict) and isinstance(step, int):
+        task = content.get("datamodule_hyper_parameters", {}).get("task", {})
+        is_state = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+        has_model = isinstance(config, dict) and isinstance(config.get("model_type"), str) and is_state
+        if has_model and isinstance(task, dict) and isinstance(step, int):
             return content
     except Exception as error:  # of many kinds, by what of an archive is torn
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which seeking to a torn place gives
@@ -231,4 +233,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Of what an error says; and the next, if that ends in a colon. Its type, if it is no more than a key."""
+    first, *others = str(error).strip().splitlines() or [""]
+    if isinstance(error, KeyError) or not first:
+        return f"{type(error).__name__} {first}".strip()
+    return f"{first} {others[0].strip()}" if others and first.endswith(":") else first

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from io import StringIO
@@ -14,11 +15,13 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from attnres.files import MANIFEST, checked, read_manifest
 from attnres.sites import regions_of
 from attnres.text import printable
 from probe.analysis.claims import Claim, find_claims
 from probe.analysis.emergence import Emergence, find_emergence
 from probe.analysis.inference import Inference
+from probe.failures import in_words, is_bad_input
 from probe.files.checkpoints import read_json
 from probe.files.layout import (
     EXPORT,
@@ -165,6 +168,26 @@ def load_run(directory: Path) -> ProbedRun:
     return run
 
 
+@contextmanager
+def unlisted(directories: Sequence[Path]) -> Iterator[None]:
+    """What fails inside, over results that no manifest lists, is said of these: they may have been edited by hand.
+
+    Raises:
+        ValueError: instead of another error, where there are such results.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        folders = (folder for directory in directories for folder in result_folders(directory) if has_results(folder))
+        folder = next((folder for folder in folders if SUMMARY not in read_manifest(folder)), None)
+        if folder is None or is_bad_input(error):
+            raise
+        raise ValueError(
+            f"{folder} has no {MANIFEST} that lists what it holds, and that cannot be used ({in_words(error)}): probe "
+            "again, into a new folder"
+        ) from error
+
+
 def load_emergence(directory: Path, how: Inference = Inference()) -> Emergence | None:  # noqa: B008 (frozen)
     """Emergence in a run directory that was probed while it trained, or in its folder of results.
 
@@ -235,13 +258,14 @@ def training_curves(directory: Path) -> pd.DataFrame | None:
     None where there is none. NaN is what was never logged: a run may end before its first validation.
 
     Raises:
-        ValueError: it is not a table with a column "step".
+        ValueError: it is not a table with a column "step", or not what was written.
     """
     directory = directory.resolve()
     is_results = directory.name == PROBE and find_training(directory) == directory
     path = (directory.parent if is_results else directory) / METRICS
     if not path.exists():
         return None
+    checked(path)
     try:
         text = path.read_text(encoding="utf-8")
         metrics = pd.read_csv(StringIO(text[: text.rfind("\n") + 1]))  # a killed run's last line may be torn

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
-from pandas.api.types import is_integer_dtype
+from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype, is_string_dtype
 
 from attnres.files import checked, replacing
 from probe.analysis import stats
@@ -32,10 +32,23 @@ WRITING = "writing.lock"
 REQUIRED = {
     "effects": EFFECT_COLUMNS,
     "clusters": CLUSTER_COLUMNS,
-    "geometry": ["run", "step", "read"],
-    "coalitions": ["run", "step", "sublayer", "scope", "positions", "metric", "term"],
+    "geometry": [
+        *("run", "step", "read", "layer", "sublayer", "n_sources", "n_distinct_sources"),
+        *("entropy", "effective_sources", "effective_distinct_sources"),
+    ],
+    "coalitions": [
+        *("run", "step", "sublayer", "scope", "positions", "metric", "term"),
+        *("effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "no_strength", "below_floor"),
+        *("strength", "strength_low", "strength_high", "p_matters", "p_equivalent", "detectable"),
+    ],
 }
 """The columns without which a table is of another version."""
+TEXTS = {"run", "condition", "data_id", "sublayer", "scope", "family", "kind", "positions", "metric", "term"}
+TEXTS |= {"no_strength"}
+FLAGS = {"with_aliases", "below_floor", "applicable", "task_learned", "few_sequences"}
+INTEGERS = {"step", "seed", "sequence", "read", "layer"}
+INTEGERS |= {"n_reads", "n_unaliased_reads", "n_sequences", "n_queries", "n_sources", "n_distinct_sources"}
+"""Columns whose values are of one type; of others, numbers and NaN."""
 
 
 @contextmanager
@@ -173,9 +186,28 @@ def read_table(directory: Path, name: str, rows: bool = True) -> pd.DataFrame:
         raise ValueError(f"{path} is of schema version {version}, this program reads {SCHEMA_VERSION}: probe again")
     if missing := [column for column in REQUIRED[name] if column not in table]:
         raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}; probe again")
-    if not is_integer_dtype(table["step"]):
-        raise ValueError(f"{path} is not a table of this version: its column step does not hold integers")
+    for column in REQUIRED[name]:
+        if not _holds(table[column], expected := _expected(column)):
+            raise ValueError(f"{path} is not a table of this version: its column {column} does not hold {expected}")
     return table
+
+
+def _expected(column: str) -> str:
+    for what, columns in (("texts", TEXTS), ("true and false", FLAGS), ("integers", INTEGERS)):
+        if column in columns:
+            return what
+    return "numbers"
+
+
+def _holds(values: pd.Series, expected: str) -> bool:
+    match expected:
+        case "texts":
+            return is_string_dtype(values) and not values.hasnans
+        case "true and false":
+            return values.dtype == bool
+        case "integers":
+            return is_integer_dtype(values) and not values.hasnans
+    return is_numeric_dtype(values) and not is_bool_dtype(values)
 
 
 read_effects = partial(read_table, name="effects")

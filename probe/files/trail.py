@@ -55,7 +55,12 @@ class Trail:
     def last_step(self) -> int | None:
         """The last step of a training that has ended; None while it goes on."""
         path = self.folder / TRAIL_FINISHED
-        return int(read_json(path)["step"]) if path.exists() else None
+        if not path.exists():
+            return None
+        step = read_json(path).get("step")
+        if type(step) is not int or step < 0:
+            raise ValueError(f"{path} must hold the last step of a training, an integer, got {step!r}")
+        return step
 
     def start(self, step: int, task: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Training begins at `step`, or goes on from there: what was kept of later steps is removed.

@@ -27,6 +27,8 @@ def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterat
     missing = [f"MISSING PROBES: {run}: {found}" for run in directories if (found := describe_failed(run / PROBE))]
     try:
         shown = load_page_runs(list(directories))
+        for run in shown:  # nothing is written before all is read
+            _ = run.probed.claims, run.probed.curves
     except ValueError as error:
         raise ValueError("; ".join([str(error), *missing])) from error
     runs = [run.probed for run in shown]

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from attnres import AttnResForCausalLM
 from attnres.files import checked
+from attnres.inputs import read_yaml
 from attnres.tasks import MQAR
 from probe.analysis.placement import Reading, next_step, spread
 from probe.files import tables as storage
@@ -209,10 +209,10 @@ def settings_of_run(run_dir: Path) -> tuple[TrainingProbeSettings, list[int]]:
     if not path.exists():
         raise ValueError(f"{run_dir} is not a run directory of attnres-train: it has no {CONFIG}")
     try:
-        config = yaml.safe_load(checked(path).read_text(encoding="utf-8"))
+        config = read_yaml(checked(path))
         known = {field.name for field in fields(TrainingProbeSettings)}  # earlier versions had others
         settings = TrainingProbeSettings(**{name: value for name, value in config["probe"].items() if name in known})
         planned = TrailSettings(**config.get("trail", {})).steps(config["trainer"]["max_steps"])
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a training ({first_line(error)})") from error
     return settings, planned

@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from attnres.inputs import read_yaml
 from probe.command_line import OneLineParser, UsageError
 from probe.settings import TrailSettings, TrainingProbeSettings
 from train.cli.commands import COMMANDS, PROGRAM
@@ -147,15 +148,12 @@ def check_files(files: Iterable[str]) -> None:
     The parser itself explains files that do not exist and keys that it does not know.
     """
     for file in files:
-        try:
-            with Path(file).open(encoding="utf-8") as text:
-                content = yaml.safe_load(text)
-        except UnicodeDecodeError:
-            raise ValueError(f"--config '{file}' is not a text file in UTF-8; give a YAML file") from None
-        except yaml.YAMLError as error:
-            raise ValueError(f"--config is not YAML: {error}") from None
-        except OSError:
+        if not Path(file).exists():
             continue
+        try:
+            content = read_yaml(Path(file))
+        except ValueError as error:
+            raise ValueError(f"--config {error}") from None
         for key in GROUPS if isinstance(content, dict) else ():
             if not isinstance(content.get(key), dict | str | None):
                 raise ValueError(f"{key} in '{file}' must be a mapping of options, got {content[key]}")

@@ -18,8 +18,9 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_scheduler
 
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
+from attnres.inputs import check_memory
 from attnres.sharded import is_divided
-from attnres.tasks import RecallBatch, sequence_length
+from attnres.tasks import MQAR, RecallBatch, sequence_length
 from train.recall.flops import forward_flops
 from train.recall.metrics import PositionAccuracy, RoutingEntropy
 from train.recall.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
@@ -104,7 +105,9 @@ class RetrievalModule(LightningModule):
     ) -> None:
         options = dict(locals())  # first of all, while it is the options by name and nothing else
         super().__init__()
+        MQAR(num_pairs, vocab_size)  # refuses more pairs than there are keys, of which each has counts and positions
         _check(options)
+        _check_memory(options)
         self.model = _build_model(options)
         if embedding_init_std is not None:
             nn.init.normal_(self.model.get_input_embeddings().weight, std=embedding_init_std)  # type: ignore[arg-type]
@@ -282,6 +285,17 @@ def _build_model(options: Mapping[str, Any]) -> PreTrainedModel:
             name = "attn_res_bias" if site.sublayer == "self_attn" else "mlp_res_bias"
             getattr(model.model.layers[site.layer_idx], name).requires_grad_(False)
     return model
+
+
+def _check_memory(options: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a model whose weights alone are more than this machine's memory. On "meta", none are."""
+    if torch.get_default_device().type == "meta":
+        return
+    hidden, heads = options["hidden_size"], 2 * (options["num_attention_heads"] + options["num_key_value_heads"])
+    layer = hidden * (3 * options["intermediate_size"] + heads * options["head_dim"])
+    parameters = options["num_hidden_layers"] * layer + options["vocab_size"] * hidden
+    hint = "make model.hidden_size, intermediate_size, num_hidden_layers or data.vocab_size smaller"
+    check_memory(f"a model of {parameters:,} parameters", 4 * parameters, hint)
 
 
 def _check(options: Mapping[str, Any]) -> None:

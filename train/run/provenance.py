@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Trainer
 
 from attnres.files import replacing
+from attnres.inputs import read_yaml
 from attnres.versions import code_version, package_versions
 from probe.files import layout
 from probe.files.checkpoints import read_json
@@ -81,7 +81,7 @@ def describe_start(trainer: Trainer, config_file: Path, seed: int) -> dict[str, 
 
 def read_config(config_file: Path) -> dict[str, Any]:
     """What a run's `config.yaml` says it does, wherever the run lies."""
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    config = read_yaml(config_file)
     return {key: value for key, value in config.items() if key not in NOT_OF_THE_RUN}
 
 

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from attnres.inputs import read_yaml
 from probe.cli import parse
 from probe.command_line import UsageError
 from probe.commands import probe_settings
@@ -131,9 +130,9 @@ def _seeds(file: Path, seeds: Any) -> tuple[int, ...]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"--config '{file}' cannot be read as YAML ({error})") from None
+        content = read_yaml(file)
+    except ValueError as error:
+        raise ValueError(f"--config {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"--config '{file}' must have the keys {', '.join(KEYS)}; see configs/study.yaml")
     if unknown := [key for key in content if key not in KEYS]:
