@@ -1,4 +1,4 @@
-"""The tables of docs/statistics.md and docs/emergence.md, made of the recorded simulations.
+"""The tables of the documentation, made of what is recorded in results/.
 
     python -m benchmarks.tables
 
@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.motif_tables import MOTIF_TABLES, line
 
 RESULTS = Path(__file__).parent / "results"
 NOISES = {
@@ -31,10 +33,6 @@ def percent(share: dict[str, float]) -> str:
 def between(shares: Iterable[float]) -> str:
     shares = list(shares)
     return f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %"
-
-
-def line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def coverage() -> list[str]:
@@ -142,6 +140,7 @@ def false_onsets() -> list[str]:
 TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "statistics.md": (coverage, family_wise_error, degenerate, equivalence, detectable, noise_logits, thresholds),
     "emergence.md": (onsets, false_onsets),
+    "motifs.md": MOTIF_TABLES,
 }
 """What each page of the documentation has."""
 

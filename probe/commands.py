@@ -246,7 +246,7 @@ def _probe(
     if isinstance(subject.task, PromptTask):
         count, given = subject.task.count(settings.num_sequences), len(subject.task.prompts)
         if count < given:
-            print(f"probing the first {count} of {given} prompts: --num_sequences null takes all", file=sys.stderr)
+            say(f"probing the first {count} of {given} prompts: --num_sequences null takes all", sys.stderr)
     check_probe(subject.model, subject.task, settings)  # nothing is written before, nor is a process spawned
     with held(options.output, "probe"):
         if _is_unfinished(options.output, subject.results):

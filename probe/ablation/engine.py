@@ -313,8 +313,8 @@ class Engine:
         self.tokens_per_pass = max(1, self.tokens_per_pass // 2)
         self._done, self._total = done, self._total + len(runs) * len(self.positions)
         logger.warning(
-            "memory does not suffice for %d sequences and their ablations at once: they are probed in halves, %d tokens "
-            "at a time",
+            "memory does not suffice for %d sequences and their ablations at once: they are probed in halves, "
+            "%d tokens at a time",
             len(chosen),
             self.tokens_per_pass,
         )

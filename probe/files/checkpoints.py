@@ -222,8 +222,7 @@ def _check_model_type(source: str, model_type: str) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises ValueError, naming the file, for anything else, or if it was altered."""
-    content = read_file(path)
-    checked(path)
+    content = read_file(checked(path))
     try:
         content = parse_json(content.decode("utf-8"))
     except ValueError as error:

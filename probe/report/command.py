@@ -15,11 +15,6 @@ from probe.report.figures.write import write_figures
 from probe.report.page.build import write_page
 from probe.report.page.data import NEEDED, load_page_runs
 
-HEADING = (
-    "What depth routing does. Percentages are harm, the fall of the margin, as a share of the clean margin;\n"
-    "* marks the study's motifs; tau is the share from which a route matters."
-)
-
 
 def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterator[str]:
     """Lines to print: what must be known first, the claims, and the files as they are written.
@@ -40,7 +35,7 @@ def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterat
     yield from missing
     yield from (line for run in runs for line in text.warnings(run))
     yield from repeated_seeds(runs)
-    yield HEADING + "\n"
+    yield text.HEADING + "\n"
     for run in runs:
         yield from text.claims(run)
     yield "\nwritten:"
@@ -59,6 +54,7 @@ def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterat
 def _write_tables(runs: Sequence[ProbedRun], path: Path) -> Path:
     """The long tables, as text."""
     blocks = [
+        *map(text.claims_in_full, runs),
         "Mass and strength of each source family, all layers (mask and renormalise, all positions; control: as much\n"
         "mass taken from other sources, drawn at random)\n",
         text.mass_effect_table(runs) + "\n",

@@ -6,6 +6,7 @@ Effects are strengths: the harm of an ablation, which is the fall of the margin,
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -25,10 +26,22 @@ from probe.vocabulary import Route, primary_rows, whole_depth
 
 Row = Mapping[Any, Any]
 
-
+WIDTH = 120
+"""Of the lines of the claims."""
+LINES = {"C2": 2}
+"""Of claims that take more than one."""
+KEY = (
+    "Percentages: harm, how much of the margin (nats) it costs to mask a route, with 95 % intervals; (0.39, 10 %): "
+    "mass, harm; since, at: steps of training. Redundancy: what two families cost more together than one by one. "
+    "*: a motif of the study."
+)
+"""To what the claims say."""
+HEADING = textwrap.fill(
+    f"What depth routing does. {KEY} +2: two more statements, in report.txt with all the rest.", WIDTH
+)
 EFFECT_ROW = "  {:>6} {:>7} {:>8} {:>30} {:>7} {:>8}".format
 MOTIF_ROW = "{:<30} {:<10} {:>20} {:>7} {:>5} {:>23}  {:>20} {:>20} {:>17}".format
-CLEAN = "{}: accuracy {accuracy:.3f}, margin {logit_diff:.2f} nats"
+CLEAN = "{}: accuracy {accuracy:.3f}, margin {logit_diff:.2f}"
 RESTS_ON = (
     "{}: accuracy {accuracy:.4f} (plateau {plateau_accuracy:.4f}), margin {logit_diff:.2f} nats; {n_sequences} "
     "sequences, {n_queries} queries"
@@ -57,8 +70,33 @@ LINEAR = "  first order against exact ({grid}, {positions} positions): Spearman 
 
 
 def claims(run: ProbedRun) -> list[str]:
-    """What is known of a model, a line for each claim."""
-    return [fill(CLEAN, run.label, **run.summary["clean"]), *(f"  {claim}" for claim in run.claims)]
+    """What is known of a model, in at most seven lines: one for the model and what was tested, and the claims."""
+    coverage = [statement for claim in run.claims if claim.claim == "coverage" for statement in claim.statements]
+    lines = _filled(f"{_about(run)};", coverage, 1) if coverage else [_about(run)]
+    for claim in run.claims:
+        if claim.claim != "coverage":
+            lines += _filled(f"  {claim.name}: {claim.verdict}.", claim.statements, LINES.get(claim.claim, 1))
+    return lines
+
+
+def claims_in_full(run: ProbedRun) -> str:
+    """All that the claims say of a model."""
+    return "\n".join([_about(run), *(f"  {claim}" for claim in run.claims)]) + "\n"
+
+
+def _about(run: ProbedRun) -> str:
+    return fill(CLEAN, run.label, **run.summary["clean"])
+
+
+def _filled(head: str, statements: Sequence[str], most_lines: int) -> list[str]:
+    """`head` and as many of the statements as fit into lines of `WIDTH`; "+2" stands for two more. One always stays."""
+    for shown in range(len(statements), 0, -1):
+        left = [f"+{len(statements) - shown}"] if shown < len(statements) else []
+        text = f"{head} {'; '.join([*statements[:shown], *left])}"
+        lines = textwrap.wrap(text, WIDTH, subsequent_indent="     ", break_long_words=False, break_on_hyphens=False)
+        if len(lines) <= most_lines:
+            return lines
+    return lines
 
 
 def mass_effect_table(runs: Sequence[ProbedRun]) -> str:

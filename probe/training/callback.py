@@ -253,6 +253,7 @@ def record_failure(trainer: Trainer, step: int, error: Exception) -> None:
         raise error
     if trainer.is_global_zero:
         say(f"the probe at step {step} has failed ({in_words(error)[:300]}); training goes on without it")
+        shutil.rmtree(_directory(trainer) / PARTS, ignore_errors=True)  # would be taken for those of the next probe
         with guarded("to record it"):
             FailedProbes(_directory(trainer)).add(step, error)
 

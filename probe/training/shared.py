@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from attnres import AttnResForCausalLM
 from attnres.tasks import MQAR
 from probe.ablation.grid import wide_scopes
+from probe.failures import in_words
 from probe.runner import Effects, probe_model, sweep_share
 from probe.settings import ProbeSettings, TrainingProbeSettings, fewest_sequences
 
@@ -45,6 +47,8 @@ class Team:
             found, failure = act(), None
         except Exception as error:
             found, failure = None, error
+        if failure is not None and not self.is_first:  # which knows only that another has failed
+            print(f"process {self.rank}: {in_words(failure)}", file=sys.stderr, flush=True)
         if not self.agree(failure is None):
             raise failure or FailedElsewhere("it has failed in another process")
         return found  # type: ignore[return-value]

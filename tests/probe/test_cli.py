@@ -138,8 +138,10 @@ def test_report_prints_one_table_and_draws_the_figures(trained, vanilla, tmp_pat
     assert f"{-row['effect']:+.3f} nats [{-row['ci_high']:+.3f}, {-row['ci_low']:+.3f}]" in line
     claims = json.loads((trained / "probe" / "final" / "claims.json").read_text())["claims"]
     assert all(
-        f"  {claim['claim']} {claim['title']}: {claim['verdict']}. {claim['text']}" in printed for claim in claims
+        f"  {claim['claim']} {claim['title']}: {claim['verdict']}. {claim['statements'][0]}" in printed
+        for claim in claims
     )
+    assert all(statement in tables for claim in claims for statement in claim["statements"] + claim["details"])
     assert [claim["verdict"] for claim in claims] == ["does not hold", *["cannot be tested"] * 3]
     assert "NOT LEARNED" in printed
     figures = {trained: ("heat_maps", "dissociation", "comparison"), tmp_path / "wrapped": ("heat_maps",)}

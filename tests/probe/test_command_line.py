@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import tempfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -66,11 +67,14 @@ def test_a_signal_ends_with_its_status_and_the_command_that_goes_on(number, caps
 
 
 def test_no_guard_against_failures_keeps_a_signal():
-    with pytest.raises(Stopped), raising_signals():
+    def guarded() -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
         except Exception:
             pytest.fail("it was taken for a failure")
+
+    with raising_signals(), pytest.raises(Stopped):
+        guarded()
 
 
 def test_a_forked_process_dies_of_a_signal_as_ever():
@@ -137,7 +141,7 @@ def test_the_file_that_could_not_be_written_is_named(capsys, tmp_path):
 def test_an_error_while_a_missing_file_is_dealt_with_is_not_the_disk_s(capsys):
     def act() -> None:
         try:
-            open("/nowhere")
+            Path("/nowhere").read_bytes()
         except FileNotFoundError:
             [].append()  # type: ignore[call-arg]
 

@@ -11,7 +11,7 @@ from probe.failures import CannotGoOn, one_line
 
 GRACE_SECONDS = 10.0
 """Processes that have not ended by then hang in a collective call, and are killed."""
-OF_WORKER = re.compile(r"DataLoader worker|DataLoader timed out")
+OF_WORKER = re.compile(r"^DataLoader (worker|timed out)")
 RAISED = re.compile(r"^train\.run\.finite\.NotFinite: (.*)$", re.MULTILINE)
 
 

@@ -86,6 +86,7 @@ def build_page(runs: Sequence[PageRun], metric: str = PRIMARY_METRIC) -> str:
         runs=runs,
         notes=notes,
         steps=steps,
+        key=text.KEY,
         claims=[(run.probed.label, list(run.probed.claims)) for run in runs],
         evidence=drawn[metric],
         tables={"Motifs": tables.motif_rows(runs), "Seeds": tables.seed_rows(runs), "Runs": tables.run_rows(runs)},

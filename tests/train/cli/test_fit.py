@@ -114,8 +114,8 @@ def test_a_resumed_run_goes_on_exactly(interrupted, tmp_path, monkeypatch):
 def test_extras_can_be_switched_off(tmp_path):
     off = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
     run_dir = fit(tmp_path / "run", "--trainer.max_steps=1", *off)
-    left = {"config.yaml", "provenance.json", "hf", "manifest.json", "train.lock"}
-    assert {path.name for path in run_dir.iterdir()} == left
+    files = {"config.yaml", "provenance.json", "hf", "manifest.json", "train.lock"}
+    assert {path.name for path in run_dir.iterdir()} == files
 
 
 def test_what_fails_while_setting_up_is_no_run(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,213 @@
+"""Are the study's motifs there? Five seeds of the demo's models, at the end and at matched accuracy.
+
+    attnres-train study --config configs/motifs.yaml --dir runs/motifs
+    python -m benchmarks.motifs runs/motifs
+
+1. Find the step of each model's trail whose accuracy is nearest to the study's 54 %, on sequences of the split
+   `placement`, which no probe uses.
+2. Probe that step and the last one: masks, keep only, their controls, coalitions, and where sources share content the
+   increments. Called again, it goes on where it was.
+3. Record each route's strength at both, when motifs emerged, and the claims; over seeds, means with 95 % intervals.
+
+docs/motifs.md has the tables (`python -m benchmarks.tables`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from attnres.versions import package_versions
+from probe.analysis import stats
+from probe.analysis.roles import Roles
+from probe.cli import main as attnres_probe
+from probe.files.checkpoints import load_model, read_json
+from probe.files.layout import FINAL_PROBE, PROBE, SUMMARY, TRAIL
+from probe.files.runs import ProbedRun, load_run
+from probe.files.trail import Trail
+from probe.vocabulary import Route, by_region, primary_rows, routes_of
+from train.study.description import StudyRun, load_study
+
+CONFIG = Path("configs/motifs.yaml")
+RECORD = Path(__file__).parent / "results" / "motifs.json"
+MATCHED_ACCURACY = 0.54
+"""Of the study's model (arXiv:2606.13168)."""
+KINDS = ("mask_renormalise", "matched_mass", "keep_only", "keep_random")
+OPTIONS = ["--coalitions", "[all]", "--sublayers", "[self_attn,mlp]", "--scopes", "[early,middle,late,all]"]
+OPTIONS += ["--num_sequences", "64"]
+NUM_BLOCKS = "4"
+"""Of the wrapper around a vanilla model: the demo's."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One run of the study, and where its probes go."""
+
+    run: StudyRun
+
+    @property
+    def final(self) -> Path:
+        """A run directory, which has the probes of its training, too."""
+        return self.run.probed
+
+    @property
+    def matched(self) -> Path:
+        return self.run.directory.with_name(f"{self.run.name}-matched")
+
+    @cached_property
+    def matched_step(self) -> int:
+        """The step of the trail whose accuracy is nearest to `MATCHED_ACCURACY`; of several, the earliest."""
+        trail = Trail(self.run.directory)
+        return min(trail.steps, key=lambda step: abs(accuracy_of(trail, step) - MATCHED_ACCURACY))
+
+    def probe(self) -> None:
+        """Whatever of the two probes has not ended."""
+        last = self.final / PROBE if self.run.is_vanilla else self.final / PROBE / FINAL_PROBE
+        if not (last / SUMMARY).exists():
+            self._probe(self.run.directory, self.final if self.run.is_vanilla else last)
+        if not any(self.matched.rglob(SUMMARY)):
+            self._probe(self.run.directory / TRAIL / f"step_{self.matched_step}", self.matched)
+
+    def _probe(self, checkpoint: Path, output: Path) -> None:
+        if self.run.is_vanilla:
+            attnres_probe(["baseline", str(checkpoint), "--num_blocks", NUM_BLOCKS, *_options(output, KINDS)])
+            return
+        source = load_model(str(checkpoint)).model.config.attnres_source
+        kinds = (*KINDS, "increment") if source == "cumulative" else KINDS
+        attnres_probe(["run", str(checkpoint), *_options(output, kinds)])
+
+
+def _options(output: Path, kinds: Iterable[str]) -> list[str]:
+    return ["--output", str(output), "--kinds", f"[{','.join(kinds)}]", *OPTIONS]
+
+
+@torch.no_grad()
+def accuracy_of(trail: Trail, step: int, num_sequences: int = 64) -> float:
+    """Of all K pairs, on the first sequences of the split `placement`."""
+    found = trail.load(step)
+    model: Any = found.model
+    batch: Any = found.task.batch("placement", range(num_sequences))  # type: ignore[union-attr]
+    logits = model(batch.input_ids, logits_to_keep=batch.query_positions, use_cache=False).logits
+    return float((logits.argmax(-1) == batch.answers).double().mean())
+
+
+def describe(probed: ProbedRun) -> dict[str, Any]:
+    """What the probe of one step found."""
+    clean, motifs = probed.summary["clean"], {Route.of(motif) for motif in probed.summary["motifs"]}
+    rows = by_region(primary_rows(probed.effects))
+    columns = ["strength", "strength_low", "strength_high", "mass", "p_adjusted", "p_matters"]
+    routes = {
+        str(route): {name: row[name] for name in columns} | {"motif": route in motifs}
+        for route, row in zip(routes_of(rows), rows.to_dict("records"), strict=True)
+        if row["applicable"]
+    }
+    roles = Roles(probed.effects, probed.clusters, probed.coalitions, probed.summary).families()
+    return {
+        "step": probed.summary["step"],
+        "accuracy": clean["accuracy"],
+        "margin": clean["logit_diff"],
+        "routes": routes,
+        "dissociation": {
+            sublayer: {
+                **{name: about[name] for name in ("heaviest", "most_harmful", "dissociated")},
+                "mass": about["mass"],
+                "strength": about["strength"],
+            }
+            for sublayer, about in probed.summary["dissociation"].items()
+        },
+        "mass_without_role": [
+            {**asdict(role.route), "mass": role.mass, "has_none": role.has_none, "failed": role.failed}
+            | {"not_tested": role.missing}
+            for role in roles
+        ],
+        "claims": {claim.claim: {"verdict": claim.verdict, "text": claim.text} for claim in probed.claims},
+    }
+
+
+def describe_emergence(probed: ProbedRun) -> dict[str, Any]:
+    """When routes became motifs while the model trained, and their largest strength."""
+    if probed.emergence is None:
+        return {}
+    columns = ["status", "onset", "onset_low", "onset_high", "last_held", "n_held", "n_probes", "peak", "peak_step"]
+    found = {}
+    for row in probed.emergence.table.to_dict("records"):
+        curve = probed.emergence.curves
+        curve = curve[[Route.of(other) == Route.of(row) for other in curve.to_dict("records")]].set_index("step")
+        at_peak = curve["strength"].get(row["peak_step"], np.nan)
+        found[str(Route.of(row))] = {name: row[name] for name in columns} | {"strength_at_peak": at_peak}
+    half = float(probed.emergence.table["accuracy_half"].iloc[0])
+    return {"accuracy_half": half, "routes": found}
+
+
+def over_seeds(seeds: list[dict[str, Any]], when: str) -> dict[str, Any]:
+    """By route: the mean strength over seeds with its t interval, and in how many seeds the route is a motif.
+
+    A route that some seed cannot mask, or has no strength of, is left out.
+    """
+    names = [name for name in seeds[0][when]["routes"] if all(name in seed[when]["routes"] for seed in seeds)]
+    strengths = np.array([[seed[when]["routes"][name]["strength"] for name in names] for seed in seeds], dtype=float)
+    mean, low, high, p_value = stats.across_seeds(strengths)
+    adjusted = stats.holm(p_value)
+    return {
+        name: {"mean": mean[i], "low": low[i], "high": high[i], "p_adjusted": adjusted[i], "n_seeds": len(seeds)}
+        | {"n_motif": sum(seed[when]["routes"][name]["motif"] for seed in seeds)}
+        for i, name in enumerate(names)
+        if np.isfinite(mean[i])
+    }
+
+
+def collect(models: list[Model]) -> dict[str, Any]:
+    conditions: dict[str, Any] = {}
+    for model in models:
+        final, matched = load_run(model.final), load_run(model.matched)
+        found = {"seed": model.run.seed, "final": describe(final), "matched": describe(matched)}
+        name = "wrapped" if model.run.is_vanilla else model.run.condition
+        seeds = conditions.setdefault(name, {"seeds": []})["seeds"]
+        seeds.append(found if model.run.is_vanilla else found | {"emergence": describe_emergence(final)})
+    for about in conditions.values():
+        about["over_seeds"] = {when: over_seeds(about["seeds"], when) for when in ("final", "matched")}
+    return conditions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path, help="Of the study.")
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--output", type=Path, default=RECORD)
+    options = parser.parse_args()
+    models = [Model(run) for run in load_study(options.config).runs(options.directory)]
+    for model in models:
+        model.probe()
+    code = read_json(models[0].final / PROBE / FINAL_PROBE / SUMMARY)["code"]
+    about = {"config": str(options.config), "options": OPTIONS, "matched_accuracy": MATCHED_ACCURACY, "code": code}
+    about |= {"versions": package_versions(), "machine": f"{platform.machine()}, one thread a process"}
+    record = {"motifs": {"about": about, "results": collect(models)}}
+    text = json.dumps(_finite(record), indent=1) + "\n"
+    options.output.write_text(text, encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """Numbers with six digits, and null for those that are not there."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.bool_ | np.integer):
+        return value.item()
+    if isinstance(value, float):
+        return None if pd.isna(value) else float(f"{value:.6g}")
+    return value
+
+
+if __name__ == "__main__":
+    main()
