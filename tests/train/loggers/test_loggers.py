@@ -181,7 +181,7 @@ def test_each_choice_has_its_files(choice, files, tmp_path):
     options, elsewhere = [f"--trainer.logger={choice}"], "." in choice
     options += [f"--trainer.logger.save_dir={tmp_path / 'logs'}"] * elsewhere
     run_dir = fit(tmp_path / "mine", *options, *PROBED, "--probe.every_n_steps=0", "--trainer.max_steps=1")
-    always = {"config.yaml", "provenance.json", "checkpoints", "hf", "probe", "train.lock"}
+    always = {"config.yaml", "provenance.json", "checkpoints", "hf", "probe", "train.lock", "manifest.json"}
     assert {path.name for path in run_dir.iterdir()} == always | files
     if elsewhere:
         found = of(tensorboard_rows(tmp_path / "logs/mine"), "probe")

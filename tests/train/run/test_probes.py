@@ -24,9 +24,10 @@ PROBED = [
 def test_a_probed_run_reaches_disk_and_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = fit(tmp_path / "run", *PROBED, "--trainer.max_steps=4", "--probe.every_n_steps=2")
-    expected = {"config.yaml", "provenance.json", "checkpoints", "hf", "metrics.csv", "wandb", "probe", "train.lock"}
+    expected = {"config.yaml", "provenance.json", "checkpoints", "hf", "metrics.csv", "wandb", "probe"}
+    expected |= {"train.lock", "manifest.json"}
     assert {path.name for path in run.iterdir()} == expected
-    probe_files = {"effects.parquet", "clusters.parquet", "geometry.parquet", "summary.json"}
+    probe_files = {"effects.parquet", "clusters.parquet", "geometry.parquet", "summary.json", "manifest.json"}
     assert {path.name for path in (run / "probe").iterdir()} == probe_files
 
     rows = [row for row in synced_history(run) if "probe/accuracy" in row]
@@ -107,6 +108,7 @@ def test_a_checkpoint_of_before_there_was_a_trail_is_gone_on_with(tmp_path, monk
         del state[name]
     state |= {"last_step": 2, "last_full_step": -1, "budget": {"spent": 1.0, "costs": [1.0], "skipped": [1]}}
     torch.save(checkpoint, path)
+    path.with_name("manifest.json").unlink()  # there was none then
     options = ["--ckpt_path=last", "--trainer.max_steps=6", "--trail.every_n_steps=2"]
     main(["fit", f"--config={run / 'config.yaml'}", *options])
     assert set(pd.read_parquet(run / "probe/effects.parquet")["step"]) == {0, 2, 4, 6}

@@ -212,6 +212,7 @@ def test_a_file_emptied_by_a_kill_is_written_again(whole, processes, tmp_path):
     killed, wrapped = directory / "cumulative-seed0", directory / "vanilla-seed0-wrapped"
     (killed / "hf/attnres_run.json").write_text("")  # in the export, before its checkpoint
     (killed / "checkpoints/previous.ckpt").replace(killed / "checkpoints/last.ckpt")
+    (killed / "checkpoints/manifest.json").unlink()  # says that last.ckpt is another
     (wrapped / "probe/summary.json").write_text("")
     code, log = study(processes, file, directory)
     assert code == 0, log
@@ -292,8 +293,8 @@ def test_runs_that_never_validate_have_a_table(processes, tmp_path):
 
 
 DAMAGE = {
-    "cumulative-seed1/probe/final/effects.parquet": "size is 0 bytes",
-    "vanilla-seed0-wrapped/probe/summary.json": "it lacks run, condition",
+    "cumulative-seed1/probe/final/effects.parquet": "effects.parquet is not what was written",
+    "vanilla-seed0-wrapped/probe/summary.json": "summary.json is not what was written",
     "vanilla-seed1/metrics.csv": "metrics.csv is not a readable table",
 }
 
