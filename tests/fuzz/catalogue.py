@@ -59,9 +59,12 @@ def ended(world: World, case: Case) -> tuple[str, int]:
         }
         names = re.compile(rf"(?<!\w)({'|'.join(paths)})(?!\w)")
         words = [names.sub(lambda found: str(paths[found[0]]), word) for word in shlex.split(case.words)]
-        with patch.dict(os.environ, {"WANDB_MODE": "disabled"}), prepared(case, paths):
-            with untouched(world.run, world.vanilla, world.words, copied):
-                found = outcome(lambda: MAINS[case.program](words), (case.status,), case.is_bug)
+        with (
+            patch.dict(os.environ, {"WANDB_MODE": "disabled"}),
+            prepared(case, paths),
+            untouched(world.root, but=folder),
+        ):
+            found = outcome(lambda: MAINS[case.program](words), (case.status,), case.is_bug)
         return shown(found.line, paths), found.status
 
 

@@ -190,7 +190,7 @@ SOURCES = ("all", "first", "fewer", "more", "as list", "none")
 
 @st.composite
 def returns(draw: DrawFn) -> tuple[str, str, str, str, str, bool]:
-    """What of weights, sources (which, and how), positions and the whole an intervention returns; whether it is signed."""
+    """What an intervention returns: weights, which sources and how, positions, the whole; whether it is signed."""
     usually = st.integers(0, 2)
     shape = "pair" if draw(usually) else draw(st.sampled_from(sorted(SHAPES)))
     acts = "everywhere" if draw(usually) else draw(st.sampled_from(sorted(ACTS)))

@@ -125,8 +125,8 @@ def test_its_size_is_known_before_and_said(run, tmp_path, capsys, caplog):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--trail.every_n_steps=-2", "trail.every_n_steps must not be negative, got -2"),
-        ("--trail.until_step=-1", "trail.until_step must not be negative, got -1"),
+        ("--trail.every_n_steps=-2", "trail.every_n_steps must be at least 0, got -2"),
+        ("--trail.until_step=-1", "trail.until_step must be at least 0, got -1"),
         ("--trail.every=2", "option trail.every does not exist"),
     ],
 )
