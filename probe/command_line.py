@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from probe.failures import (
+    OF_THE_NAME,
     STOPPED,
     CannotGoOn,
     Stopped,
@@ -104,6 +105,8 @@ def explain_end(error: BaseException, command: str) -> tuple[int, str]:
     if disk := disk_error(error):
         name = disk.filename or next(iter(getattr(error, "__notes__", ())), "")  # noted by who wrote it
         file = f"'{name}': " if name else ""
+        if disk.errno in OF_THE_NAME:
+            return 2, f"error: {file}{disk.strerror}"
         return os.EX_IOERR, f"error: {file}{disk.strerror}; what was written stays; go on with: {goes_on}"
     hint = f"please report it, with what the same command prints with {TRACEBACK}=1"
     return 1, f"internal error: {in_words(error)} ({where(error)}); {hint}"

@@ -23,6 +23,8 @@ LONGEST = 1000
 """Characters of a line."""
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 """What is wrong with the disk as a whole, not with one file."""
+OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
+"""What is wrong with a path that somebody gave."""
 OURS = [Path(__file__).resolve().parents[1] / package for package in ("attnres", "probe", "train")]
 
 

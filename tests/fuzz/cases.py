@@ -247,6 +247,7 @@ ON_THE_LINE = [
     run("compare RUN RUN --output NEW.txt"),
     run("compare RUN RUN --num_resamples 0"),
     run("report NEW", MISSING),
+    run(f"report {'n' * 300}", "a name of 300 letters"),
     run("report VANILLA", "never probed"),
     run("report RUN --page RUN/checkpoints/last.ckpt"),
     run("report RUN --page RUN/probe/final/effects.parquet"),
