@@ -31,6 +31,7 @@ from attnres import AttnResForCausalLM, ReadSite
 from probe.ablation.grid import Cell
 from probe.ablation.integrated import FORWARDS, Integrated, paths
 from probe.ablation.interventions import Ablation, Context
+from probe.ablation.metrics import sum_by_sequence
 from probe.ablation.observer import Observer, Routing
 from probe.ablation.references import References
 from probe.ablation.replay import CleanBatch, replay_cost
@@ -395,11 +396,3 @@ class Engine:
             (kind.kind, aliases): [kind(LABELS[name], everywhere, aliases, context) for name in kind.labels]
             for kind, aliases in pairs
         }
-
-
-def sum_by_sequence(values: Tensor, starts: Tensor) -> np.ndarray:
-    """Sum per-query `values` (queries,) over each sequence of the mask `starts` (B, T): (B,) float64."""
-    starts = starts.cpu()
-    scattered = torch.zeros(starts.shape, dtype=torch.float64)  # on the CPU: not every device has float64
-    scattered[starts] = values.cpu().double()
-    return scattered.sum(1).numpy()
