@@ -63,7 +63,7 @@ def alter_a_table(folder: Path) -> str:
     """A number, and nothing that knows what it was."""
     path = folder / "probed" / "effects.parquet"
     effects = pd.read_parquet(path)
-    effects.loc[:, "strength"] *= 2
+    effects.loc[:, "mass"] *= 2
     effects.to_parquet(path)
     (folder / "probed" / MANIFEST).unlink()
     return str(path.relative_to(folder))
@@ -89,7 +89,7 @@ def test_the_judgement_sees_a_process_that_is_left(bench, monkeypatch):
     fault = Fault("left", "export", "a process", frozenset({74}), injections=[leave_a_process], free=None)
     outcome = bench.carry_out(Fault(**{**vars(fault), "damage": lambda folder: "run/config.yaml"}))
     assert any(wrong.startswith("leftover: processes") for wrong in outcome.wrong)
-    assert not bench.nursery.living()
+    assert not bench.leftover(10.0)  # it was killed
 
 
 def test_the_judgement_sees_lost_files_and_wrong_ends(bench):
