@@ -30,7 +30,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 # Other people's programs that our models work with: peft, lm-evaluation-harness, nnsight, accelerate.
 CLIENTS := .venv/.clients
 
-.PHONY: demo study test test-all test-fuzz test-clients test-oldest browser lint format clean
+.PHONY: demo study test test-all test-faults test-fuzz test-clients test-oldest browser lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/attnres-train fit --config configs/demo.yaml --seed_everything $(SEED) --run_dir $(RUN)/cumulative
@@ -52,6 +52,10 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	ATTNRES_ALL=1 $(PYTEST) --ignore tests/integration
 	$(MAKE) test-clients
+
+# The long run: over 500 faults of every kind in every command, half an hour. As root, some on file systems of their own.
+test-faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults --output benchmarks/results/faults.json
 
 # The long run: over 100,000 hostile inputs, half an hour.
 test-fuzz: $(INSTALLED)

@@ -69,7 +69,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rename(replaced)
         part.rename(path)
-    except BaseException:
+    except BaseException as error:
+        error.add_note(str(path))
         _remove(part)
         raise
     _remove(replaced)
@@ -103,10 +104,15 @@ def recording(folder: Path, digests: Mapping[str, str], durable: bool = False) -
 
 def remove(path: Path) -> None:
     """Remove a file, if it is there, that a manifest may list."""
+    forget(path)
+    path.unlink(missing_ok=True)
+
+
+def forget(path: Path) -> None:
+    """Take a file out of the manifest beside it: it is going to change."""
     before = read_manifest(path.parent)
     if path.name in before:
         _write_manifest(path.parent, {name: digests for name, digests in before.items() if name != path.name})
-    path.unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> dict[str, list[str]]:
@@ -196,6 +202,7 @@ __all__ = [
     "checked",
     "checked_folder",
     "digest",
+    "forget",
     "read_manifest",
     "recording",
     "remove",

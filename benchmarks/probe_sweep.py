@@ -1,4 +1,4 @@
-"""Cost of a probe: exact sweeps against one full forward per ablation, and first order against exact, in one run.
+"""Cost of a probe: exact sweeps against one full forward per ablation, and estimates against exact, in one run.
 
     python benchmarks/probe_sweep.py --shape demo --output benchmarks/results/probe_sweep_demo.json
     python benchmarks/probe_sweep.py --shape 28-layers --num_sequences 8 --repeats 1 \\
@@ -33,7 +33,7 @@ from probe.ablation.interventions import MaskRenormalise
 from probe.ablation.metrics import CleanRun
 from probe.examples.examples import Examples
 from probe.files.checkpoints import load_model
-from probe.vocabulary import POSITIONS, is_layer
+from probe.vocabulary import MARGIN, POSITIONS, is_layer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "demo": {
@@ -51,10 +51,10 @@ GRIDS = ("per_layer", "whole_grid")
 
 @torch.no_grad()
 def naive_sweep(model: AttnResForCausalLM, inputs: Examples, cells: list[Cell], positions: str) -> dict[int, float]:
-    """Mean NLL effect of each applicable cell, by its index."""
+    """Mean effect on the margin of each applicable cell, by its index."""
     queries, answers = inputs.queries, inputs.labels[inputs.queries]
     clean = CleanRun.from_logits(model(inputs.input_ids, use_cache=False).logits[queries], answers, inputs.rivals)
-    before, effects = clean.metrics()["nll"], {}
+    before, effects = clean.metrics()[MARGIN], {}
     for index, cell in enumerate(cells):
         ablation = cell.ablation()
         if not any(ablation.exists_at(model.model.sites[i]) for i in cell.reads):
@@ -62,13 +62,13 @@ def naive_sweep(model: AttnResForCausalLM, inputs: Examples, cells: list[Cell], 
         if positions == "query":
             ablation = replace(ablation, context=replace(ablation.context, positions=queries))
         logits = model(inputs.input_ids, use_cache=False, intervention=ablation).logits[queries]
-        effects[index] = float((clean.metrics(logits)["nll"] - before).mean())
+        effects[index] = float((clean.metrics(logits)[MARGIN] - before).mean())
     return effects
 
 
 def measure(model: AttnResForCausalLM, inputs: Examples, cells: list[Cell], repeats: int) -> dict[str, Any]:
     """Times of the contenders on one grid, and how well their effects agree."""
-    linear = [replace(cell, kind=Kind(cell.intervention, first_order=True)) for cell in cells]
+    estimated_cells = [replace(cell, kind=Kind(cell.intervention, integrated=True)) for cell in cells]
     seconds: dict[str, list[float]] = {}
     results: dict[str, Any] = {}
 
@@ -78,30 +78,30 @@ def measure(model: AttnResForCausalLM, inputs: Examples, cells: list[Cell], repe
         seconds.setdefault(name, []).append(time.perf_counter() - started)
 
     naive_sweep(model, inputs, cells[:8], "all")  # warm up
-    Engine(model, [*cells[:8], *linear], POSITIONS, len(inputs)).run(inputs)
+    Engine(model, [*cells[:8], *estimated_cells], POSITIONS, len(inputs)).run(inputs)
     for _ in range(repeats):
         for where in POSITIONS:
             timed(f"naive {where}", lambda where=where: naive_sweep(model, inputs, cells, where))
             timed(f"exact {where}", lambda where=where: Engine(model, cells, (where,), len(inputs)).run(inputs))
         timed("exact both", lambda: Engine(model, cells, POSITIONS, len(inputs)).run(inputs))
-        timed("first_order both", lambda: Engine(model, linear, POSITIONS, len(inputs)).run(inputs))
+        timed("integrated both", lambda: Engine(model, estimated_cells, POSITIONS, len(inputs)).run(inputs))
     median = {name: statistics.median(values) for name, values in seconds.items()}
     median["naive both"] = median["naive all"] + median["naive query"]
     found: dict[str, Any] = {"seconds": median, "ablations": len(results["naive all"])}
     queries = int(inputs.queries.sum())
     for where in POSITIONS:
         exact, naive = results[f"exact {where}"], results[f"naive {where}"]
-        ours = {index: float(exact.effects[index, where]["nll"].sum()) / queries for index in naive}
-        estimated = [float(results["first_order both"].effects[index, where]["nll"].sum()) / queries for index in naive]
+        ours = {index: float(exact.effects[index, where][MARGIN].sum()) / queries for index in naive}
+        estimates = [float(results["integrated both"].effects[index, where][MARGIN].sum()) / queries for index in naive]
         found[where] = {
             "speedup_over_naive": median[f"naive {where}"] / median[f"exact {where}"],
             "forward_passes": exact.forward_passes,
             "largest_difference_from_naive": max(abs(ours[index] - naive[index]) for index in naive),
-            "first_order_spearman": float(spearmanr(estimated, list(ours.values()))[0]),  # type: ignore[arg-type]
+            "integrated_spearman": float(spearmanr(estimates, list(ours.values()))[0]),  # type: ignore[arg-type]
         }
     found["both"] = {
         "speedup_over_naive": median["naive both"] / median["exact both"],
-        "first_order_speedup_over_exact": median["exact both"] / median["first_order both"],
+        "integrated_speedup_over_exact": median["exact both"] / median["integrated both"],
     }
     return found
 

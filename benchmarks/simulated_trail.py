@@ -17,6 +17,7 @@ import pandas as pd
 from probe.analysis.effects import CELL_KEYS
 from probe.analysis.inference import STATISTICS
 from probe.analysis.placement import Reading, next_step
+from probe.settings import TrainingProbeSettings
 from probe.vocabulary import MARGINS, MASK, MATTERS, Route
 from tests.support.simulated_run import READS, ROUTES
 
@@ -25,7 +26,7 @@ SEQUENCES = 64
 TRAIL = np.arange(0, 301, 2)
 RISE = 40
 """Steps in which accuracy goes from 5 to 95 % of its way."""
-NUM_PROBES = 20
+NUM_PROBES = TrainingProbeSettings().trail_probes
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

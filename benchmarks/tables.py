@@ -137,9 +137,20 @@ def false_onsets() -> list[str]:
     return [line(name, percent(row["false_onset_anywhere"]), percent(row["held_anywhere"])) for name, row in rows]
 
 
+def integrated() -> list[str]:
+    """By model, step and cells: rank correlation with exact effects on the margin, by points of the path."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in results("integrated", "agreement"):
+        if row["metric"] == "logit_diff":
+            model = f"{row['model']}, step {row['step']} (accuracy {row['accuracy']:.2f})"
+            found.setdefault((model, row["grid"]), []).append(f"{row['spearman']:.2f}")
+    return [line(*key, *cells) for key, cells in found.items()]
+
+
 TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "statistics.md": (coverage, family_wise_error, degenerate, equivalence, detectable, noise_logits, thresholds),
     "emergence.md": (onsets, false_onsets),
+    "probes.md": (integrated,),
     "motifs.md": MOTIF_TABLES,
 }
 """What each page of the documentation has."""

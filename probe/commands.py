@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,7 @@ from probe.examples.prompt_file import PromptTask
 from probe.examples.tasks import ProbeTask, TokenRecall
 from probe.examples.text_recall import TextPrompts
 from probe.files.checkpoints import Checkpoint, load_model, load_tokenizer, read_json
-from probe.files.layout import CONFIG, EXPORT, PAGE, PARTS, PROBE, RUN_FILE, SWEEP, TASK_FILE
+from probe.files.layout import CONFIG, EXPORT, PAGE, PARTS, PROBE, RUN_FILE, SUMMARY, SWEEP, TASK_FILE
 from probe.files.locks import held
 from probe.files.runs import load_run, unlisted
 from probe.runner import Effects, check_probe, probe_model, sweep_share
@@ -184,6 +186,8 @@ def _is_unfinished(output: Path, results: Path) -> bool:
     """
     if (results / PARTS / SWEEP).exists():
         return True
+    if (results / SUMMARY).exists():  # it was stopped when all was written
+        shutil.rmtree(results / PARTS, ignore_errors=True)
     left = (path for path in output.rglob("*") if path.suffix not in (".lock", ".part") and not path.is_dir())
     if os.path.lexists(output) and (not output.is_dir() or any(left)):
         raise ValueError(f"--output {output} exists and is not an empty folder: choose another, nothing is overwritten")
@@ -246,7 +250,7 @@ def _probe(
     if isinstance(subject.task, PromptTask):
         count, given = subject.task.count(settings.num_sequences), len(subject.task.prompts)
         if count < given:
-            say(f"probing the first {count} of {given} prompts: --num_sequences null takes all", sys.stderr)
+            print(f"probing the first {count} of {given} prompts: --num_sequences null takes all", file=sys.stderr)
     check_probe(subject.model, subject.task, settings)  # nothing is written before, nor is a process spawned
     with held(options.output, "probe"):
         if _is_unfinished(options.output, subject.results):
@@ -270,19 +274,20 @@ def _sweep(
         fabric = Fabric(accelerator=accelerator, devices=options.devices, strategy="ddp_spawn")
         # As one partial: Fabric takes arguments apart to find modules in them, and settings are frozen.
         fabric.launch(partial(_sweep_share, options=options, settings=settings, load=load))
-    return probe_model(
-        _placed(subject.model, options, device),
-        subject.task,
-        settings,
-        subject.results,
-        run=subject.run,
-        condition=subject.condition,
-        seed=subject.seed,
-        step=subject.step,
-        resumable=True,
-        finish=None if finish is None else partial(finish, subject),
-        on_progress=_progress(),
-    )
+    with _progress() as on_progress:
+        return probe_model(
+            _placed(subject.model, options, device),
+            subject.task,
+            settings,
+            subject.results,
+            run=subject.run,
+            condition=subject.condition,
+            seed=subject.seed,
+            step=subject.step,
+            resumable=True,
+            finish=None if finish is None else partial(finish, subject),
+            on_progress=on_progress,
+        )
 
 
 def _sweep_share(
@@ -290,17 +295,18 @@ def _sweep_share(
 ) -> None:
     """What each process does, with a copy of the model of its own."""
     subject = load(options)
-    sweep_share(
-        fabric.global_rank,
-        fabric.world_size,
-        _placed(subject.model, options, fabric.device),
-        subject.task,
-        settings,
-        subject.results,
-        run=subject.run,
-        step=subject.step,
-        on_progress=_progress() if fabric.is_global_zero else None,
-    )
+    with _progress() as on_progress:
+        sweep_share(
+            fabric.global_rank,
+            fabric.world_size,
+            _placed(subject.model, options, fabric.device),
+            subject.task,
+            settings,
+            subject.results,
+            run=subject.run,
+            step=subject.step,
+            on_progress=on_progress if fabric.is_global_zero else None,
+        )
 
 
 def _placed(model: Model, options: Namespace, device: torch.device | str) -> Model:
@@ -319,17 +325,18 @@ def _finished(subject: Subject, found: Effects) -> str:
     )
 
 
-def _progress() -> Callable[[int, int], None]:
-    """A progress bar with an ETA; a line every ten seconds where nobody watches."""
-    bar: tqdm | None = None
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with an ETA; a line every ten seconds where nobody watches. It ends with its line."""
+    with ExitStack() as bars:
+        bar: tqdm | None = None
 
-    def show(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            seconds, width = (0.1, None) if sys.stderr.isatty() else (10, 80)
-            bar = tqdm(total=total, unit=" ablations", desc="probing", mininterval=seconds, ncols=width)
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
+        def show(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                seconds, width = (0.1, None) if sys.stderr.isatty() else (10, 80)
+                bar = tqdm(total=total, unit=" ablations", desc="probing", mininterval=seconds, ncols=width)
+                bars.callback(bar.close)
+            bar.update(done - bar.n)
 
-    return show
+        yield show

@@ -21,7 +21,7 @@ STOPPED = 128
 """Exit status of what a signal has stopped, less the signal's number."""
 LONGEST = 1000
 """Characters of a line."""
-OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 """What is wrong with the disk as a whole, not with one file."""
 OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 """What is wrong with a path that somebody gave."""
@@ -91,17 +91,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 def disk_error(error: BaseException | None) -> OSError | None:
     """What the system said of a file or disk, if that is what `error` comes from.
 
-    Writers in other languages (safetensors, torch) say it in a text of their own, or fail once more while they close.
+    Writers in other languages (safetensors, torch) say it in a text of their own. Many fail once more while they close
+    what they could not write: there, a full or broken disk is looked for in what they were handling.
     """
     seen: set[int] = set()
+    is_cause = True
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno is not None:
-            return error
-        if number := re.search(r"\(os error (\d+)\)", str(error)):
-            return OSError(int(number[1]), os.strerror(int(number[1])))
-        is_closing = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
-        error = error.__cause__ or (error.__context__ if is_closing else None)
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        found = OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+        if isinstance(found, OSError) and found.errno is not None and (is_cause or found.errno in OF_THE_DISK):
+            return found
+        is_cause = is_cause and error.__cause__ is not None
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 

@@ -24,8 +24,8 @@ from probe.analysis.effects import (
     RunInfo,
     build_tables,
     describe_clean,
-    first_order_agreement,
     geometry_table,
+    integrated_agreement,
     rounding_floor,
 )
 from probe.analysis.inference import Inference
@@ -127,7 +127,7 @@ def measure(
         "flip": None,
         **read_motifs(effects, clusters, how),
         "dissociation": Reader(effects, clusters, how).dissociation(),
-        "first_order": first_order_agreement(effects),
+        "integrated": integrated_agreement(effects),
         "probe": _describe_sweep(result, settings) | {"seconds": time.perf_counter() - started},
         "versions": package_versions(),
         "code": code_version(),
@@ -231,11 +231,11 @@ def sweep_share(
 def grid(model: AttnResForCausalLM, settings: ProbeSettings) -> tuple[Cell, ...]:
     """The cells of a probe of `model`, and of what kinds with a `baseline` are read against.
 
-    First-order estimates are of every scope: more of them cost nothing. Where both modes are asked for, kinds that have
-    no such estimate are run exactly alone.
+    Estimates are of every scope: more of them cost nothing. Where both modes are asked for, kinds that have
+    no estimate are run exactly alone.
 
     Raises:
-        ValueError: it has no such scope, a kind means nothing on it, or has no first-order estimate where nothing else
+        ValueError: it has no such scope, a kind means nothing on it, or has no estimate where nothing else
             is asked for.
     """
     sites = model.model.sites
@@ -247,7 +247,7 @@ def grid(model: AttnResForCausalLM, settings: ProbeSettings) -> tuple[Cell, ...]
         labels = [name for name in intervention.labels if name in settings.families or name not in FAMILIES]
         if settings.exact:
             cells += build_grid(sites, Kind(intervention), labels, settings.sublayers, settings.scopes, aliases)
-        if settings.first_order and (intervention.is_linear or not settings.exact):
+        if settings.integrated and (intervention.can_be_estimated or not settings.exact):
             cells += build_grid(sites, Kind(intervention, True), labels, settings.sublayers, None, aliases)
     cells += baselines(cells)
     if settings.coalitions:

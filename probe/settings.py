@@ -30,8 +30,8 @@ class ProbeSettings:
         scopes: Where exact ablations act: early, middle, late, all, layer:0 and so on, final. null for every one.
         positions: Where in the sequence to act: at all positions, and at query positions only.
         with_aliases: Also ablate each family together with the sources that are the same tensor.
-        mode: exact ablations, first_order estimates of their effects (cheap, in every scope), or both. keep_only,
-            keep_random, silence and rescue have exact ones only.
+        mode: exact ablations, estimates of their effects by integrated gradients (cheaper where layers are many, in
+            every scope), or both. keep_only, keep_random, silence and rescue have exact ones only.
         coalitions: Scopes at which every subset of the families is masked, for Shapley values and interactions.
         flip: Also run the flip test. In training: after the last step only.
         batch_size: Sequences per clean run.
@@ -52,7 +52,7 @@ class ProbeSettings:
     scopes: tuple[str, ...] | None = None
     positions: tuple[str, ...] = ("all", "query")
     with_aliases: bool = False
-    mode: Literal["exact", "first_order", "both"] = "exact"
+    mode: Literal["exact", "integrated", "both"] = "exact"
     coalitions: tuple[str, ...] = ()
     flip: bool = True
     batch_size: int = 64
@@ -80,7 +80,7 @@ class ProbeSettings:
         check_names("family", self.families, FAMILIES)
         check_names("sublayer", self.sublayers, ABLATED_SUBLAYERS)
         check_names("positions", self.positions, POSITIONS)
-        check_names("mode", [self.mode], ("exact", "first_order", "both"))
+        check_names("mode", [self.mode], ("exact", "integrated", "both"))
         check_resampling(self.num_resamples, self.seed)
         for name in ("num_sequences", "batch_size", "tokens_per_pass"):
             value = getattr(self, name)
@@ -96,11 +96,11 @@ class ProbeSettings:
     @property
     def exact(self) -> bool:
         """Whether the exact sweep is run."""
-        return self.mode != "first_order"
+        return self.mode != "integrated"
 
     @property
-    def first_order(self) -> bool:
-        """Whether effects are estimated to first order."""
+    def integrated(self) -> bool:
+        """Whether effects are estimated by integrated gradients."""
         return self.mode != "exact"
 
 

@@ -152,12 +152,12 @@ MASK = "mask_renormalise"
 """The primary kind of intervention."""
 
 
-def first_order_name(kind: str) -> str:
-    """What tables call the first-order estimates of a kind of intervention."""
-    return f"{kind}_first_order"
+def integrated_name(kind: str) -> str:
+    """What tables call the estimates of a kind of intervention."""
+    return f"{kind}_integrated"
 
 
-MASK_FIRST_ORDER = first_order_name(MASK)
+MASK_INTEGRATED = integrated_name(MASK)
 
 # --- Thresholds ------------------------------------------------------------------------------------------------------
 

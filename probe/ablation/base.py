@@ -74,7 +74,7 @@ class Ablation(ABC):
     is_signed: ClassVar[bool] = False  # whether it may return weights below zero
     labels: ClassVar[tuple[str, ...]] = FAMILIES  # the sets of families that a grid of this kind is made of
     is_game: ClassVar[bool] = False  # whether its cells are values of a game over the families, not rows of a table
-    is_linear: ClassVar[bool] = True  # whether it can be estimated to first order
+    can_be_estimated: ClassVar[bool] = True  # by integrated gradients
     all_depths: ClassVar[bool] = False  # whether it acts on all reads of the route's sublayers, whatever the scope
     baseline: ClassVar[type[Ablation] | None] = None  # the kind whose row over all layers its rows are read against
     known: ClassVar[dict[str, type[Ablation]]] = {}

@@ -4,7 +4,7 @@ For each batch of sequences the engine
 
 1. makes what kinds need beside the read: other examples, means over the data, random draws (`references`);
 2. runs the clean model once, measures its routing on the way (`observer`), and keeps the state before every read;
-3. estimates the cells that are to be estimated to first order, from the gradients of one more pass (`first_order`);
+3. estimates the cells that are to be estimated, from gradients along a path for each family (`integrated`);
 4. puts cells that come to the same masks together, sorts what is left by the first read at which it acts, and runs
    ablations that begin at one read as one batch, from the clean state there (`replay`);
 5. sums ablated - clean over the queries of each sequence, for every metric (`metrics`).
@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from attnres import AttnResForCausalLM, ReadSite
-from probe.ablation.first_order import FORWARDS, Linearised
 from probe.ablation.grid import Cell
+from probe.ablation.integrated import FORWARDS, Integrated, paths
 from probe.ablation.interventions import Ablation, Context
+from probe.ablation.metrics import sum_by_sequence
 from probe.ablation.observer import Observer, Routing
 from probe.ablation.references import References
 from probe.ablation.replay import CleanBatch, replay_cost
@@ -77,7 +78,7 @@ class ProbeResult:
         """The result on all parts' sequences, in their order; cells whose ablation could act nowhere are left out."""
         result = cls.concatenate(parts)
         result.effects = {key: effects for key, effects in result.effects.items() if result.applicable(*key).any()}
-        exact = [key for key in result.effects if not result.cells[key[0]].kind.first_order]
+        exact = [key for key in result.effects if not result.cells[key[0]].kind.integrated]
         result.replaced = float(len(exact) * len(result.counts))
         return result
 
@@ -235,9 +236,8 @@ class Engine:
     def plan(self, inputs: Examples) -> Plan:
         """The cost of `run` on `inputs`. The model is not run: it can be on the "meta" device."""
         runs = self._ablated_runs()
-        linear = any(cell.kind.first_order for cell in self.cells)
-        clean = FORWARDS * linear + bool(runs or not linear)
-        spent = float((clean + len(self.needs & {"partner", "mean"})) * len(inputs))
+        along_paths = FORWARDS * len(self._paths()) * len(self.positions)
+        spent = float((1 + along_paths + len(self.needs & {"partner", "mean"})) * len(inputs))
         for number in range(self.num_batches(inputs)):
             chosen = np.arange(len(inputs))[number * self.batch_size :][: self.batch_size]
             queries = inputs.take(chosen).queries
@@ -245,7 +245,7 @@ class Engine:
                 carried = queries[:, int(queries.any(0).nonzero()[0]) :] if positions == "query" else queries
                 shape = (len(self.sites) // 2, queries.shape[1], carried.numel(), int(queries.sum()))
                 spent += sum(replay_cost(run.start, *shape) for run in runs)
-        return Plan(spent / len(inputs), clean + len(runs) * len(self.positions))
+        return Plan(spent / len(inputs), 1 + along_paths + len(runs) * len(self.positions))
 
     def num_batches(self, inputs: Examples) -> int:
         return -(-len(inputs) // self.batch_size)
@@ -277,7 +277,7 @@ class Engine:
         cells: dict[tuple, list[int]] = {}
         ablations: dict[tuple, Ablation] = {}
         for index, cell in enumerate(self.cells):
-            if cell.kind.first_order:
+            if cell.kind.integrated:
                 continue
             ablation = cell.ablation()
             acting = [i for i in cell.acts_on if ablation.acts_at(self.sites[i])]
@@ -288,6 +288,14 @@ class Engine:
                 ablations.setdefault(key, replace(ablation, reads=frozenset(acting)))
         runs = [_AblatedRun(min(a.reads), a, tuple(cells[key])) for key, a in ablations.items()]
         return tuple(sorted(runs, key=lambda run: run.start))
+
+    def _estimated(self) -> list[tuple[int, Cell]]:
+        return [(index, cell) for index, cell in enumerate(self.cells) if cell.kind.integrated]
+
+    def _paths(self) -> list[list[tuple[int, Cell]]]:
+        """Of the estimated cells, those whose ablation acts somewhere."""
+        acting = [(i, cell) for i, cell in self._estimated() if any(map(cell.ablation().acts_at, self.sites))]
+        return paths(acting)
 
     def _passes(self, runs: Sequence[_AblatedRun], tokens: int) -> Iterator[tuple[_AblatedRun, ...]]:
         """Those that run as one batch: they start at one read, and are as many as `tokens_per_pass` allows."""
@@ -330,17 +338,11 @@ class Engine:
         contexts = {"all": context, "query": replace(context, positions=queries)}
         where = {"all": batch.real, "query": queries}
         observer = Observer({p: where[p] for p in self.positions}, batch.real, queries, self._observed(context))
-        effects: dict[tuple[int, str], SummedEffects] = {}
-        spent = 0.0
-        if linear := [(i, cell) for i, cell in enumerate(self.cells) if cell.kind.first_order]:
-            linearised = Linearised(self.model, batch, Observer({}, batch.real, queries, {}) if runs else observer)
-            clean_run, spent = linearised.run, linearised.spent
-            effects |= linearised.effects(linear, contexts, self.positions)
-        if runs or not linear:
-            clean_batch = CleanBatch(self.model, batch, observer, keep_cache="query" in self.positions)
-            clean_run = clean_batch.run
-            effects |= self._ablate(clean_batch, clean_run.metrics(), contexts, runs)
-            spent += clean_batch.spent
+        clean_batch = CleanBatch(self.model, batch, observer, keep_cache="query" in self.positions)
+        clean_run = clean_batch.run
+        effects = self._ablate(clean_batch, clean_run.metrics(), contexts, runs)
+        estimates = Integrated(self.model, batch, clean_run)
+        effects |= estimates.effects(self._estimated(), contexts, self.positions)
         clean = {m: sum_by_sequence(values, starts) for m, values in clean_run.metrics().items()}
         self._check_finite(clean, effects)
         return ProbeResult(
@@ -351,7 +353,7 @@ class Engine:
             logit_sizes=sum_by_sequence(clean_run.logit_sizes, starts),
             effects=effects,
             routing=observer.routing(),
-            spent=spent,
+            spent=clean_batch.spent + estimates.spent,
         )
 
     def _ablate(
@@ -394,11 +396,3 @@ class Engine:
             (kind.kind, aliases): [kind(LABELS[name], everywhere, aliases, context) for name in kind.labels]
             for kind, aliases in pairs
         }
-
-
-def sum_by_sequence(values: Tensor, starts: Tensor) -> np.ndarray:
-    """Sum per-query `values` (queries,) over each sequence of the mask `starts` (B, T): (B,) float64."""
-    starts = starts.cpu()
-    scattered = torch.zeros(starts.shape, dtype=torch.float64)  # on the CPU: not every device has float64
-    scattered[starts] = values.cpu().double()
-    return scattered.sum(1).numpy()

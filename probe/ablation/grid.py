@@ -16,7 +16,7 @@ from probe.vocabulary import (
     WIDE_SCOPES,
     Route,
     check_names,
-    first_order_name,
+    integrated_name,
     is_layer,
     layer_scope,
 )
@@ -26,15 +26,15 @@ NOTHING_MORE = Context()
 
 @dataclass(frozen=True)
 class Kind:
-    """What is done at a cell: an intervention, run exactly or estimated to first order."""
+    """What is done at a cell: an intervention, run exactly or estimated by integrated gradients."""
 
     intervention: type[Ablation]
-    first_order: bool = False
+    integrated: bool = False
 
     def __post_init__(self) -> None:
-        if self.first_order and not self.intervention.is_linear:
+        if self.integrated and not self.intervention.can_be_estimated:
             raise ValueError(
-                f"kind '{self.intervention.kind}' has no first-order estimate, as it moves reads far from where they "
+                f"kind '{self.intervention.kind}' has no estimate, as it moves reads far from where they "
                 "were: choose mode exact or both, or leave it out of kinds"
             )
 
@@ -42,7 +42,7 @@ class Kind:
     def name(self) -> str:
         """As the tables' column `kind` has it."""
         exact = self.intervention.kind
-        return first_order_name(exact) if self.first_order else exact
+        return integrated_name(exact) if self.integrated else exact
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,3 +104,11 @@ class CleanRun:
 def _log_softmax(logits: Tensor) -> Tensor:
     """In float32, or float64 for a float64 model."""
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+
+def sum_by_sequence(values: Tensor, starts: Tensor) -> np.ndarray:
+    """Sum per-query `values` (queries,) over each sequence of the mask `starts` (B, T): (B,) float64."""
+    starts = starts.cpu()
+    scattered = torch.zeros(starts.shape, dtype=torch.float64)  # on the CPU: not every device has float64
+    scattered[starts] = values.cpu().double()
+    return scattered.sum(1).numpy()

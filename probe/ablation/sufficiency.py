@@ -7,7 +7,7 @@ family keeps its proportions however light it is: there is no floor, and the dos
 Where the newest completed block is the same tensor as `current`, the two are one source here, whichever of them a
 family names; `is_aliased` says of such a read that what is kept is of both names.
 
-None has a first-order estimate. With `alpha` the family's weight, `h` the read and `v` the family's mean source,
+None has an estimate. With `alpha` the family's weight, `h` the read and `v` the family's mean source,
 keeping moves a read by `v - h`, and masking by `alpha / (1 - alpha) (h - v)`: in a linear world both tell the same.
 """
 
@@ -47,7 +47,7 @@ class KeepOnly(Ablation):
     """
 
     kind = "keep_only"
-    is_linear = False
+    can_be_estimated = False
 
     def chosen(self, site: ReadSite) -> tuple[bool, ...]:
         return source_mask(site, self.families, with_aliases=True)
@@ -94,7 +94,7 @@ class Silence(Ablation):
 
     kind = "silence"
     labels = (ALL,)
-    is_linear = False
+    can_be_estimated = False
 
     def exists_at(self, site: ReadSite) -> bool:
         return True
@@ -115,7 +115,7 @@ class Rescue(Ablation):
     """
 
     kind = "rescue"
-    is_linear = False
+    can_be_estimated = False
     all_depths = True
     baseline = Silence
 

@@ -26,7 +26,7 @@ from probe.vocabulary import (
     MARGINS,
     ROUTE,
     SATURATED,
-    first_order_name,
+    integrated_name,
     is_layer,
     learned_from,
 )
@@ -109,7 +109,7 @@ def build_tables(result: ProbeResult, info: RunInfo, how: Inference) -> tuple[pd
         routing = {i: _routing_numbers(result, i, positions, info.mean_bias) for i, _ in cells}
         for metric, (index, cell) in product(result.clean, cells):
             effects = result.effects.get((index, positions))
-            if cell.kind.first_order and metric not in (effects or {}):
+            if cell.kind.integrated and metric not in (effects or {}):
                 continue
             numbers, mass_by_sequence = routing[index]
             about = {"kind": cell.kind.name, "with_aliases": cell.with_aliases, "positions": positions}
@@ -203,13 +203,13 @@ def geometry_table(result: ProbeResult, info: RunInfo) -> pd.DataFrame:
     return pd.DataFrame(about).assign(**dict(zip(GEOMETRY, means.T, strict=True)))
 
 
-def first_order_agreement(effects: pd.DataFrame) -> list[dict[str, Any]]:
-    """How well first-order effects agree with the exact ones, over the cells that have both; empty without them.
+def integrated_agreement(effects: pd.DataFrame) -> list[dict[str, Any]]:
+    """How well estimated effects agree with the exact ones, over the cells that have both; empty without them.
 
     Cells whose exact effect is rounding are left out. By kind, positions, metric and grid: Spearman's rank correlation,
     and the number of cells it rests on.
     """
-    exact_kinds = {first_order_name(kind): kind for kind in Ablation.known}
+    exact_kinds = {integrated_name(kind): kind for kind in Ablation.known}
     linear = effects.assign(kind=effects["kind"].map(exact_kinds)).dropna(subset="kind")
     keys = [*ROUTE, "kind", "positions", "with_aliases", "metric"]
     pairs = linear.merge(effects, on=keys, suffixes=("_linear", "_exact"))

@@ -1,6 +1,6 @@
 """When motifs emerge: onset and half-rise of every route through a region, from the tables of a run's probes.
 
-1. Take the exact effects (first-order points are a curve of their own) at the steps that can be compared.
+1. Take the exact effects (estimates are a curve of their own) at the steps that can be compared.
 2. At each step, ask which routes are motifs (`Harm.holds`), and the same of resampled sequences: one bootstrap for all
    steps and curves. The margin to the mean distractor is asked, too.
 3. Find when each route became a motif, and when effect, mass and accuracy made half of their change.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnres.files import replacing
+from attnres.files import remove, replacing
 from probe.failures import in_words
 from probe.files.checkpoints import read_json
 from probe.files.layout import FAILED
@@ -35,7 +35,9 @@ class FailedProbes:
     def _keep(self, is_kept: Any) -> None:
         before = read_failed(self.directory)
         after = [probe for probe in before if is_kept(probe)]
-        if after != before:
+        if not after:
+            remove(self.directory / FAILED)
+        elif after != before:
             self._write(after)
 
     def _write(self, probes: list[dict[str, Any]]) -> None:

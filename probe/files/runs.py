@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from attnres.files import MANIFEST, read_manifest
+from attnres.files import MANIFEST, checked, read_manifest
 from attnres.sites import regions_of
 from attnres.text import printable
 from probe.analysis.claims import Claim, find_claims
@@ -40,7 +40,7 @@ from probe.vocabulary import primary_rows
 
 SUMMARY_KEYS = (
     *("run", "condition", "seed", "step", "data_id", "num_pairs", "model", "clean", "flip", "motifs", "dissociation"),
-    *("first_order", "probe", "versions", "schema_version"),
+    *("integrated", "probe", "versions", "schema_version"),
 )
 HALF = ("clusters.parquet", "geometry.parquet", "effects.parquet.part")
 
@@ -258,13 +258,14 @@ def training_curves(directory: Path) -> pd.DataFrame | None:
     None where there is none. NaN is what was never logged: a run may end before its first validation.
 
     Raises:
-        ValueError: it is not a table with a column "step".
+        ValueError: it is not a table with a column "step", or not what was written.
     """
     directory = directory.resolve()
     is_results = directory.name == PROBE and find_training(directory) == directory
     path = (directory.parent if is_results else directory) / METRICS
     if not path.exists():
         return None
+    checked(path)
     try:
         text = path.read_text(encoding="utf-8")
         metrics = pd.read_csv(StringIO(text[: text.rfind("\n") + 1]))  # a killed run's last line may be torn

@@ -24,7 +24,7 @@ from probe.analysis.effects import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
 from probe.files.checkpoints import first_line
 from probe.files.layout import CLAIMS, PROBE, SUMMARY, TABLES, TRAIL, has_results, table_file
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of tables and summary. Raised when what they hold changes its name or meaning."""
 VERSION_KEY = b"attnres_schema_version"
 WRITING = "writing.lock"

@@ -27,7 +27,7 @@ FOOTNOTE = (
 def heat_image(effects: pd.DataFrame) -> np.ndarray | None:
     """Routing mass beside strength of every family, at each region and, where they were probed, each layer.
 
-    Exact effects where there are any, else those to first order.
+    Exact effects where there are any, else estimates.
 
     Args:
         effects: the table of one (run, step).
@@ -42,7 +42,7 @@ def heat_image(effects: pd.DataFrame) -> np.ndarray | None:
     width = MARGIN + 2 * len(words.FAMILIES) * CELL_WIDTH + GAP
     image = Image.new("RGB", (width, HEAD + lines * CELL_HEIGHT + (len(maps) - 1) * GAP + FOOT), WHITE)
     draw = ImageDraw.Draw(image)
-    estimate = "first order, " if maps[0].first_order else ""
+    estimate = "estimated, " if maps[0].integrated else ""
     titles = {"mass": "routing mass", "value": f"strength ({estimate}% of margin)"}
     for panel, (value, title) in enumerate(titles.items()):
         left, top = MARGIN + panel * (len(words.FAMILIES) * CELL_WIDTH + GAP), HEAD

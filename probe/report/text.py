@@ -66,7 +66,7 @@ IDLE = (
     "    not necessary: {family}, mass {mass:.3f} ({aliased:.0%} of it aliased), harm equivalent to zero "
     "(p = {p_equivalent_adjusted:.4f})"
 )
-LINEAR = "  first order against exact ({grid}, {positions} positions): Spearman {spearman:.2f} over {n_cells} cells"
+ESTIMATED = "  estimated against exact ({grid}, {positions} positions): Spearman {spearman:.2f} over {n_cells} cells"
 
 
 def claims(run: ProbedRun) -> list[str]:
@@ -180,7 +180,7 @@ def describe(run: ProbedRun) -> str:
         lines.append(fill(MOTIF, motif=motif, route=Route.of(motif), only=only) + unlearned)
     lines += [line + unlearned for line in _describe_coalitions(run)]
     primary = words.MASK, words.PRIMARY_METRIC
-    lines += [fill(LINEAR, **r) for r in summary["first_order"] if (r["kind"], r["metric"]) == primary]
+    lines += [fill(ESTIMATED, **r) for r in summary["integrated"] if (r["kind"], r["metric"]) == primary]
     return "\n".join(lines)
 
 

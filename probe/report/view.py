@@ -135,7 +135,7 @@ class Scale:
 
 
 def view_cells(effects: pd.DataFrame, metric: str = words.PRIMARY_METRIC) -> pd.DataFrame:
-    """The primary intervention's cells, exact and to first order: the columns `KEPT` and
+    """The primary intervention's cells, exact and estimated: the columns `KEPT` and
 
     - `harm`, `harm_low`, `harm_high`: in the metric's own unit, positive where the model is worse off.
     - `value`, `low`, `high`: what is drawn: the strength on the margins, else the harm. NaN where there is none.
@@ -145,7 +145,7 @@ def view_cells(effects: pd.DataFrame, metric: str = words.PRIMARY_METRIC) -> pd.
       (adjusted for the grid).
     - `aliased`: whether all of its reads are, so that masking has no effect by construction.
     """
-    rows = pd.concat([words.primary_rows(effects, metric, kind) for kind in (words.MASK, words.MASK_FIRST_ORDER)])
+    rows = pd.concat([words.primary_rows(effects, metric, kind) for kind in (words.MASK, words.MASK_INTEGRATED)])
     harm = words.harm_sign(metric) * rows[["effect", "ci_low", "ci_high"]].to_numpy(float)
     harm[:, 1:] = np.sort(harm[:, 1:], axis=1)
     is_strength = metric in words.MARGINS
@@ -173,7 +173,7 @@ class HeatMap:
     """Places (sublayer, scope), from the top, by families. `cells` has a row for each place and family, in order."""
 
     unit: str
-    first_order: bool
+    integrated: bool
     places: list[tuple[str, str]]
     cells: pd.DataFrame
 

@@ -29,8 +29,8 @@ ACCURACY, CLEAN_MARGIN, NLL = "probe/accuracy", "probe/margin", "probe/nll"
 CLEAN = {ACCURACY: "accuracy", CLEAN_MARGIN: MARGIN, NLL: "nll"}
 """Names of the clean model's numbers, and the metric of each."""
 MASS, STRENGTH, HARM = "probe_mass", "probe_strength", "probe_harm"
-FIRST_ORDER = {STRENGTH: "probe_first_order_strength", HARM: "probe_first_order_harm"}
-"""How the names of first-order estimates begin."""
+INTEGRATED = {STRENGTH: "probe_integrated_strength", HARM: "probe_integrated_harm"}
+"""How the names of estimates begin."""
 ENDS = {
     STRENGTH: {"value": "", "low": "_low", "high": "_high"},
     HARM: {"harm": "", "harm_low": "_low", "harm_high": "_high"},
@@ -108,7 +108,7 @@ def probe_scalars(effects: pd.DataFrame) -> dict[str, float]:
     """The numbers of one probe by metric name, from its rows of effects.
 
     They are the clean model's accuracy, margin and NLL, and of every region's cell its mass, its strength where it has
-    one, and its harm (nats of the margin), each with its interval, exact and to first order. A cell to which masking
+    one, and its harm (nats of the margin), each with its interval, exact and estimated. A cell to which masking
     does not apply has only its mass.
     """
     scalars = {}
@@ -120,7 +120,7 @@ def probe_scalars(effects: pd.DataFrame) -> dict[str, float]:
         cell = (row["sublayer"], row["scope"], row["family"])
         scalars[metric_name(MASS, *cell)] = row["mass"]
         for quantity, columns in ENDS.items():
-            name = quantity if row["kind"] == MASK else FIRST_ORDER[quantity]
+            name = quantity if row["kind"] == MASK else INTEGRATED[quantity]
             scalars |= {metric_name(name + end, *cell): row[column] for column, end in columns.items()}
     return {name: value for name, value in scalars.items() if math.isfinite(value)}
 

@@ -66,7 +66,7 @@ def settings_of_probe(
     batch_size = min(settings.batch_size, -(-num_sequences // world_size))  # a batch for each process
     settings = replace(settings, num_sequences=num_sequences, batch_size=batch_size)
     if full:
-        return replace(settings, scopes=None, mode="both" if settings.first_order else "exact")
+        return replace(settings, scopes=None, mode="both" if settings.integrated else "exact")
     return replace(settings, scopes=settings.scopes or wide_scopes(model.model.sites), flip=False)
 
 

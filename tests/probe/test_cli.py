@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM
 import attnres
 from attnres.tasks import MQAR
 from probe import commands
+from probe.ablation.engine import Engine
 from probe.analysis.effects import EFFECT_COLUMNS
 from probe.cli import main
 from probe.examples.flip import recall_accuracy
@@ -42,6 +45,37 @@ def trained(make_model, tmp_path):
 @pytest.fixture
 def vanilla(make_vanilla, tmp_path):
     return export(make_vanilla(), tmp_path / "vanilla", "vanilla")
+
+
+def test_what_a_finished_probe_has_left_to_remove_goes_when_it_is_given_again(trained, tmp_path, capsys):
+    output = tmp_path / "out"
+    main(["run", str(trained), "--output", str(output), *QUICK])
+    (output / "parts").mkdir()
+    (output / "parts" / "batch-00000.npz").write_bytes(b"whole")
+    with pytest.raises(SystemExit):
+        main(["run", str(trained), "--output", str(output), *QUICK])
+    assert "exists and is not an empty folder" in capsys.readouterr().err
+    assert not (output / "parts").exists()
+    assert (output / "effects.parquet").exists()
+
+
+def test_what_ends_a_probe_is_a_line_of_its_own(trained, tmp_path, monkeypatch, capsys):
+    """Not the end of the progress bar's."""
+    run_batch, calls = Engine._run_batch, []
+
+    def fail(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "part")
+        return run_batch(*args)
+
+    monkeypatch.setattr(Engine, "_run_batch", fail)
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(trained), "--output", str(tmp_path / "out"), *QUICK, "--batch_size", "4"])
+    assert end.value.code == 74
+    said = capsys.readouterr().err
+    assert "probing:" in said
+    assert said.splitlines()[-1].startswith("attnres-probe run: error: 'part': No space left on device")
 
 
 def test_run_writes_tables_and_summary(trained, tmp_path):

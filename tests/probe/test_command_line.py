@@ -130,6 +130,24 @@ def test_a_full_disk_is_told_from_all_else_whoever_writes(write, capsys):
     assert "go on with: prog do" in line
 
 
+def test_a_full_disk_is_found_in_what_fails_after_it_and_nothing_else_is():
+    """matplotlib's PDF writer, among others, fails once more while it closes what it could not write."""
+
+    def fails_after(number: int) -> None:
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError:
+            raise AttributeError("has no attribute 'pos'")  # noqa: B904 (as they do)
+
+    found = {}
+    for number in (errno.ENOSPC, errno.ENOENT):
+        with pytest.raises(AttributeError) as failure:
+            fails_after(number)
+        found[number] = disk_error(failure.value)
+    assert found[errno.ENOSPC].errno == errno.ENOSPC
+    assert found[errno.ENOENT] is None  # that there is no such file is no excuse for a bug
+
+
 def test_the_file_that_could_not_be_written_is_named(capsys, tmp_path):
     def write() -> None:
         with replacing(tmp_path / "table.csv"):

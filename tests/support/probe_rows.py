@@ -9,7 +9,7 @@ import pandas as pd
 
 PREFIXES = {
     "mask_renormalise": ("probe_strength", "probe_harm"),
-    "mask_renormalise_first_order": ("probe_first_order_strength", "probe_first_order_harm"),
+    "mask_renormalise_integrated": ("probe_integrated_strength", "probe_integrated_harm"),
 }
 CLEAN = {"accuracy": "probe/accuracy", "logit_diff": "probe/margin", "nll": "probe/nll"}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from attnres.files import MANIFEST
 from probe.files.checkpoints import check_state, read_lightning
 from probe.files.layout import CONFIG, EXPORT, RUN_FILE, TRAIL, lock_file
-from train.run.checkpoints import FOLDER, newest_checkpoint
+from train.run.checkpoints import FOLDER, newest_checkpoint, newest_file
 from train.run.provenance import FILE as PROVENANCE
 from train.run.sharding import FSDP2, divides
 
@@ -117,7 +117,8 @@ def check_run_dir(run_dir: str | None, ckpt_path: str | None, goes_on: bool) -> 
     files = {name + end for name in ("metrics.csv", PROVENANCE, CONFIG, MANIFEST) for end in ("", ".part")}
     folders = {"probe", TRAIL, FOLDER, f"{EXPORT}.part", f"{EXPORT}.replaced.part"}
     left = {"wandb", lock_file(folder, "train").name} | (folders | files if goes_on else set())
-    if goes_on and not (folder / EXPORT / RUN_FILE).exists():  # the export was not finished
+    is_stopped = (folder / FOLDER).is_dir() and newest_file(folder) is None  # before its first checkpoint
+    if goes_on and (is_stopped or not (folder / EXPORT / RUN_FILE).exists()):
         left.add(EXPORT)
     try:
         if all(path.name in left for path in folder.iterdir()):

@@ -6,6 +6,8 @@ Both hold every row once, even if the run was killed and resumed.
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from attnres.files import replacing
+from attnres.files import forget, replacing
 from probe.files.layout import METRICS, PROBES
 from probe.training.loggers import PROBE, RunLogger
 
@@ -54,6 +56,7 @@ class _MetricsWriter(ExperimentWriter):
         self.NAME_METRICS_FILE = name
         super().__init__(log_dir)
         if Path(self.metrics_file_path).is_file():
+            forget(Path(self.metrics_file_path))
             self.metrics_keys, rows = read_metrics(Path(self.metrics_file_path))
             self._replace(self.metrics_keys, (row for row in rows if int(row["step"]) < first_step))
 
@@ -77,6 +80,15 @@ def rows_before(path: Path, first_step: int) -> Iterator[tuple[int, dict[str, fl
     for row in read_metrics(path)[1] if path.is_file() else []:
         if (step := int(row.pop("step"))) < first_step:
             yield step, {name: float(value) for name, value in row.items() if value}
+
+
+def digest_before(path: Path, first_step: int) -> str:
+    """SHA-256 of what the rows before `first_step` say, whatever columns the file has got since then."""
+    digest = hashlib.sha256()
+    for row in read_metrics(path)[1]:
+        if int(row["step"]) < first_step:
+            digest.update(json.dumps(sorted((name, value) for name, value in row.items() if value)).encode())
+    return digest.hexdigest()
 
 
 class MetricsLogger(RunLogger, CSVLogger):

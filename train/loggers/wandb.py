@@ -89,7 +89,7 @@ class RunWandbLogger(WandbViews, WandbLogger):
 
         No copy is made: files are read where they lie when they are uploaded, by `wandb sync` if the run is offline.
         """
-        for name, kind, patterns in (("hf", "model", ["*"]), ("probe", "dataset", ["*.parquet", "summary.json"])):
+        for name, kind, patterns in (("hf", "model", ["*"]), ("probe", "dataset", ["*.parquet", "*.json"])):
             folder = self._run_dir / name
             if not folder.is_dir():
                 continue

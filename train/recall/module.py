@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
@@ -123,7 +124,8 @@ class RetrievalModule(LightningModule):
         self._step_results: list[Tensor] = []  # loss and accuracy of each batch of the step
         # torchmetrics counts examples over all devices; Lightning's own mean would weigh all parts the same.
         self.val_accuracy = PositionAccuracy(num_pairs)
-        self.val_loss = MeanMetric(nan_strategy="disable")  # by default it leaves them out
+        # A loss that is not a number stays one: by default it is left out, and with "disable" all weights would be 1.
+        self.val_loss = MeanMetric(nan_strategy=math.nan)
         config = self.model.config
         self.val_routing_entropy = RoutingEntropy(read_sites(config)) if isinstance(config, AttnResConfig) else None
         self.save_hyperparameters(self._describe(int(seed)))

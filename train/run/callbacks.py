@@ -17,10 +17,11 @@ from torch import Tensor
 from attnres.files import replacing, replacing_folder
 from attnres.sharded import is_divided, whole_state
 from probe.failures import stop_if_signalled
-from probe.files.layout import EXPORT, RUN_FILE, TASK_FILE
+from probe.files.layout import CHECKPOINTS, EXPORT, RUN_FILE, TASK_FILE
 from train.run.checkpoints import SaveCheckpoint, save_checkpoint
 from train.run.finite import check_weights
 from train.run.provenance import record_provenance
+from train.run.record import MetricsRecord
 from train.run.throughput import StepThroughput
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -128,20 +129,26 @@ class SaveConfig(SaveConfigCallback):
 
 
 class RunExport(Callback):
-    """When training ends, saves the last checkpoint and `hf/`, with task and the run's facts; that appears last."""
+    """When training ends, saves `hf/`, with task and the run's facts, and then the last checkpoint.
+
+    In this order: a run that is stopped in between trains its last steps again, and one whose checkpoint is of its last
+    step has nothing left to do.
+    """
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model: Any = pl_module.model
         folder = Path(trainer.default_root_dir) / EXPORT
         state = whole_state(model) if is_divided(model) else None
         facts = {name: pl_module.hparams[name] for name in ("condition", "seed")}
+        if trainer.checkpoint_callbacks and trainer.is_global_zero:  # a folder without one: it is to come
+            (folder.parent / CHECKPOINTS).mkdir(exist_ok=True)
         with replacing_folder(folder) if trainer.is_global_zero else nullcontext() as part:
             if part is not None:
                 model.save_pretrained(part, state_dict=state)
                 _write(part / TASK_FILE, trainer.datamodule.task.to_dict())  # type: ignore[attr-defined]
                 _write(part / RUN_FILE, {**facts, "step": trainer.global_step})
-            if trainer.checkpoint_callbacks:
-                save_checkpoint(trainer)
+        if trainer.checkpoint_callbacks:
+            save_checkpoint(trainer)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -150,7 +157,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def run_callbacks(progress: bool, checkpoints: bool) -> list[Callback]:
     """The callbacks of a training run."""
-    callbacks: list[Callback] = [StepNumbers(), CurriculumCallback(), StepThroughput(), RunExport()]
+    callbacks: list[Callback] = [StepNumbers(), CurriculumCallback(), StepThroughput(), MetricsRecord(), RunExport()]
     if progress:
         callbacks.append(TQDMProgressBar() if sys.stdout.isatty() else ProgressLines())
     if checkpoints:

@@ -119,10 +119,10 @@ def _plot_curves(axes: Axes, rows: pd.DataFrame) -> None:
     """Values of the families with 95 % bands; where there are none, a lighter line of the share of the final margin."""
     for family in words.present(rows.loc[rows["status"] != "not applicable", "family"], words.FAMILIES):
         curve = rows[rows["family"] == family]
-        color, first_order = words.FAMILY_COLORS[family], (curve["kind"] != words.MASK).any()
+        color, integrated = words.FAMILY_COLORS[family], (curve["kind"] != words.MASK).any()
         low, high = (curve[end].clip(-style.FAR, style.FAR) for end in ("low", "high"))
         axes.fill_between(curve["step"], low, high, color=color, alpha=0.22, linewidth=0)
-        look = style.family_style(family) | {"markersize": 2.2, "linestyle": "--" if first_order else "-"}
+        look = style.family_style(family) | {"markersize": 2.2, "linestyle": "--" if integrated else "-"}
         axes.plot(curve["step"], curve["value"], label=family, **look)
         lacks = curve["value"].isna() & curve["of_final"].notna()
         if lacks.any():  # up to the next strength, so that the lines meet
@@ -167,7 +167,7 @@ def _legend(view: View, statuses: Iterable[str]) -> list[Artist]:
     curves = view.curves
     handles: list[Artist] = [*style.family_entries(words.present(curves["family"], words.FAMILIES))]
     if (curves["kind"] != words.MASK).any():
-        handles.append(style.entry("first order (linearised)", color=GREY, linestyle="--"))
+        handles.append(style.entry("estimates (integrated gradients)", color=GREY, linestyle="--"))
     handles += style.threshold_entries(view.scale)
     if (curves["value"].isna() & curves["of_final"].notna()).any():
         handles.append(style.entry("no strength yet: harm / final margin", color=GREY, **OF_FINAL))

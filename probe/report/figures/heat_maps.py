@@ -70,9 +70,9 @@ def plot_heat_maps(cells: pd.DataFrame, scale: Scale, title: str = "") -> Figure
         bar.minorticks_off()
         bar.outline.set_linewidth(0.4)  # type: ignore[operator]
     figure.legend(handles=_legend(maps, scale), loc="outside lower center", ncols=2, columnspacing=1.2)
-    how = "first order (linearised)" if all(each.first_order for each in maps) else "exact masks"
-    if len({each.first_order for each in maps}) > 1:
-        how = "regions exact, layers to first order (linearised)"
+    how = "estimates (integrated gradients)" if all(each.integrated for each in maps) else "exact masks"
+    if len({each.integrated for each in maps}) > 1:
+        how = "regions exact, layers estimated (integrated gradients)"
     figure.suptitle(f"{title + ': ' if title else ''}mass and {scale.word}, red is harm; {how}")
     return figure
 

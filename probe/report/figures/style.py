@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
+from attnres.files import replacing
 from probe import vocabulary as words
 from probe.report.view import Scale
 
@@ -40,7 +41,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
     written = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
     with paper_style():
         for file, undated in zip(written, ({"Software": None}, {"CreationDate": None}), strict=True):
-            figure.savefig(file, metadata=undated)
+            with replacing(file) as part:
+                figure.savefig(part, format=file.suffix.removeprefix("."), metadata=undated)
     return written
 
 

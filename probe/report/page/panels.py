@@ -56,7 +56,7 @@ def state(view: View, probe: Probe) -> str:
     """Which probe is shown, and on what it rests."""
     accuracy = view.accuracy["accuracy"].get((probe.stage, probe.step), np.nan)
     known = "" if np.isnan(accuracy) else f", accuracy {accuracy:.3f}"
-    rows, estimate = probe.cells, "" if (probe.cells["kind"] == words.MASK).any() else ", to first order"
+    rows, estimate = probe.cells, "" if (probe.cells["kind"] == words.MASK).any() else ", estimated"
     learned = "" if rows["task_learned"].iloc[0] else " (task NOT LEARNED)"
     return f"{probe.when}{known}{learned}; {rows['n_sequences'].iloc[0]} sequences{estimate}"
 

@@ -35,7 +35,7 @@ def _hover_text(row: dict[Any, Any], scale: Scale) -> str:
     title = f"<b>{FAMILY_TITLES[row['family']]} → {place_title(row['sublayer'], row['scope'])}</b>"
     if row["status"] == NOT_APPLICABLE:
         return f"{title}<br>{row['status']}<br>{fill('mass {mass:.4f}', **row)}"
-    estimate = "" if row["kind"] == MASK else " (to first order)"
+    estimate = "" if row["kind"] == MASK else " (estimated)"
     lines = [f"{title}, step {row['step']:.0f}"]
     if row["value"] == row["value"]:
         lines.append(f"{scale.word} {scale.interval(row['value'], row['low'], row['high'])}{estimate}")

@@ -167,7 +167,7 @@ def test_an_answer_of_several_tokens_is_worth_its_tokens(make_model):
     model, inputs = make_model(), many_token_inputs()
     cells = (
         *grid(model, scopes=["all", "layer:1"]),
-        *build_grid(model.model.sites, Kind(MaskRenormalise, first_order=True)),
+        *build_grid(model.model.sites, Kind(MaskRenormalise, integrated=True)),
     )
     together = probe(model, cells, inputs, positions=("all",))
     values = inputs.labels[inputs.queries]

@@ -273,13 +273,13 @@ def test_rows_are_of_the_reads_of_the_route(make_model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_none_has_a_first_order_estimate(make_model, kind):
-    settings = ProbeSettings(kinds=("mask_renormalise", kind.kind), mode="first_order", scopes=("all",))
-    with pytest.raises(ValueError, match=f"kind '{kind.kind}' has no first-order estimate.*choose mode exact or both"):
+def test_none_has_a_integrated_estimate(make_model, kind):
+    settings = ProbeSettings(kinds=("mask_renormalise", kind.kind), mode="integrated", scopes=("all",))
+    with pytest.raises(ValueError, match=f"kind '{kind.kind}' has no estimate.*choose mode exact or both"):
         grid(make_model(), settings)
     names = {cell.kind.name for cell in grid(make_model(), replace(settings, mode="both"))}
     exact = {"mask_renormalise", kind.kind, *(["silence"] if kind is Rescue else [])}
-    assert names == {*exact, "mask_renormalise_first_order"}
+    assert names == {*exact, "mask_renormalise_integrated"}
 
 
 def test_they_are_known_by_name():

@@ -185,7 +185,7 @@ def test_rows_of_the_same_run_and_step_are_replaced(tables, tmp_path):
     assert len(stored) == 2 * len(effects)
     assert (stored.loc[stored["step"] == 7, "effect"] == 1.0).all()
     assert len(pd.read_parquet(tmp_path / "clusters.parquet")) == 2 * len(clusters)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["clusters.parquet", "effects.parquet"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clusters.parquet", "effects.parquet", "manifest.json"]
 
 
 def test_dose_is_the_median_relative_move_of_the_clean_run(make_model):

@@ -44,7 +44,7 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 def test_parts_come_back_as_they_were(make_model, tmp_path):
     model = make_model()
-    kinds = (Kind(MaskRenormalise), Kind(Mean), Kind(MaskRenormalise, first_order=True))
+    kinds = (Kind(MaskRenormalise), Kind(Mean), Kind(MaskRenormalise, integrated=True))
     cells = tuple(cell for kind in kinds for cell in build_grid(model.model.sites, kind, scopes=["all", "layer:1"]))
     engine = Engine(model, cells, batch_size=2)
     inputs = Examples.from_recall(TASK.batch("probe", range(6)))

@@ -41,7 +41,7 @@ from probe.vocabulary import (
     layer_scope,
     primary_rows,
 )
-from probe.vocabulary import MASK_FIRST_ORDER as LINEAR
+from probe.vocabulary import MASK_INTEGRATED as ESTIMATED
 from tests.support.effects_table import effects_table
 
 K = 16
@@ -112,7 +112,7 @@ BOTH = pd.concat([effects_table(["all", *REGIONS], sublayers=READ_SUBLAYERS), ef
 DRAWN = {
     "emergence": lambda: plot_emergence(course(), "a run"),
     "emergence of block_sum": lambda: plot_emergence(course(sublayers=READ_SUBLAYERS), "a run"),
-    "emergence to first order": lambda: plot_emergence(course([LINEAR]), "a run"),
+    "estimated emergence": lambda: plot_emergence(course([ESTIMATED]), "a run"),
     "heat maps": lambda: maps(BOTH),
     "heat maps of layers": lambda: maps(effects_table([layer_scope(i) for i in range(20)])),
     "heat maps without strengths": lambda: maps(BOTH.assign(no_strength=NO_MARGIN, strength=math.nan)),
@@ -274,9 +274,9 @@ def test_heat_maps_hold_the_table():
 
 
 def test_heat_maps_say_what_is_an_estimate_and_why_a_cell_is_empty():
-    both = pd.concat([effects_table(REGIONS), effects_table(LAYERS, [LINEAR])])
-    assert "regions exact, layers to first order" in maps(both).get_suptitle()
-    assert "first order (linearised)" in maps(both[both["kind"] == LINEAR]).get_suptitle()
+    both = pd.concat([effects_table(REGIONS), effects_table(LAYERS, [ESTIMATED])])
+    assert "regions exact, layers estimated" in maps(both).get_suptitle()
+    assert "estimates (integrated gradients)" in maps(both[both["kind"] == ESTIMATED]).get_suptitle()
     with pytest.raises(ValueError, match="no effects of mask_renormalise in layers or regions"):
         maps(effects_table(REGIONS, ["zero"]))
     assert {"not applicable", f"no strength: {NO_MARGIN}"} <= set(said(DRAWN["heat maps without strengths"]()))

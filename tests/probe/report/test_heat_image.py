@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probe.report.heat_image import CELL_HEIGHT, CELL_WIDTH, GAP, GREY, HEAD, MARGIN, heat_image
-from probe.vocabulary import MASK, MASK_FIRST_ORDER
+from probe.vocabulary import MASK, MASK_INTEGRATED
 from tests.support.effects_table import effects_table
 
 
@@ -16,7 +16,7 @@ def cell(image: np.ndarray, panel: int, line: int, column: int) -> np.ndarray:
     return image[HEAD + line * CELL_HEIGHT + CELL_HEIGHT - 4, x].astype(int)
 
 
-@pytest.mark.parametrize("kind", [MASK, MASK_FIRST_ORDER])
+@pytest.mark.parametrize("kind", [MASK, MASK_INTEGRATED])
 @pytest.mark.parametrize("scopes", [[f"layer:{i}" for i in range(12)], ["early", "middle", "late"]])
 def test_heat_images_show_where_harm_is(scopes, kind):
     """Attention reads come first. `older` at the first scope cannot be masked; `current` there does harm."""

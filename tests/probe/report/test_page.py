@@ -19,6 +19,7 @@ import torch
 from matplotlib.colors import to_rgb
 
 from attnres import FAMILIES
+from attnres.files import MANIFEST
 from attnres.tasks import MQAR
 from probe.cli import main
 from probe.files.layout import TEXT
@@ -32,7 +33,7 @@ from probe.settings import ProbeSettings
 from probe.vocabulary import (
     FAMILY_COLORS,
     MASK,
-    MASK_FIRST_ORDER,
+    MASK_INTEGRATED,
     METRICS,
     PRIMARY_METRIC,
     READ_SUBLAYERS,
@@ -260,7 +261,7 @@ def test_downloads_hold_the_numbers_of_the_tables(visit, runs, tmp_path):
     assert {path.stem for path in tmp_path.iterdir()} == {"numbers-0", "numbers-1", "motifs"}
     keys = ["step", *ROUTE, "kind", "metric"]
     table = pd.read_parquet(runs[0] / "probe" / "effects.parquet")
-    parts = [primary_rows(table, metric, kind) for metric in METRICS for kind in (MASK, MASK_FIRST_ORDER)]
+    parts = [primary_rows(table, metric, kind) for metric in METRICS for kind in (MASK, MASK_INTEGRATED)]
     effects = pd.concat(parts).set_index(keys)
     numbers, motifs = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("numbers-0", "motifs"))
     probed = numbers[numbers["stage"] == IN_TRAINING]
@@ -333,18 +334,18 @@ def test_dark_light_and_print_have_colours_of_their_own(visit):
     assert "step 5" in visit.title("scatter")  # which step it is, is still said
 
 
-def test_exact_and_first_order_are_never_in_one_curve(loaded):
+def test_exact_and_integrated_are_never_in_one_curve(loaded):
     """Curves are exact where two probes are, else estimates alone; and probes that have only estimates say so."""
     view = loaded[0].view()
     assert set(view.curves["kind"]) == {MASK}
     cells = view.cells
     is_exact, last = cells["kind"] == MASK, cells["step"] == STEPS[-1]
-    for kept in (~is_exact | last, ~is_exact):  # mode first_order, whose last probe is exact; no exact effects at all
+    for kept in (~is_exact | last, ~is_exact):  # mode integrated, whose last probe is exact; no exact effects at all
         of_estimates = View(view.run, view.name)
         of_estimates.__dict__["cells"] = cells[kept]
-        assert set(of_estimates.curves["kind"]) == {MASK_FIRST_ORDER}
+        assert set(of_estimates.curves["kind"]) == {MASK_INTEGRATED}
         assert of_estimates.curves["step"].nunique() == len(STEPS)
-        assert "to first order" in maps(of_estimates, 0).titles[0]
+        assert "estimated" in maps(of_estimates, 0).titles[0]
 
 
 def test_report_writes_the_page(runs, tmp_path, capsys):
@@ -388,7 +389,7 @@ def test_a_run_killed_in_training_that_was_probed_without_regions_has_a_report(m
     assert (tmp_path / "figures/emergence.png").exists()  # of all layers
 
 
-@pytest.mark.parametrize("settings", [{"scopes": ("all",)}, {"mode": "first_order"}, {"scopes": ("layer:1",)}])
+@pytest.mark.parametrize("settings", [{"scopes": ("all",)}, {"mode": "integrated"}, {"scopes": ("layer:1",)}])
 def test_a_probe_of_few_cells_has_a_page(make_model, tmp_path, settings):
     model, task = make_model(attnres_source="block_sum"), MQAR(num_pairs=4, vocab_size=32)
     settings = ProbeSettings(num_sequences=8, num_resamples=50, **settings)
@@ -432,6 +433,7 @@ def test_report_on_a_broken_directory_is_one_line_and_writes_nothing(runs, make_
         ("no effects", "effects.parquet", None, "has other files of a probe, but no effects.parquet"),
     ):
         path = Path(shutil.copytree(runs[1], tmp_path / name)) / "probe" / file
+        (path.parent / MANIFEST).unlink()  # a run of before there were digests
         path.unlink() if content is None else path.write_bytes(content(path.read_bytes()))
         cases.append((path.parent.parent, message))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe.report.view import Scale, heat_maps, view_cells
-from probe.vocabulary import FAMILIES, MASK, MASK_FIRST_ORDER, METRICS, PRIMARY_METRIC, READ_SUBLAYERS, REGIONS
+from probe.vocabulary import FAMILIES, MASK, MASK_INTEGRATED, METRICS, PRIMARY_METRIC, READ_SUBLAYERS, REGIONS
 from tests.support.effects_table import effects_table
 
 LAYERS = [f"layer:{i}" for i in range(4)]
@@ -87,11 +87,11 @@ def test_numbers_are_short():
 
 def test_heat_maps_are_exact_where_they_can_be_and_hold_every_cell():
     both = pd.concat(
-        [effects_table(["all", *REGIONS], sublayers=READ_SUBLAYERS), effects_table(LAYERS, [MASK_FIRST_ORDER])]
+        [effects_table(["all", *REGIONS], sublayers=READ_SUBLAYERS), effects_table(LAYERS, [MASK_INTEGRATED])]
     )
-    both = pd.concat([both, effects_table(REGIONS, [MASK_FIRST_ORDER], seed=1)])
+    both = pd.concat([both, effects_table(REGIONS, [MASK_INTEGRATED], seed=1)])
     regions, layers = heat_maps(view_cells(both))
-    assert (regions.unit, regions.first_order, layers.unit, layers.first_order) == ("region", False, "layer", True)
+    assert (regions.unit, regions.integrated, layers.unit, layers.integrated) == ("region", False, "layer", True)
     assert layers.titles[:5] == ["attention 0", "attention 1", "attention 2", "attention 3", "MLP 0"]
     exact = both[both["kind"] == MASK].set_index(["sublayer", "scope", "family"])["strength"]
     for (row, column), value in np.ndenumerate(regions.table("value")):

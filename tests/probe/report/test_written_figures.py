@@ -39,7 +39,7 @@ def directories(make_model, tmp_path_factory) -> dict[str, Path]:
         "trained": trained,
         "block_sum": probed(block_sum, root / "block_sum", "block_sum", 0),
         "depth": probed(make_model(seed=1), root / "depth", "cumulative", 1, scopes=["all"]),
-        "linear": probed(model, root / "linear", "cumulative", 2, mode="first_order"),
+        "linear": probed(model, root / "linear", "cumulative", 2, mode="integrated"),
         "other": probed(model, root / "other", "cumulative", 3, kinds=["zero"], scopes=["all"]),
     }
 
@@ -61,16 +61,16 @@ def test_every_run_has_the_figures_of_what_was_probed(directories, monkeypatch):
         assert write.write_figures([loaded[name]]) == [directories[name] / "figures" / figure for figure in figures]
 
 
-def test_layers_to_first_order_in_training_are_named_so(make_model, tmp_path, monkeypatch):
+def test_estimated_layers_in_training_are_named_so(make_model, tmp_path, monkeypatch):
     run = probed(make_model(), tmp_path / "run", "cumulative", 0, (0, 40), scopes=["all", *REGIONS])
-    layers = storage.read_effects(probed(make_model(), tmp_path / "layers", "cumulative", 0, mode="first_order"))
+    layers = storage.read_effects(probed(make_model(), tmp_path / "layers", "cumulative", 0, mode="integrated"))
     effects = storage.read_effects(run / "probe")
     mixed = pd.concat([effects, *(by_layer(layers).assign(step=step, run="run") for step in (0, 40))])
-    mixed.to_parquet(run / "probe" / "effects.parquet")
+    storage.write_tables(run / "probe", {"effects": mixed})
     titles: dict[str, str] = {}
     monkeypatch.setattr(write, "save", lambda figure, path: titles.update({path.name: figure.get_suptitle()}) or [])
     write.write_figures([load_run(run)])
-    assert "regions exact, layers to first order" in titles["heat_maps_peak"]
+    assert "regions exact, layers estimated" in titles["heat_maps_peak"]
 
 
 def test_mass_intervals_are_those_of_the_sequences(directories):

@@ -171,7 +171,7 @@ def test_everything_comes_back_after_a_probe(make_model):
         ({"every_n_steps": -1}, "every_n_steps must be at least 0, got -1"),
         ({"trail_probes": -1}, "trail_probes must be at least 0, got -1"),
         ({"settled_probes": 0}, "settled_probes must be at least 1, got 0"),
-        ({"stop_when_settled": True, "mode": "first_order"}, "waits for motifs, which need exact"),
+        ({"stop_when_settled": True, "mode": "integrated"}, "waits for motifs, which need exact"),
         ({"stop_when_settled": True, "scopes": ["early", "all"]}, "of early, middle and late"),
         ({"stop_when_settled": True, "positions": ["query"]}, "at all positions"),
     ],
@@ -202,27 +202,27 @@ def test_scopes_without_reads_are_refused(make_model):
         probes(scopes=["late"]).check(MQAR(num_pairs=4, vocab_size=32), make_model(num_hidden_layers=2))
 
 
-def test_first_order_probes_leave_training_alone_too(tmp_path):
+def test_integrated_probes_leave_training_alone_too(tmp_path):
     """Gradients are taken in the middle of training: no bit of it changes, none is left behind."""
     probe = probes(every_n_steps=3, accuracy_jump=0, mode="both", num_resamples=20, scopes=["late"])
     losses = fit(tmp_path / "probed", probe, max_steps=6)
     assert losses.seen == fit(tmp_path / "not", None, max_steps=6).seen
     effects = storage.read_effects(tmp_path / "probed")
-    assert set(effects["kind"]) == {"mask_renormalise", "mask_renormalise_first_order"}
+    assert set(effects["kind"]) == {"mask_renormalise", "mask_renormalise_integrated"}
     assert set(effects["step"]) == {0, 1, 2, 3, 4, 6}
     scopes = effects.groupby(["step", "kind"])["scope"].agg(set)
     layers = {"early", "middle", "late", "all", "layer:0", "layer:1", "layer:2"}
     for step in (0, 3):
         assert scopes[step, "mask_renormalise"] == {"late"}
-        assert scopes[step, "mask_renormalise_first_order"] == layers
-    assert scopes[6, "mask_renormalise"] == scopes[6, "mask_renormalise_first_order"] == layers
+        assert scopes[step, "mask_renormalise_integrated"] == layers
+    assert scopes[6, "mask_renormalise"] == scopes[6, "mask_renormalise_integrated"] == layers
 
 
 def test_the_probe_after_training_is_exact_whatever_the_mode(tmp_path):
-    callback = probes(every_n_steps=2, mode="first_order", num_resamples=20)
+    callback = probes(every_n_steps=2, mode="integrated", num_resamples=20)
     fit(tmp_path, callback, max_steps=4)
     kinds = storage.read_effects(tmp_path).groupby("step")["kind"].agg(set)
-    linear = "mask_renormalise_first_order"
+    linear = "mask_renormalise_integrated"
     assert dict(kinds) == {0: {linear}, 1: {linear}, 2: {linear}, 4: {linear, "mask_renormalise"}}
 
 
@@ -292,5 +292,5 @@ def test_rows_of_later_steps_are_dropped(probed, tmp_path):
 
 
 def test_a_mode_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="mode 'linear' does not exist; choose from exact, first_order, both"):
+    with pytest.raises(ValueError, match="mode 'linear' does not exist; choose from exact, integrated, both"):
         probes(mode="linear")

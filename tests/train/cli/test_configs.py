@@ -20,7 +20,7 @@ from train.recall.optim import RoutingLearningRates
 pytestmark = pytest.mark.usefixtures("quiet_wandb")
 
 FOLDER = ROOT / "configs"
-STUDIES = [FOLDER / "study.yaml", FOLDER / "sweep.yaml"]  # of many runs: tested in test_train_study and _sweep
+STUDIES = [FOLDER / name for name in ("study.yaml", "motifs.yaml", "sweep.yaml")]  # of many runs: tests/train/study
 SIZES = sorted(set(FOLDER.glob("*.yaml")) - set(STUDIES))
 CONDITIONS = sorted((FOLDER / "conditions").glob("*.yaml"))
 LAUNCH = sorted((FOLDER / "launch").glob("*.yaml"))  # those for several devices run in test_train_ddp

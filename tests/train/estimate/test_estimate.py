@@ -173,9 +173,9 @@ SHIPPED = [kind for kind in interventions.Ablation.known.values() if kind.__modu
 def test_a_sweep_takes_the_passes_that_were_planned(source, positions, make_model):
     model = make_model(attnres_source=source, num_hidden_layers=2)
     kinds = [Kind(known) for known in SHIPPED if source in known.attnres_sources]
-    masks, first_order = Kind(interventions.MaskRenormalise), Kind(interventions.MaskRenormalise, first_order=True)
+    masks, integrated = Kind(interventions.MaskRenormalise), Kind(interventions.MaskRenormalise, integrated=True)
     examples = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(5)))
-    for chosen in ([masks], [first_order], kinds, [first_order, *kinds]):
+    for chosen in ([masks], [integrated], kinds, [integrated, *kinds]):
         cells = [cell for kind in chosen for cell in build_grid(model.model.sites, kind, kind.intervention.labels)]
         engine = Engine(model, cells, positions, batch_size=2)
         assert engine.plan(examples).forward_passes == pytest.approx(engine.run(examples).forward_passes)

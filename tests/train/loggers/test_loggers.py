@@ -64,7 +64,7 @@ def history(run: Run) -> list[dict[str, Any]]:
 
 def wandb_rows(run: Run) -> dict[tuple[int, str], Any]:
     """Tables are left out: a training that is killed after its end and resumed logs them anew."""
-    names = ("train/", "val/", "probe/", "probe_mass/", "probe_strength", "probe_harm", "probe_first_order")
+    names = ("train/", "val/", "probe/", "probe_mass/", "probe_strength", "probe_harm", "probe_integrated")
     return once((r[STEP], name, r[name]) for r in history(run) if STEP in r for name in r if name.startswith(names))
 
 
@@ -97,7 +97,7 @@ def resumed(tmp_path_factory) -> tuple[Path, Run]:
 def test_a_killed_run_has_every_row_once_in_every_logger(resumed):
     run_dir, run = resumed
     probes, training = expected_rows(run_dir), of(csv_rows(run_dir / "metrics.csv"), "train/", "val/")
-    assert {step for step, name in probes if name.startswith("probe_first_order_harm/")} == set(range(6))
+    assert {step for step, name in probes if name.startswith("probe_integrated_harm/")} == set(range(6))
     assert {step for step, name in probes if name.startswith("probe_harm/")} == set(range(6))
     assert {step for step, name in training if name == "train/loss"} == set(range(5))
     assert of(csv_rows(run_dir / "probes.csv"), "") == pytest.approx(probes)
@@ -147,19 +147,19 @@ class Listener(Logger):
     def log_hyperparams(self, *args, **kwargs) -> None: ...
 
 
-def test_a_step_that_is_probed_to_first_order_and_then_whole_has_both_once(tmp_path, monkeypatch):
+def test_a_step_that_is_probed_to_integrated_and_then_whole_has_both_once(tmp_path, monkeypatch):
     """Training is stopped at a step that has been probed. W&B is not started, as it is not among the loggers."""
     listener = Listener()
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("train.cli.fit.build_loggers", lambda *args: [*build_loggers(*args), listener])
     stop = ["monitor=val/accuracy", "mode=max", "stopping_threshold=-1"]  # at the first validation
     options = ["--trainer.callbacks+=EarlyStopping", *(f"--trainer.callbacks.{option}" for option in stop)]
-    options += ["--probe.mode=first_order", "--probe.every_n_steps=1"]
+    options += ["--probe.mode=integrated", "--probe.every_n_steps=1"]
     run_dir = fit(tmp_path / "run", *PROBED, BOTH, *options)
     assert not (run_dir / "wandb").exists()
     expected = expected_rows(run_dir)
     assert {step for step, name in expected if name.startswith("probe_harm/")} == {2}
-    assert {step for step, name in expected if name.startswith("probe_first_order_harm/")} == {0, 1, 2}
+    assert {step for step, name in expected if name.startswith("probe_integrated_harm/")} == {0, 1, 2}
     for found in (csv_rows(run_dir / "probes.csv"), of(tensorboard_rows(run_dir / "tensorboard"), "probe")):
         # Tables of estimates alone have no row of accuracy.
         assert set(found) - set(expected) == {(0, "probe/accuracy"), (1, "probe/accuracy")}

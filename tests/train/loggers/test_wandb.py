@@ -27,7 +27,7 @@ SHOWN = {name for panels in LAYOUT.values() for names in panels.values() for nam
 
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory) -> tuple[Path, Run]:
-    """A run with exact probes and to first order, and what W&B's server has of it."""
+    """A run with exact and estimated probes, and what W&B's server has of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         options = [*PROBED, "--probe.every_n_steps=2", "--probe.mode=both", "--wandb_artifacts=true"]
@@ -103,7 +103,7 @@ def test_panels_show_what_runs_log(probed, tmp_path, monkeypatch):
     logged = set().union(*history(probed[1]), *history(synced_run(block_sum)))
     absent = SHOWN - logged - {"probe_table/motifs"}  # which comes with a probe that has them
     # Two layers have no early and no older source everywhere: the mass is there, and no effect.
-    assert all(name.startswith(("probe_strength", "probe_harm", "probe_first_order")) for name in absent)
+    assert all(name.startswith(("probe_strength", "probe_harm", "probe_integrated")) for name in absent)
     assert {f"probe_mass/{name.partition('/')[2]}" for name in absent} <= logged
 
 

@@ -130,6 +130,8 @@ def test_what_is_kept_of_failures_goes_back_with_the_run(tmp_path):
     failed.remove_after(4)
     failed.remove(2)
     assert read_failed(tmp_path) == [{"step": 4, "why": "ValueError: at 4"}]
+    failed.remove(4)
+    assert not (tmp_path / "failed.json").exists()
     (tmp_path / "failed.json").write_text("{}")
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"failed\.json must hold"):

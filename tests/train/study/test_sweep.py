@@ -31,6 +31,7 @@ BIN = Path(sys.executable).parent
 def test_the_sweep_file_is_the_studys_grid(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert load_sweep_config("configs/sweep.yaml") == sweep(load_study(Path("configs/study.yaml")))
+    assert len(list(load_study(Path("configs/motifs.yaml")).runs(Path("motifs")))) == 4 * 5
 
 
 @pytest.mark.slow
