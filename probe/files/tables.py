@@ -187,12 +187,13 @@ def read_table(directory: Path, name: str, rows: bool = True) -> pd.DataFrame:
     if missing := [column for column in REQUIRED[name] if column not in table]:
         raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}; probe again")
     for column in REQUIRED[name]:
-        if not _holds(table[column], expected := _expected(column)):
+        if not _holds(table[column], expected := type_of(column)):
             raise ValueError(f"{path} is not a table of this version: its column {column} does not hold {expected}")
     return table
 
 
-def _expected(column: str) -> str:
+def type_of(column: str) -> str:
+    """What a column of the tables holds."""
     for what, columns in (("texts", TEXTS), ("true and false", FLAGS), ("integers", INTEGERS)):
         if column in columns:
             return what

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from probe.analysis.effects import EFFECT_COLUMNS
+from probe.files.tables import type_of
 from probe.vocabulary import FAMILIES, MARGIN, MASK, SUBLAYERS
 
 CLEAN = 5.0
@@ -43,3 +44,10 @@ def effects_table(
     same |= {"metric": MARGIN, "clean": CLEAN, "margin": CLEAN, "aliased_mass": 0.0, "p_adjusted": 0.01}
     same |= {"task_learned": True, "below_floor": False, "n_reads": 1, "n_sequences": 64, "n_queries": 512}
     return pd.DataFrame(rows).assign(**same).reindex(columns=EFFECT_COLUMNS)
+
+
+def whole(effects: pd.DataFrame) -> pd.DataFrame:
+    """`effects` with the columns that it lacks, in each a value of its type."""
+    values = {"texts": "", "true and false": False, "integers": 1, "numbers": 0.0}
+    lacking = [column for column in EFFECT_COLUMNS if column not in effects]
+    return effects.assign(**{column: values[type_of(column)] for column in lacking})

@@ -13,7 +13,6 @@ import pytest
 
 from attnres import REGIONS
 from attnres.tasks import MQAR
-from probe.analysis.effects import EFFECT_COLUMNS
 from probe.analysis.inference import Inference
 from probe.cli import main
 from probe.files import tables as storage
@@ -21,6 +20,7 @@ from probe.files.runs import load_emergence, load_run
 from probe.runner import probe_model
 from probe.settings import ProbeSettings
 from probe.vocabulary import ROUTE, Route
+from tests.support.effects_table import whole
 from tests.support.simulated_run import EARLY_ATTENTION, NUM_PAIRS, Planted, simulate, with_accuracy
 
 STEPS = np.arange(10) * 20
@@ -34,8 +34,7 @@ EARLY_MLP = Route("mlp", "early", "embedding")
 def simulated(tmp_path_factory) -> Path:
     """A run directory with the tables of a simulated run."""
     run, directory = simulate(Planted(time=75.0), STEPS, seed=0, **FAST), tmp_path_factory.mktemp("simulated")
-    effects = run.effects.assign(**dict.fromkeys(set(EFFECT_COLUMNS) - set(run.effects.columns), 0.0))
-    storage.write_tables(directory / "probe", {"effects": effects, "clusters": with_accuracy(run.clusters)})
+    storage.write_tables(directory / "probe", {"effects": whole(run.effects), "clusters": with_accuracy(run.clusters)})
     storage.write_summary(directory / "probe", {"num_pairs": NUM_PAIRS, "model": {"num_hidden_layers": 8}})
     return directory
 
