@@ -143,14 +143,14 @@ def faults() -> list[str]:
     kinds = {kind: row for part in record.values() for kind, row in part["results"].items()}
     counted = ("faults", "from outside", "lost", "altered", "silent", "leftover")
     head = ["fault", *counted, "other status", "hang", "how it ended"]
-    lines = [line(head), line(["---"] * len(head))]
-    sums = dict.fromkeys((*counted, "status", "hang"), 0)
+    lines = [line(*head), line(*["---"] * len(head))]
+    sums: dict[str, int] = dict.fromkeys((*counted, "status", "hang"), 0)
     for kind, row in sorted(kinds.items()):
         numbers = {name: row[name] for name in sums}
         sums = {name: sums[name] + numbers[name] for name in sums}
         ends = ", ".join(f"{status}: {count}" for status, count in sorted(row["statuses"].items()))
-        lines.append(line([kind, *map(str, numbers.values()), ends]))
-    return [*lines, line(["**all**", *(f"**{number}**" for number in sums.values()), ""])]
+        lines.append(line(kind, *map(str, numbers.values()), ends))
+    return [*lines, line("**all**", *(f"**{number}**" for number in sums.values()), "")]
 
 
 TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
