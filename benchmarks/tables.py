@@ -147,11 +147,28 @@ def integrated() -> list[str]:
     return [line(*key, *cells) for key, cells in found.items()]
 
 
+def faults() -> list[str]:
+    """A row for each kind of fault, and one for all."""
+    record = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))
+    kinds = {kind: row for part in record.values() for kind, row in part["results"].items()}
+    counted = ("faults", "from outside", "lost", "altered", "silent", "leftover")
+    head = ["fault", *counted, "other status", "hang", "how it ended"]
+    lines = [line(*head), line(*["---"] * len(head))]
+    sums: dict[str, int] = dict.fromkeys((*counted, "status", "hang"), 0)
+    for kind, row in sorted(kinds.items()):
+        numbers = {name: row[name] for name in sums}
+        sums = {name: sums[name] + numbers[name] for name in sums}
+        ends = ", ".join(f"{status}: {count}" for status, count in sorted(row["statuses"].items()))
+        lines.append(line(kind, *map(str, numbers.values()), ends))
+    return [*lines, line("**all**", *(f"**{number}**" for number in sums.values()), "")]
+
+
 TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "statistics.md": (coverage, family_wise_error, degenerate, equivalence, detectable, noise_logits, thresholds),
     "emergence.md": (onsets, false_onsets),
     "probes.md": (integrated,),
     "motifs.md": MOTIF_TABLES,
+    "faults.md": (faults,),
 }
 """What each page of the documentation has."""
 

@@ -39,9 +39,11 @@ Act = Callable[[int, str, str], None]
 """Is told the number of a change to the files of this folder, what it is, and the path."""
 
 
-def strike() -> None:
+def strike(where: str = "") -> None:
     """The fault comes about now."""
-    os.close(os.open(os.environ[STRUCK], os.O_WRONLY | os.O_CREAT))
+    descriptor = os.open(os.environ[STRUCK], os.O_WRONLY | os.O_CREAT)
+    os.write(descriptor, where.encode())
+    os.close(descriptor)
 
 
 def on_change(act: Act, on_read: Callable[[str], None] | None = None) -> None:
@@ -80,7 +82,7 @@ def signal_at(change: int, number: int) -> None:
 
     def act(at: int, event: str, path: str) -> None:
         if at == change:
-            strike()
+            strike(f"{event} {path}")
             os.kill(os.getpid(), number)
 
     on_change(act)
@@ -91,7 +93,7 @@ def fail_at(change: int, number: int) -> None:
 
     def act(at: int, event: str, path: str) -> None:
         if at == change:
-            strike()
+            strike(f"{event} {path}")
             raise OSError(number, os.strerror(number), path)
 
     on_change(act)

@@ -84,15 +84,15 @@ def signals(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
 def signals_while_writing(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
     """Before a change to the files, so that none of their orders is left out."""
     changes = draw.recorded(command)["changes"]
-    for index, at in enumerate(draw.sample(list(enumerate(changes, 1)), count)):
+    for index, at in enumerate(draw.sample(list(range(1, 1 + len(changes))), count)):
         number = SIGNALS[index % 3] if count is None or index % 2 else signal.SIGKILL
         yield Fault(
             f"{number.name} at a change to files",
             command,
-            f"before change {at[0]}, {at[1]}",
+            f"before change {at}",
             frozenset({STATUS[number]}),
             "" if number == signal.SIGKILL else GOES_ON,
-            injections=[partial(inject.signal_at, at[0], number)],
+            injections=[partial(inject.signal_at, at, number)],
             strikes=True,
         )
 
@@ -118,12 +118,12 @@ def disk_full(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
 
 def change_fails(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
     """Once: opening to write, renaming, removing, making a folder."""
-    for at, change in draw.sample(list(enumerate(draw.recorded(command)["changes"], 1)), count):
+    for at in draw.sample(list(range(1, 1 + len(draw.recorded(command)["changes"]))), count):
         number = draw.random.choice([errno.ENOSPC, errno.EIO])
         yield Fault(
             "a change to files fails",
             command,
-            f"{errno.errorcode[number]} at change {at}, {change}",
+            f"{errno.errorcode[number]} at change {at}",
             DISK,
             injections=[partial(inject.fail_at, at, number)],
             strikes=True,

@@ -13,7 +13,7 @@ from tests.faults.kinds import KINDS, drawn
 from tests.faults.trial import Bench, Outcome
 
 NAMES = (*KINDS, pairs.KIND)
-WRONG = ("lost", "altered", "silent", "leftover", "status", "hang")
+WRONG: tuple[str, ...] = ("lost", "altered", "silent", "leftover", "status", "hang")
 """The first word of each thing that can be wrong."""
 TRIES = 3
 
@@ -44,7 +44,7 @@ def tally(found: Iterable[Outcome]) -> dict[str, dict[str, Any]]:
     for outcome in found:
         row = counts.setdefault(
             outcome.fault.kind,
-            {"faults": 0, "from outside": 0, **dict.fromkeys(WRONG, 0), "statuses": {}, "commands": {}, "wrong": []},
+            {"faults": 0, "from outside": 0} | dict.fromkeys(WRONG, 0) | {"statuses": {}, "commands": {}, "wrong": []},
         )
         row["faults"] += 1
         row["from outside"] += outcome.fault.is_outside

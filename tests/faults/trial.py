@@ -16,7 +16,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -185,6 +185,8 @@ class Bench:
         status, text = self.run(Request(words, folder, output, fault.injections, environment), fault.signal)
         wrong: list[str] = []
         is_sure = fault.damage is not None or (struck.exists() if fault.strikes else status != 0)
+        if struck.exists() and (where := struck.read_text()):  # others may have come before, in threads
+            fault = replace(fault, what=f"{fault.what}: {where}")
         struck.unlink(missing_ok=True)
         if is_sure:
             wrong += [*_judge_end(fault, status, text), *_judge_files(command, folder, before)]

@@ -55,14 +55,23 @@ class _MetricsWriter(ExperimentWriter):
     def __init__(self, log_dir: str, first_step: int, name: str) -> None:
         self.NAME_METRICS_FILE = name
         super().__init__(log_dir)
+        self._is_listed = True  # perhaps: by a run that had ended
         if Path(self.metrics_file_path).is_file():
-            forget(Path(self.metrics_file_path))
             self.metrics_keys, rows = read_metrics(Path(self.metrics_file_path))
-            self._replace(self.metrics_keys, (row for row in rows if int(row["step"]) < first_step))
+            kept = [row for row in rows if int(row["step"]) < first_step]
+            if len(kept) < len(rows):
+                self._replace(self.metrics_keys, kept)
+
+    def save(self) -> None:
+        if self.metrics and self._is_listed:
+            forget(Path(self.metrics_file_path))
+            self._is_listed = False
+        super().save()
 
     def _replace(self, columns: list[str], rows: Iterable[Mapping[str, str]]) -> None:
         """All at once: a run that is killed in the middle of it still has the old file."""
         path = Path(self.metrics_file_path)
+        forget(path)
         with replacing(path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()

@@ -66,6 +66,12 @@ def test_columns_may_come_and_rows_after_the_checkpoint_do_not_count(run):
     assert training_curves(run) is not None
 
 
+def test_a_finished_run_that_is_given_again_stays_as_it_is(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    main(["fit", f"--run_dir={run}", "--ckpt_path=last", *TINY, "--trainer.max_steps=4"])
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_an_altered_row_of_a_finished_run_is_not_shown(run):
     alter(run, 1)
     with pytest.raises(ValueError, match=r"metrics\.csv is not what was written"):
