@@ -42,8 +42,9 @@ VARIES = (
     (r"more than the \d+ of", "more than the … of"),
     (r"\.py:\d+", ".py:…"),
     (r"about [\d.,]+ hours", "about … hours"),
+    (r"n{50,}", "nnn…"),
 )
-"""From machine to machine, or with every line of code."""
+"""From machine to machine, or with every line of code; and a name that is too long."""
 
 
 def ended(world: World, case: Case) -> tuple[str, int]:
