@@ -66,7 +66,7 @@ def ended(world: World, case: Case) -> tuple[str, int]:
             untouched(world.root, but=folder),
         ):
             found = outcome(lambda: MAINS[case.program](words), (case.status,), case.is_bug)
-        return shown(found.line, paths), found.status
+        return shown(found.line, paths).replace(f"{folder}/", ""), found.status
 
 
 def shown(line: str, paths: dict[str, Path]) -> str:
