@@ -18,6 +18,7 @@ from pathlib import Path
 import hypothesis
 from hypothesis.errors import HypothesisWarning
 
+from attnres.versions import code_version
 from benchmarks import record
 from tests.fuzz.kind import Kind
 from tests.fuzz.kinds import KINDS
@@ -66,7 +67,7 @@ def main() -> None:
             print(ROW.format(kind.name, found.total(), *(found[name] for name in ("accepted", "refused", "broken"))))
             results = {"inputs": found.total()} | {name: found[name] for name in ("accepted", "refused", "broken")}
             seconds = time.perf_counter() - started
-            settings = {"seed": arguments.seed, "hypothesis": hypothesis.__version__}
+            settings = {"seed": arguments.seed, "hypothesis": hypothesis.__version__, "code": code_version()["commit"]}
             if arguments.output is not None:
                 record.add(arguments.output, kind.name, results, seconds, **settings)
     print(ROW.format("all", total.total(), *(total[name] for name in ("accepted", "refused", "broken"))))

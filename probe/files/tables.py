@@ -46,7 +46,7 @@ REQUIRED = {
 TEXTS = {"run", "condition", "data_id", "sublayer", "scope", "family", "kind", "positions", "metric", "term"}
 TEXTS |= {"no_strength"}
 FLAGS = {"with_aliases", "below_floor", "applicable", "task_learned", "few_sequences"}
-INTEGERS = {"step", "seed", "sequence", "read", "layer"}
+INTEGERS = {"step", "seed", "sequence", "read"}
 INTEGERS |= {"n_reads", "n_unaliased_reads", "n_sequences", "n_queries", "n_sources", "n_distinct_sources"}
 """Columns whose values are of one type; of others, numbers and NaN."""
 

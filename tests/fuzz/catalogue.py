@@ -42,8 +42,9 @@ VARIES = (
     (r"more than the \d+ of", "more than the … of"),
     (r"\.py:\d+", ".py:…"),
     (r"about [\d.,]+ hours", "about … hours"),
+    (r"n{50,}", "nnn…"),
 )
-"""From machine to machine, or with every line of code."""
+"""From machine to machine, or with every line of code; and a name that is too long."""
 
 
 def ended(world: World, case: Case) -> tuple[str, int]:
@@ -65,7 +66,7 @@ def ended(world: World, case: Case) -> tuple[str, int]:
             untouched(world.root, but=folder),
         ):
             found = outcome(lambda: MAINS[case.program](words), (case.status,), case.is_bug)
-        return shown(found.line, paths), found.status
+        return shown(found.line, paths).replace(f"{folder}/", ""), found.status
 
 
 def shown(line: str, paths: dict[str, Path]) -> str:

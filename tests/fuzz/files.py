@@ -205,7 +205,7 @@ def _of_type(name: str, annotation: str) -> st.SearchStrategy[Any]:
     elif name == "at_steps":
         strategy = st.lists(INTEGERS, max_size=3)
     elif name == "mode":
-        strategy = st.sampled_from(("exact", "first_order", "both", "x"))
+        strategy = st.sampled_from(("exact", "integrated", "both", "x"))
     else:
         strategy = {"bool": st.booleans(), "int": INTEGERS, "float": REALS}[annotation.removesuffix(" | None")]
     return strategy | st.none() if "None" in annotation else strategy
@@ -255,7 +255,7 @@ def is_training_probe(given: dict[str, Any]) -> bool:
     scopes, sublayers = given.get("scopes"), given.get("sublayers", ["mlp"])
     masks = "mask_renormalise" in given.get("kinds", ["mask_renormalise"]) and "all" in given.get("positions", ["all"])
     everywhere = scopes is None or {"early", "middle", "late"} <= set(scopes)
-    return masks and everywhere and bool({"self_attn", "mlp"} & set(sublayers)) and given.get("mode") != "first_order"
+    return masks and everywhere and bool({"self_attn", "mlp"} & set(sublayers)) and given.get("mode") != "integrated"
 
 
 def is_trail(given: dict[str, Any]) -> bool:
