@@ -13,7 +13,7 @@ from probe.files.layout import lock_file
 
 @contextmanager
 def held(folder: Path, role: str) -> Iterator[None]:
-    """Be the only process that does `role` ("train", "probe") in `folder`, which is made if it is not there.
+    """Be the only process that does `role` ("train", "probe", "report") in `folder`, which is made if it is not there.
 
     The lock ends with the process, however that ends; its file, which is empty, stays.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from attnres.files import replacing
 from probe.files.failed import describe_failed
 from probe.files.layout import PROBE, TEXT
+from probe.files.locks import held
 from probe.files.runs import ProbedRun, repeated_seeds
 from probe.files.tables import write_claims
 from probe.report import text
@@ -22,7 +24,7 @@ def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterat
     Figures and page show effects on `metric`; the printed statements are on the margin.
 
     Raises:
-        ValueError: a directory without complete results, or a page that cannot be written.
+        ValueError: a directory without complete results, a page that cannot be written, or another process reports.
     """
     missing = [f"MISSING PROBES: {run}: {found}" for run in directories if (found := describe_failed(run / PROBE))]
     try:
@@ -39,16 +41,18 @@ def write_report(directories: Sequence[Path], page: Path, metric: str) -> Iterat
     for run in runs:
         yield from text.claims(run)
     yield "\nwritten:"
-    for run in runs:
-        yield f"  {write_claims(run.results, [claim.to_dict() for claim in run.claims])}"
-    yield f"  {_write_tables(runs, directories[0] / TEXT)}"
-    yield from (
-        f"  {line}" for line in write_figures(runs, metric) or ["no figures: no run holds effects of mask_renormalise"]
-    )
-    if any(run.has_cells for run in shown):
-        yield f"  {write_page(shown, page, metric)}"
-    else:
-        yield f"  no page: no run holds {NEEDED}"
+    with ExitStack() as locks:
+        for directory in dict.fromkeys(directories):
+            locks.enter_context(held(directory, "report"))
+        for run in runs:
+            yield f"  {write_claims(run.results, [claim.to_dict() for claim in run.claims])}"
+        yield f"  {_write_tables(runs, directories[0] / TEXT)}"
+        figures = write_figures(runs, metric) or ["no figures: no run holds effects of mask_renormalise"]
+        yield from (f"  {line}" for line in figures)
+        if any(run.has_cells for run in shown):
+            yield f"  {write_page(shown, page, metric)}"
+        else:
+            yield f"  no page: no run holds {NEEDED}"
 
 
 def _write_tables(runs: Sequence[ProbedRun], path: Path) -> Path:

@@ -36,7 +36,7 @@ def carry_out(bench: Bench, a: str, b: str) -> Outcome:
         text = output.read_text()
         lines += LINE.findall(text)[-1:]
         if "Traceback" in text or "internal error" in text or status not in (0, 2, 1 if name == WATCHES else 0):
-            wrong.append(f"{name} ends with {status}: {text.strip().splitlines()[-1:]}")
+            wrong.append(f"status: {name} ends with {status}: {text.strip().splitlines()[-1:]}")
     for name, status, output in zip((a, b), statuses, outputs, strict=True):
         if status != 0 and {a, b} not in DEPEND:
             wrong += bench.go_on(COMMANDS[name].words, folder, output, {})

@@ -56,6 +56,22 @@ def test_two_commands_at_once_do_no_harm(bench, a, b):
         assert "another process" in outcome.line or "exist" in outcome.line
 
 
+def test_two_reports_at_once_do_no_harm(bench):
+    """The first may have ended before the second writes."""
+    outcome = pairs.carry_out(bench, "report", "report")
+    assert outcome.wrong == ()
+    assert outcome.status in (0, 2)
+
+
+def test_what_is_wrong_with_a_pair_is_counted(bench, monkeypatch):
+    status = bench.nursery.status
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.nursery, "status", lambda pid, seconds: 74 if status(pid, seconds) is not None else None)
+        patch.setattr(bench, "go_on", lambda *_: [])
+        outcome = pairs.carry_out(bench, "export", "export")
+    assert tally([outcome])[pairs.KIND]["status"] == 2
+
+
 # What the judgement is worth: commands that do what they must not.
 
 
