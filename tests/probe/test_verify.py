@@ -91,7 +91,7 @@ def alter(path: Path, chance: random.Random) -> str:
 def test_each_of_200_alterations_is_found(run):
     chance, files = random.Random(0), listed(run)
     kinds = {path.suffix for path in files}
-    assert kinds == {".parquet", ".json", ".yaml", ".ckpt", ".safetensors"}
+    assert kinds == {".parquet", ".json", ".yaml", ".csv", ".ckpt", ".safetensors"}
     missed, altered = [], set()
     for number in range(200):
         path = files[number % len(files)]
