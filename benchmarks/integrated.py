@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from scipy.stats import spearmanr
 
 from attnres import FAMILIES, SUBLAYERS
+from attnres.tasks import MQAR
 from benchmarks import record
 from probe import ProbeSettings, measure
 from probe.ablation.grid import Cell, Kind, build_grid, reads_of
@@ -48,7 +49,8 @@ def parts_of_reads(estimates: Integrated, cell: Cell, points: int) -> dict[int, 
 def agreement(source: str) -> Iterator[dict[str, Any]]:
     checkpoint = load_model(source)
     model: Any = checkpoint.model
-    examples = as_probe_task(checkpoint.task).examples(NUM_SEQUENCES)  # type: ignore[arg-type]
+    assert isinstance(checkpoint.task, MQAR)
+    examples = as_probe_task(checkpoint.task).examples(NUM_SEQUENCES)
     exact = measure(model, examples, ProbeSettings(sublayers=SUBLAYERS, num_sequences=NUM_SEQUENCES))
     with torch.no_grad():
         logits = model(examples.input_ids, use_cache=False).logits[examples.queries]
@@ -74,7 +76,7 @@ def agreement(source: str) -> Iterator[dict[str, Any]]:
                     )
                     for route in routes_of(same)
                 ]
-                rank = float(spearmanr(sums, same["effect"])[0])  # type: ignore[arg-type]
+                rank = same["effect"].corr(pd.Series(sums, index=same.index), method="spearman")
                 what = {"metric": metric, "grid": grid, "points": points, "spearman": rank, "cells": len(same)}
                 yield about | what | {"passes": passes}
 

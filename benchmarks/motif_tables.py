@@ -14,7 +14,7 @@ from probe.vocabulary import STUDY_MOTIFS, SUBLAYER_TITLES
 RECORD = Path(__file__).parent / "results" / "motifs.json"
 STUDY = [str(route) for route in STUDY_MOTIFS]
 WHEN = (("final", "last step"), ("matched", "matched"))
-UNTESTED = {"verdict": "cannot be tested"}
+UNTESTED = "cannot be tested"
 """Where the margin is not clear of zero, pairs are not asked for."""
 OFTEN = 2
 """Seeds in which another route must be a motif, or have been one, to be shown."""
@@ -164,7 +164,7 @@ def verdicts() -> list[str]:
     for condition, about in conditions().items():
         for when, title in WHEN:
             cells = [
-                _counted(seed[when]["claims"].get(claim, UNTESTED)["verdict"] for seed in about["seeds"])
+                _counted(seed[when]["verdicts"].get(claim, UNTESTED) for seed in about["seeds"])
                 for claim in ("C1", "C2", "C3", "C4", "redundancy")
             ]
             found.append(line(condition, title, *cells))

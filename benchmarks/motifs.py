@@ -15,8 +15,8 @@ docs/motifs.md has the tables (`python -m benchmarks.tables`).
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import math
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 
-from attnres.versions import package_versions
+from attnres.tasks import MQAR
+from benchmarks.record import add
 from probe.analysis import stats
 from probe.analysis.roles import Roles
 from probe.cli import main as attnres_probe
-from probe.files.checkpoints import load_model, read_json
+from probe.examples.examples import Examples
+from probe.examples.flip import recall_accuracy
+from probe.files.checkpoints import load_model
 from probe.files.layout import FINAL_PROBE, PROBE, SUMMARY, TRAIL
 from probe.files.runs import ProbedRun, load_run
 from probe.files.trail import Trail
@@ -42,9 +43,10 @@ CONFIG = Path("configs/motifs.yaml")
 RECORD = Path(__file__).parent / "results" / "motifs.json"
 MATCHED_ACCURACY = 0.54
 """Of the study's model (arXiv:2606.13168)."""
+NUM_SEQUENCES = 64
 KINDS = ("mask_renormalise", "matched_mass", "keep_only", "keep_random")
 OPTIONS = ["--coalitions", "[all]", "--sublayers", "[self_attn,mlp]", "--scopes", "[early,middle,late,all]"]
-OPTIONS += ["--num_sequences", "64"]
+OPTIONS += ["--num_sequences", str(NUM_SEQUENCES)]
 NUM_BLOCKS = "4"
 """Of the wrapper around a vanilla model: the demo's."""
 
@@ -91,14 +93,12 @@ def _options(output: Path, kinds: Iterable[str]) -> list[str]:
     return ["--output", str(output), "--kinds", f"[{','.join(kinds)}]", *OPTIONS]
 
 
-@torch.no_grad()
-def accuracy_of(trail: Trail, step: int, num_sequences: int = 64) -> float:
+def accuracy_of(trail: Trail, step: int) -> float:
     """Of all K pairs, on the first sequences of the split `placement`."""
     found = trail.load(step)
-    model: Any = found.model
-    batch: Any = found.task.batch("placement", range(num_sequences))  # type: ignore[union-attr]
-    logits = model(batch.input_ids, logits_to_keep=batch.query_positions, use_cache=False).logits
-    return float((logits.argmax(-1) == batch.answers).double().mean())
+    assert isinstance(found.task, MQAR)
+    examples = Examples.from_recall(found.task.batch("placement", range(NUM_SEQUENCES)))
+    return recall_accuracy(found.model, examples, NUM_SEQUENCES)
 
 
 def describe(probed: ProbedRun) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def describe(probed: ProbedRun) -> dict[str, Any]:
             | {"not_tested": role.missing}
             for role in roles
         ],
-        "claims": {claim.claim: {"verdict": claim.verdict, "text": claim.text} for claim in probed.claims},
+        "verdicts": {claim.claim: claim.verdict for claim in probed.claims},
     }
 
 
@@ -184,28 +184,25 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="Of the study.")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--output", type=Path, default=RECORD)
-    options = parser.parse_args()
+    options, started = parser.parse_args(), time.perf_counter()
     models = [Model(run) for run in load_study(options.config).runs(options.directory)]
     for model in models:
         model.probe()
-    code = read_json(models[0].final / PROBE / FINAL_PROBE / SUMMARY)["code"]
+    code = load_run(models[0].final).summary["code"]["commit"]
     about = {"config": str(options.config), "options": OPTIONS, "matched_accuracy": MATCHED_ACCURACY, "code": code}
-    about |= {"versions": package_versions(), "machine": f"{platform.machine()}, one thread a process"}
-    record = {"motifs": {"about": about, "results": collect(models)}}
-    text = json.dumps(_finite(record), indent=1) + "\n"
-    options.output.write_text(text, encoding="utf-8")
+    add(options.output, "motifs", rounded(collect(models)), time.perf_counter() - started, **about)
 
 
-def _finite(value: Any) -> Any:
-    """Numbers with six digits, and null for those that are not there."""
+def rounded(value: Any) -> Any:
+    """Plain numbers of six digits, and None for those that are not there."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, np.bool_ | np.integer):
-        return value.item()
+        return [rounded(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float):
-        return None if pd.isna(value) else float(f"{value:.6g}")
+        return None if math.isnan(value) else float(f"{value:.6g}")
     return value
 
 

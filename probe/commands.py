@@ -68,7 +68,7 @@ class Subject:
 
 def say(text: str, file: TextIO | None = None) -> None:
     """Print `text`, in which names are from files and folders."""
-    print(printable(text), file=file)
+    print(printable(text), file=file, flush=True)
 
 
 def silence() -> None:
@@ -173,9 +173,15 @@ def _prepare(options: Namespace, results: Path) -> ProbeSettings:
     available = torch.cuda.device_count() if device.startswith("cuda") else os.cpu_count() or 1
     if options.devices > available:
         raise ValueError(f"--devices {options.devices} is more than the {available} of {device} here")
+    if not _is_begun(results) and (results / SUMMARY).exists():  # it was stopped when all was written
+        shutil.rmtree(results / PARTS, ignore_errors=True)
     _is_unfinished(options.output, results)
     _check_can_be_made("--output", options.output)
     return settings
+
+
+def _is_begun(results: Path) -> bool:
+    return (results / PARTS / SWEEP).exists()
 
 
 def _is_unfinished(output: Path, results: Path) -> bool:
@@ -184,10 +190,8 @@ def _is_unfinished(output: Path, results: Path) -> bool:
     Raises:
         ValueError: there is something else. (A probe that is stopped at its very start leaves nothing to go on with.)
     """
-    if (results / PARTS / SWEEP).exists():
+    if _is_begun(results):
         return True
-    if (results / SUMMARY).exists():  # it was stopped when all was written
-        shutil.rmtree(results / PARTS, ignore_errors=True)
     left = (path for path in output.rglob("*") if path.suffix not in (".lock", ".part") and not path.is_dir())
     if os.path.lexists(output) and (not output.is_dir() or any(left)):
         raise ValueError(f"--output {output} exists and is not an empty folder: choose another, nothing is overwritten")

@@ -22,6 +22,7 @@ from probe.ablation.engine import Engine
 from probe.ablation.grid import Kind, build_grid
 from probe.ablation.interventions import Ablation
 from probe.analysis.effects import CELL_KEYS
+from probe.commands import say
 from probe.examples.tasks import ProbeTask, as_probe_task
 from probe.examples.text_recall import TextPrompts
 from probe.files.checkpoints import Checkpoint, load_model, load_tokenizer
@@ -84,10 +85,10 @@ def verify(options: Namespace) -> int:
     counts: dict[str, int] = dict.fromkeys((HOLDS, FAILED, UNKNOWN, SKIPPED), 0)
     for verdict, what in findings(run, options.cells):
         counts[verdict] += 1
-        print(f"{verdict:<9}  {what}", flush=True)
+        say(f"{verdict:<9}  {what}")
     if not sum(counts.values()):
         raise ValueError(f"{run} holds nothing that attnres writes: expected a run directory")
-    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
+    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
     return int(counts[FAILED] > 0)
 
 

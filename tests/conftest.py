@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; one that asks for it should fail at once
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job; commands would leave it so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

@@ -236,7 +236,7 @@ class Engine:
     def plan(self, inputs: Examples) -> Plan:
         """The cost of `run` on `inputs`. The model is not run: it can be on the "meta" device."""
         runs = self._ablated_runs()
-        along_paths = FORWARDS * len(self._paths()) * len(self.positions)
+        along_paths = FORWARDS * len(paths(self.cells, self.sites)) * len(self.positions)
         spent = float((1 + along_paths + len(self.needs & {"partner", "mean"})) * len(inputs))
         for number in range(self.num_batches(inputs)):
             chosen = np.arange(len(inputs))[number * self.batch_size :][: self.batch_size]
@@ -289,14 +289,6 @@ class Engine:
         runs = [_AblatedRun(min(a.reads), a, tuple(cells[key])) for key, a in ablations.items()]
         return tuple(sorted(runs, key=lambda run: run.start))
 
-    def _estimated(self) -> list[tuple[int, Cell]]:
-        return [(index, cell) for index, cell in enumerate(self.cells) if cell.kind.integrated]
-
-    def _paths(self) -> list[list[tuple[int, Cell]]]:
-        """Of the estimated cells, those whose ablation acts somewhere."""
-        acting = [(i, cell) for i, cell in self._estimated() if any(map(cell.ablation().acts_at, self.sites))]
-        return paths(acting)
-
     def _passes(self, runs: Sequence[_AblatedRun], tokens: int) -> Iterator[tuple[_AblatedRun, ...]]:
         """Those that run as one batch: they start at one read, and are as many as `tokens_per_pass` allows."""
         together = max(1, self.tokens_per_pass // tokens)
@@ -342,7 +334,7 @@ class Engine:
         clean_run = clean_batch.run
         effects = self._ablate(clean_batch, clean_run.metrics(), contexts, runs)
         estimates = Integrated(self.model, batch, clean_run)
-        effects |= estimates.effects(self._estimated(), contexts, self.positions)
+        effects |= estimates.effects(self.cells, contexts, self.positions)
         clean = {m: sum_by_sequence(values, starts) for m, values in clean_run.metrics().items()}
         self._check_finite(clean, effects)
         return ProbeResult(

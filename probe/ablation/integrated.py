@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnres import AttnResForCausalLM, Read
+from attnres import AttnResForCausalLM, Read, ReadSite
+from attnres.routing import mix
 from probe.ablation.grid import Cell
 from probe.ablation.interventions import Ablation, Context
 from probe.ablation.metrics import CleanRun
@@ -36,10 +37,15 @@ FORWARDS = POINTS * (1 + len(METRICS))
 """Forwards' worth of work for a path: a backward pass through activations counts as one."""
 
 
-def paths(cells: Iterable[tuple[int, Cell]]) -> list[list[tuple[int, Cell]]]:
-    """Cells with their indices in the grid, those of one path together. The final read has paths of its own."""
+def paths(cells: Iterable[Cell], sites: Sequence[ReadSite]) -> list[list[tuple[int, Cell]]]:
+    """The estimated cells that act somewhere, with their indices in the grid, those of one path together.
+
+    The final read has paths of its own.
+    """
     found: dict[tuple, list[tuple[int, Cell]]] = {}
-    for index, cell in cells:
+    for index, cell in enumerate(cells):
+        if not cell.kind.integrated or not any(map(cell.ablation().acts_at, sites)):
+            continue
         key = (cell.intervention, cell.route.family, cell.with_aliases, cell.route.sublayer == FINAL)
         found.setdefault(key, []).append((index, cell))
     return list(found.values())
@@ -62,29 +68,25 @@ class Integrated:
         self.spent = 0.0
 
     def effects(
-        self, cells: Sequence[tuple[int, Cell]], contexts: Mapping[str, Context], positions: Sequence[str]
+        self, cells: Sequence[Cell], contexts: Mapping[str, Context], positions: Sequence[str]
     ) -> dict[tuple[int, str], dict[str, np.ndarray]]:
-        """[index, positions] -> [metric] -> (sequences,) summed effect, for `cells` with their indices in the grid."""
+        """[index, positions] -> [metric] -> (sequences,) summed effect, of those of the grid that are estimated."""
         effects: dict[tuple[int, str], dict[str, np.ndarray]] = {}
         for name in positions:
-            for path in paths(cells):
+            for path in paths(cells, self.model.model.sites):
                 reads = frozenset(i for _, cell in path for i in cell.acts_on)
                 parts = self._parts(replace(path[0][1].ablation(contexts[name]), reads=reads, scope_reads=None))
                 for index, cell in path:
                     acting = [parts[i] for i in cell.acts_on if i in parts]
-                    if acting:
-                        effects[index, name] = {m: np.sum([part[m] for part in acting], axis=0) for m in METRICS}
+                    effects[index, name] = {m: np.sum([part[m] for part in acting], axis=0) for m in METRICS}
         return effects
 
     def _parts(self, ablation: Ablation) -> dict[int, dict[str, np.ndarray]]:
         """[read] -> [metric] -> (sequences,) its part in the change of the metric along the path to `ablation`."""
-        parts: dict[int, dict[str, np.ndarray]] = {}
-        for point in range(POINTS if any(map(ablation.acts_at, self.model.model.sites)) else 0):
-            of_point = self.point(ablation, (point + 0.5) / POINTS)
-            for index, part in of_point.items():
-                before = parts.setdefault(index, dict.fromkeys(METRICS, 0.0))  # type: ignore[arg-type]
-                parts[index] = {m: before[m] + values / POINTS for m, values in part.items()}
-        return parts
+        points = [self.point(ablation, (point + 0.5) / POINTS) for point in range(POINTS)]
+        return {
+            index: {m: np.mean([point[index][m] for point in points], axis=0) for m in METRICS} for index in points[0]
+        }
 
     @torch.enable_grad()
     def point(self, ablation: Ablation, share: float) -> dict[int, dict[str, np.ndarray]]:
@@ -109,7 +111,8 @@ class Integrated:
         self.spent += len(self.batch) * FORWARDS / POINTS
         found: dict[int, dict[str, np.ndarray]] = {index: {} for index in probes}
         for metric in METRICS:
-            gradients = torch.autograd.grad(metrics[metric].sum(), list(probes.values()), retain_graph=True)
+            is_last = metric == METRICS[-1]
+            gradients = torch.autograd.grad(metrics[metric].sum(), list(probes.values()), retain_graph=not is_last)
             for index, gradient in zip(probes, gradients, strict=True):
                 part = (gradient * moves[index].detach()).sum(-1, dtype=torch.float32)
                 found[index][metric] = part.cpu().double().sum(-1).numpy()
@@ -117,10 +120,7 @@ class Integrated:
 
 
 def _output(read: Read) -> Tensor:
-    """(B, T, hidden) the weighted sum of the sources, in their precision."""
-    pairs = zip(read.routing_weights.unbind(-1), read.sources, strict=True)
-    total: Tensor = sum(weight.unsqueeze(-1) * source for weight, source in pairs)  # type: ignore[assignment]
-    return total.to(read.sources[0].dtype)
+    return mix(read.routing_weights, read.sources)
 
 
 def _constant(read: Read, value: float) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 
 from attnres import FAMILIES, ReadSite
 from probe.ablation.engine import ProbeResult
@@ -210,15 +209,15 @@ def integrated_agreement(effects: pd.DataFrame) -> list[dict[str, Any]]:
     and the number of cells it rests on.
     """
     exact_kinds = {integrated_name(kind): kind for kind in Ablation.known}
-    linear = effects.assign(kind=effects["kind"].map(exact_kinds)).dropna(subset="kind")
+    estimated = effects.assign(kind=effects["kind"].map(exact_kinds)).dropna(subset="kind")
     keys = [*ROUTE, "kind", "positions", "with_aliases", "metric"]
-    pairs = linear.merge(effects, on=keys, suffixes=("_linear", "_exact"))
-    pairs = pairs[pairs["applicable_linear"] & pairs["applicable_exact"] & ~pairs["below_floor_exact"]]
+    pairs = estimated.merge(effects, on=keys, suffixes=("_estimated", "_exact"))
+    pairs = pairs[pairs["applicable_estimated"] & pairs["applicable_exact"] & ~pairs["below_floor_exact"]]
     pairs = pairs.assign(grid=np.where(pairs["scope"].map(is_layer).astype(bool), "layers", "regions"))
     keys, agreements = ["kind", "positions", "metric", "grid"], []
     for key, cells in pairs.groupby(keys, sort=False):
-        linear, exact = cells["effect_linear"], cells["effect_exact"]
-        varied = linear.nunique() > 1 and exact.nunique() > 1
-        correlation = float(spearmanr(linear, exact)[0]) if varied else math.nan  # type: ignore[arg-type]
+        estimated, exact = cells["effect_estimated"], cells["effect_exact"]
+        varied = estimated.nunique() > 1 and exact.nunique() > 1
+        correlation = estimated.corr(exact, method="spearman") if varied else math.nan
         agreements.append(dict(zip(keys, key, strict=True)) | {"spearman": correlation, "n_cells": len(cells)})
     return agreements

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype, is_string_dtype
 
 from attnres.files import checked, replacing
@@ -23,12 +22,11 @@ from probe.analysis import stats
 from probe.analysis.effects import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
 from probe.files.checkpoints import first_line
 from probe.files.layout import CLAIMS, PROBE, SUMMARY, TABLES, TRAIL, has_results, table_file
+from probe.files.locks import held
 
 SCHEMA_VERSION = 4
 """Of tables and summary. Raised when what they hold changes its name or meaning."""
 VERSION_KEY = b"attnres_schema_version"
-WRITING = "writing.lock"
-"""In the folder of the trail, empty: who holds it writes the tables of the run's probes."""
 REQUIRED = {
     "effects": EFFECT_COLUMNS,
     "clusters": CLUSTER_COLUMNS,
@@ -51,12 +49,10 @@ INTEGERS |= {"n_reads", "n_unaliased_reads", "n_sequences", "n_queries", "n_sour
 """Columns whose values are of one type; of others, numbers and NaN."""
 
 
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> AbstractContextManager[None]:
     """No other process writes the tables in `directory` meanwhile: only a run with a trail may be probed by several."""
     trail = directory.parent / TRAIL
-    with FileLock(trail / WRITING) if trail.is_dir() else nullcontext():
-        yield
+    return held(trail, "writing", waits=True) if trail.is_dir() else nullcontext()
 
 
 def write_results(directory: Path, tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]) -> None:

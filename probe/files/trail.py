@@ -13,13 +13,12 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,7 +29,6 @@ from probe.files.layout import RUN_FILE, TASK_FILE, TRAIL, TRAIL_FINISHED, TRAIL
 from probe.files.locks import held
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-PROBING = "probing.lock"
 
 
 class Trail:
@@ -137,22 +135,9 @@ class Trail:
                 shutil.copy(path, part)
             _write_json(part / RUN_FILE, about)
 
-    @contextmanager
-    def held(self, waits: bool = False) -> Iterator[None]:
-        """Of all processes that probe the trail or prune it, one at a time is inside.
-
-        Raises:
-            ValueError: another one is, and this one does not wait until it is done.
-        """
-        lock = FileLock(self.folder / PROBING)
-        try:
-            lock.acquire(timeout=-1 if waits else 0)
-        except Timeout:
-            raise ValueError(f"another process probes or prunes {self.folder}: wait until it is done") from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def held(self, waits: bool = False) -> AbstractContextManager[None]:
+        """Of all processes that probe the trail or prune it, one at a time is inside (`probe.files.locks.held`)."""
+        return held(self.folder, "probing", waits)
 
     def _check(self, step: int) -> None:
         if step not in (steps := self.steps):

@@ -112,11 +112,11 @@ class Bench:
             folder = self.new_folder(COMMANDS[command].given)
             self._must([*COMMANDS[command].words, *extra], folder, f"{folder.name}.txt")
             self._clean[command, extra] = world.results(folder)
-            folder.rename(self.clean_folder(command))
+            folder.rename(self.clean_folder(command, extra))
         return self._clean[command, extra]
 
-    def clean_folder(self, command: str) -> Path:
-        return self.folder / f"clean-{command}"
+    def clean_folder(self, command: str, extra: tuple[str, ...] = ()) -> Path:
+        return self.folder / "-".join(["clean", command, *extra])
 
     def serially(self, order: Sequence[str]) -> dict[str, str]:
         """What is in the folder after some commands, one after another; one may find nothing left to do."""
@@ -235,7 +235,7 @@ class Bench:
         if fault.may_lose_probes and (is_recorded or LOST_TRAIL in text):
             different = [name for name in different if "/probe/" not in name]
         if fault.splits:
-            clean = self.clean_folder(fault.command)
+            clean = self.clean_folder(fault.command, fault.extra)
             different = [name for name in different if not world.is_close(clean / name, folder / name)]
         parts = [name for name in found if name.endswith(".part") or "/parts/" in name]
         return [f"altered: {', '.join(different)}"] * bool(different) + [f"leftover: {', '.join(parts)}"] * bool(parts)

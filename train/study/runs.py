@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from probe.failures import Stopped
 from probe.files.checkpoints import RUN_FILE, read_json
-from probe.files.layout import PARTS, SWEEP
+from probe.files.layout import PARTS, SUMMARY, SWEEP
 from train.run.checkpoints import newest_checkpoint
 from train.study.description import StudyRun
 
@@ -43,7 +43,7 @@ def is_probed(run: StudyRun) -> bool:
     if run.study.probe is None:
         return True
     results = _results(run)
-    summary = _read_written(results / "summary.json")
+    summary = _read_written(results / SUMMARY)
     if summary is None or _can_go_on(results):
         return False
     return not run.is_vanilla or "wraps" in summary
@@ -51,13 +51,21 @@ def is_probed(run: StudyRun) -> bool:
 
 def status(run: StudyRun) -> str:
     """How far a run has come, from what it left."""
-    if not all_commands(run):
-        return FINISHED
+    try:
+        if not all_commands(run):
+            return FINISHED
+    except ValueError as error:
+        return damaged(error)
     return UNFINISHED if run.directory.exists() else NOT_BEGUN
 
 
+def damaged(error: ValueError) -> str:
+    """The status of a run with a file that says, in `error`, what is wrong with it."""
+    return f"damaged: {' '.join(str(error).split())}"
+
+
 def all_commands(run: StudyRun) -> list[list[str]]:
-    """What is left to do for a run."""
+    """What is left to do for a run. Raises ValueError for a file of it that was altered or cannot be read."""
     commands, trained = [], is_trained(run)
     if not trained:
         begun = run.directory.is_dir() and any(run.directory.iterdir())
@@ -72,9 +80,13 @@ def run_all(run: StudyRun, label: str) -> str:
     with _lock(run) as lock:
         if lock is None:
             return BUSY
-        for command in all_commands(run):
-            if command[0] == "attnres-probe":
-                _discard_torn_probe(run)
+        try:
+            commands = all_commands(run)
+        except ValueError as error:
+            return damaged(error)
+        for command in commands:
+            if command[0] == "attnres-probe" and (len(commands) > 1 or _is_torn(_results(run) / SUMMARY)):
+                _discard_probe(run)
             print(f"{label}: {shlex.join(command)}", flush=True)
             if code := _execute(command, lock):
                 return f"failed: {' '.join(command[:2])} (exit status {code})"
@@ -124,11 +136,12 @@ def _lock(run: StudyRun) -> Iterator[IO[str] | None]:
 
 
 def _read_written(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; `None` where there is none, for example because its writer was killed."""
-    try:
-        return read_json(path)
-    except ValueError:
-        return None
+    """The JSON object in `path`; `None` where there is none, or an empty file, which a crash of the machine leaves."""
+    return None if _is_torn(path) else read_json(path)
+
+
+def _is_torn(path: Path) -> bool:
+    return not path.exists() or path.stat().st_size == 0
 
 
 def _results(run: StudyRun) -> Path:
@@ -139,8 +152,8 @@ def _can_go_on(results: Path) -> bool:
     return (results / PARTS / SWEEP).exists()
 
 
-def _discard_torn_probe(run: StudyRun) -> None:
-    """Remove what a probe leaves if it is killed at its start or end: `attnres-probe` would refuse that folder."""
-    if run.probe_output.exists() and not _can_go_on(_results(run)):
+def _discard_probe(run: StudyRun) -> None:
+    """Remove a probe of a model that is trained on since, or that lost its summary, unless it can be gone on with."""
+    if (_results(run) / SUMMARY).exists() and not _can_go_on(_results(run)):
         print(f"{run.probe_output} is not whole and is made again", flush=True)
         shutil.rmtree(run.probe_output)

@@ -19,7 +19,7 @@ from probe.files.checkpoints import RUN_FILE, read_json
 from probe.files.runs import load_run, training_curves
 from probe.vocabulary import MARGIN, READ_SUBLAYERS, harm_sign, primary_rows, whole_depth
 from train.study.description import StudyRun
-from train.study.runs import FINISHED, is_probed, is_trained
+from train.study.runs import FINISHED, damaged, is_probed, is_trained
 
 SOLVED = 0.99
 """Validation accuracy from which the task is solved."""
@@ -51,8 +51,8 @@ def runs_table(runs: Sequence[StudyRun], statuses: Mapping[str, str]) -> pd.Data
                 if is_probed(run):
                     row |= _probe_numbers(run)
         except (ValueError, KeyError) as error:
-            reason = f"a JSON file lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            row["status"] = f"damaged: {reason}"
+            lacks = f"a JSON file lacks {error}"
+            row["status"] = damaged(ValueError(lacks) if isinstance(error, KeyError) else error)
         rows.append(row)
     return pd.DataFrame(rows, columns=[*ABOUT, *TRAINING, *PROBE, *CELLS])
 
