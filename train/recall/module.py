@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -207,7 +206,6 @@ class RetrievalModule(LightningModule):
         self.log_dict(metrics, batch_size=len(batch.keys), sync_dist=True)
         return {"loss": loss, "accuracy": mean_accuracy}
 
-    @cache  # noqa: B019 (there is one module, as long as the process trains)
     def _model_flops(self, batch_size: int, seq: int, queries: int) -> float:
         """FLOPs of a batch, for MFU. Recomputed activations do not count (arXiv:2204.02311, appendix B)."""
         return 3 * batch_size * sum(forward_flops(self.model.config, seq, queries).values())

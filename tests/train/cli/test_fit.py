@@ -1,10 +1,12 @@
 """`attnres-train`: what a run leaves behind, resuming, and what it refuses."""
 
+import gc
 import json
 import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pandas as pd
@@ -109,6 +111,15 @@ def test_a_resumed_run_goes_on_exactly(interrupted, tmp_path, monkeypatch):
     assert len(losses(whole)) == 6
     pairs = pd.read_csv(half / "metrics.csv").dropna(subset="train/pairs")["train/pairs"]
     assert list(pairs) == [1, 1, 2, 2, 3, 4]
+
+
+def test_a_model_that_was_trained_is_let_go(tmp_path, monkeypatch):
+    """Several may be trained in one process, one after another."""
+    made = []
+    monkeypatch.setattr(RetrievalModule, "setup", lambda module, stage: made.append(weakref.ref(module)), raising=False)
+    fit(tmp_path / "run", "--trainer.max_steps=1")
+    gc.collect()
+    assert [reference() for reference in made] == [None]
 
 
 def test_extras_can_be_switched_off(tmp_path):
