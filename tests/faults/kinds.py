@@ -255,7 +255,7 @@ def wandb(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
 
 
 def worker(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
-    """The process that draws training examples dies."""
+    """The process that draws training examples dies; it may draw some ahead, and so die when the trail is probed."""
     for _ in range(count or 0):
         batch = draw.random.randint(1, 4)
         yield Fault(
@@ -266,6 +266,7 @@ def worker(draw: Drawer, command: str, count: int | None) -> Iterator[Fault]:
             "",
             [partial(inject.worker_dies, batch, signal.SIGKILL)],
             strikes=True,
+            may_lose_probes=True,
             extra=("--data.num_workers=1",),
             is_outside=True,
         )

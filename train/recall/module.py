@@ -229,7 +229,7 @@ class RetrievalModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         by_position, loss = self.val_accuracy.compute(), self.val_loss.compute()
         if self.trainer.state.fn == TrainerFn.FITTING:
-            check_validation(self.trainer, loss)
+            check_validation(self.trainer, self.model, loss)
         metrics = {"val/loss": loss, "val/accuracy": by_position.mean()}
         metrics |= {f"val/accuracy_position_{i}": accuracy for i, accuracy in enumerate(by_position)}
         if self.val_routing_entropy is not None:

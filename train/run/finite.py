@@ -51,12 +51,14 @@ def check_step(trainer: Trainer, module: LightningModule, losses: Tensor, norm: 
     )
 
 
-def check_validation(trainer: Trainer, loss: Tensor) -> None:
+def check_validation(trainer: Trainer, model: nn.Module, loss: Tensor) -> None:
     """Raise `NotFinite` if the validation loss of a training is not: its weights are no good, finite or not."""
     if not loss.isfinite():
+        found = _first_not_finite(model.named_parameters())
+        what = f"the weight {found} is the first that is not finite" if found else "weights are finite, but too large"
         raise NotFinite(
-            f"the validation loss after step {trainer.global_step} is {float(loss)}; {_last_checkpoint(trainer)}; "
-            f"{ADVICE}"
+            f"the validation loss after step {trainer.global_step} is {float(loss)}: {what}; "
+            f"{_last_checkpoint(trainer)}; {ADVICE}"
         )
 
 

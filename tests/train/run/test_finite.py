@@ -124,7 +124,7 @@ def test_a_checkpoint_is_not_replaced_by_one_that_is_no_good(tmp_path, monkeypat
     monkeypatch.setattr(StepNumbers, "on_train_batch_end", spoil, raising=False)
     options = [option for option in OPTIONS if "trail" not in option]
     line = stopped(capsys, tmp_path / "run", *options)
-    assert "the validation loss after step 4 is nan" in line
+    assert "the validation loss after step 4 is nan: the weight model.layers.1.mlp.up_proj.weight" in line
     assert "of step 2" in line
     assert read_lightning(tmp_path / "run/checkpoints" / LAST)["global_step"] == 2
 
