@@ -114,7 +114,7 @@ def _readable(path: Path) -> Iterator[None]:
     checked(path)
     try:
         yield
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:  # the last is of pandas' own notes in the file
         reason = first_line(error).rstrip(".")
         raise ValueError(f"{path} is torn or not a parquet file ({reason}): probe again, into a new folder") from error
 

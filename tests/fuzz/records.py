@@ -220,7 +220,7 @@ def edited(rows: pd.DataFrame, edit: str, column: str, value: str, rng: np.rando
         case "one row":
             return rows.head(1)
         case "rename":
-            return rows.rename(columns={column: value})
+            return rows if value in rows else rows.rename(columns={column: value})
         case "add column":
             return rows.assign(**{f"{column}_{value}": 1})
         case "other step":

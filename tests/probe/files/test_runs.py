@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from attnres import REGIONS
@@ -54,6 +55,17 @@ def test_emergence_of_a_directory(run_dir, tmp_path):
     assert (named[str(EARLY_ATTENTION)]["onset"], named[str(EARLY_MLP)]["onset"]) == (80, None)
     assert summary["accuracy_half"] == 120  # 0.36, past half of the mean of 0.49, 0.64 and 0.81
     assert summary["steps"] == list(STEPS)
+
+
+@pytest.mark.parametrize("notes", [b'{"columns": [', b"\xe1"])
+def test_a_table_whose_notes_of_pandas_are_damaged_is_refused(notes, run_dir):
+    path = run_dir / "probe/effects.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"pandas": notes}), path)
+    (run_dir / "probe/manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"effects.parquet is torn or not a parquet file \(") as refused:
+        storage.read_effects(run_dir)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_run_directory_and_its_folder_of_results_are_one_thing(run_dir, tmp_path):
