@@ -36,7 +36,8 @@ CASES = {
 # Nothing but Python and its libraries.
 NO_MODEL = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
 NO_MODEL = [f"--model.{name}=1" for name in (*NO_MODEL, "attnres_num_blocks")] + ["--model.head_dim=2"]
-NO_DATA = ["--data.batch_size=1", "--data.num_pairs=1", "--data.vocab_size=2", "--data.num_validation_examples=1"]
+NO_DATA = ["--data.batch_size=1", "--data.task.num_pairs=1", "--data.task.vocab_size=2"]
+NO_DATA += ["--data.num_validation_examples=1"]
 STEPS = 2
 MAIN = "from train.cli import main; main()"
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}

@@ -97,7 +97,7 @@ def accuracy_of(trail: Trail, step: int) -> float:
     """Of all K pairs, on the first sequences of the split `placement`."""
     found = trail.load(step)
     assert isinstance(found.task, MQAR)
-    examples = Examples.from_recall(found.task.batch("placement", range(NUM_SEQUENCES)))
+    examples = Examples.from_batch(found.task.batch("placement", range(NUM_SEQUENCES)))
     return recall_accuracy(found.model, examples, NUM_SEQUENCES)
 
 

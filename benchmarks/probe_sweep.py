@@ -124,7 +124,7 @@ def main() -> None:
     else:
         model = AttnResForCausalLM(AttnResConfig(**SHAPES[args.shape], initializer_range=0.1)).eval()
         task = MQAR(num_pairs=16, vocab_size=SHAPES[args.shape]["vocab_size"])
-    inputs = Examples.from_recall(task.batch("probe", range(args.num_sequences)))
+    inputs = Examples.from_batch(task.batch("probe", range(args.num_sequences)))
     grid = list(build_grid(model.model.sites, Kind(MaskRenormalise)))
     report: dict[str, Any] = {
         "shape": args.checkpoint or args.shape,

@@ -1,7 +1,7 @@
 """Peak memory of training, measured: a few optimiser steps by `attnres-train`, in a process of its own.
 
     python benchmarks/step_memory.py --output benchmarks/results/step_memory_0.6b.json \
-        --config configs/0.6b.yaml --data.batch_size 1 --data.num_pairs 22
+        --config configs/0.6b.yaml --data.batch_size 1 --data.task.num_pairs 22
 
 All other options go to `attnres-train fit`. No probes, no validation, no checkpoint: the step alone. The exported model
 is written to a temporary folder and removed.

@@ -86,7 +86,7 @@ def models() -> Iterator[tuple[str, float, int, planted.Planted]]:
 def probe(found: planted.Planted, num_sequences: int, how: Inference) -> tuple[Reader, float]:
     """The primary rows, and clean accuracy."""
     cells = build_grid(found.model.model.sites, Kind(MaskRenormalise), sublayers=SUBLAYERS, scopes=(*REGIONS, "all"))
-    examples = Examples.from_recall(found.task.batch("probe", range(num_sequences)))
+    examples = Examples.from_batch(found.task.batch("probe", range(num_sequences)))
     result = Engine(found.model, cells, ("all",)).run(examples)
     source = found.model.config.attnres_source
     info = effects.RunInfo(

@@ -30,7 +30,7 @@ from probe.analysis.compare import comparison_table
 from probe.analysis.inference import Inference
 from probe.examples.flip import recall_accuracy
 from probe.examples.prompt_file import PromptTask
-from probe.examples.tasks import ProbeTask, TokenRecall
+from probe.examples.tasks import ProbeTask, TokenTask
 from probe.examples.text_recall import TextPrompts
 from probe.files.checkpoints import Checkpoint, load_model, load_tokenizer, read_json
 from probe.files.layout import CONFIG, EXPORT, PAGE, PARTS, PROBE, RUN_FILE, SUMMARY, SWEEP, TASK_FILE
@@ -235,8 +235,8 @@ def _task(options: Namespace, checkpoint: Checkpoint) -> ProbeTask:
     if isinstance(task, TextRecall):
         return TextPrompts(task, load_tokenizer(source), source)
     if options.tokenizer is not None:
-        raise ValueError("--tokenizer is for text_recall and --prompts; the task mqar has token ids of its own")
-    return TokenRecall(task)
+        raise ValueError(f"--tokenizer is for text_recall and --prompts; the task {task.name} has token ids of its own")
+    return TokenTask(task)
 
 
 def _probe(

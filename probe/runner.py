@@ -14,7 +14,7 @@ import torch
 
 from attnres import FAMILIES, AttnResForCausalLM
 from attnres.inputs import check_memory
-from attnres.tasks import MQAR
+from attnres.tasks import Task
 from attnres.versions import code_version, package_versions
 from probe.ablation.engine import Engine, Plan, ProbeResult, Store
 from probe.ablation.grid import Cell, Kind, all_scopes, baselines, build_grid
@@ -142,7 +142,7 @@ def inference(settings: ProbeSettings) -> Inference:
 
 def probe_model(
     model: AttnResForCausalLM,
-    task: MQAR | ProbeTask,
+    task: Task | ProbeTask,
     settings: ProbeSettings,
     directory: Path,
     *,
@@ -183,7 +183,7 @@ def probe_model(
     return replace(found, summary=summary)
 
 
-def check_probe(model: AttnResForCausalLM, task: MQAR | ProbeTask, settings: ProbeSettings) -> Examples:
+def check_probe(model: AttnResForCausalLM, task: Task | ProbeTask, settings: ProbeSettings) -> Examples:
     """The examples that `probe_model` takes. Raises ValueError where it would, without running the model."""
     task = as_probe_task(task)
     count = task.count(settings.num_sequences)
@@ -198,7 +198,7 @@ def check_probe(model: AttnResForCausalLM, task: MQAR | ProbeTask, settings: Pro
     return examples
 
 
-def plan_probe(model: AttnResForCausalLM, task: MQAR | ProbeTask, settings: ProbeSettings) -> Plan:
+def plan_probe(model: AttnResForCausalLM, task: Task | ProbeTask, settings: ProbeSettings) -> Plan:
     """What `probe_model` will cost, a flip test included. Raises as it does; the model is not run."""
     examples = check_probe(model, task, settings)
     plan = _engine(model, examples, settings).plan(examples)
@@ -210,7 +210,7 @@ def sweep_share(
     rank: int,
     world_size: int,
     model: AttnResForCausalLM,
-    task: MQAR | ProbeTask,
+    task: Task | ProbeTask,
     settings: ProbeSettings,
     directory: Path,
     *,

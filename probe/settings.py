@@ -213,6 +213,6 @@ def check_resampling(num_resamples: int, seed: int) -> None:
     check_number("seed", seed, 0, LARGEST_INTEGER)
 
 
-def fewest_sequences(num_pairs: int) -> int:
-    """The fewest sequences of `num_pairs` queries that a probe in training may have."""
-    return max(MIN_SEQUENCES, math.ceil(MIN_QUERIES / num_pairs))
+def fewest_sequences(num_queries: int) -> int:
+    """The fewest sequences of so many queries that a probe in training may have."""
+    return max(MIN_SEQUENCES, math.ceil(MIN_QUERIES / num_queries))

@@ -21,7 +21,7 @@ from benchmarks.tables import TABLES
 from tests.support.paths import ROOT
 
 PROGRAMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-TASK = ["--data.num_pairs", "4", "--data.vocab_size", "16", "--data.num_validation_examples", "8"]
+TASK = ["--data.task.num_pairs", "4", "--data.task.vocab_size", "16", "--data.num_validation_examples", "8"]
 TRAIN = ["--trainer.max_steps", "3", "--trainer.accelerator", "cpu", "--data.batch_size", "4", *TASK]
 TRAIN += ["--model.hidden_size", "16", "--model.intermediate_size", "16", "--model.head_dim", "4"]
 TRAIN += ["--model.num_hidden_layers", "4", "--model.attnres_num_blocks", "4", "--probe.num_resamples", "20"]

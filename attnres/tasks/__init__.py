@@ -1,26 +1,37 @@
 """Synthetic tasks. Nothing here imports models, training or probes."""
 
+import pkgutil
 import reprlib
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
 
-from attnres.tasks.mqar import IGNORE_INDEX, MQAR, SPLITS, RecallBatch, sequence_length
+from attnres.tasks.mqar import MQAR, RecallBatch, sequence_length
+from attnres.tasks.task import IGNORE_INDEX, SPLITS, TASKS, Flip, Task, TaskBatch
 from attnres.tasks.text_recall import TextExample, TextRecall
 
-TASKS = {"mqar": MQAR, "text_recall": TextRecall}
+for _module in pkgutil.iter_modules(__path__):  # a task is known once its file is here
+    if _module.name != "stream":  # imports datasets when it is used
+        import_module(f"{__name__}.{_module.name}")
 
 
-def task_from_dict(settings: dict[str, str | int]) -> MQAR | TextRecall:
+def task_from_dict(settings: Mapping[str, Any]) -> Task | TextRecall:
     """The task that plain settings (`to_dict`) describe. Raises ValueError for an unknown task or bad settings."""
-    name = settings.get("task")
-    if not isinstance(name, str) or name not in TASKS:
-        raise ValueError(f"task {reprlib.repr(name)} is not supported; choose from {', '.join(TASKS)}")
-    return TASKS[name].from_dict(settings)
+    name, known = settings.get("task"), {**TASKS, TextRecall.name: TextRecall}
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"task {reprlib.repr(name)} is not supported; choose from {', '.join(known)}")
+    return known[name].from_dict(settings)
 
 
 __all__ = [
     "IGNORE_INDEX",
     "MQAR",
     "SPLITS",
+    "TASKS",
+    "Flip",
     "RecallBatch",
+    "Task",
+    "TaskBatch",
     "TextExample",
     "TextRecall",
     "sequence_length",

@@ -19,20 +19,19 @@ causal model does not see the padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attnres.inputs import LARGEST_INTEGER, check_number
-from attnres.tasks.settings import MOST_TOKENS, read_settings
+from attnres.tasks.settings import MOST_TOKENS
+from attnres.tasks.task import IGNORE_INDEX, Flip, Task, TaskBatch
 
-IGNORE_INDEX = -100
-SPLITS = ("train", "validation", "probe", "placement")
-SHARED_SPLITS = ("probe", "placement")
-"""The same for every seed."""
+MOST_FLIPS = 4
 
 
 def sequence_length(num_pairs: int, noise_tokens: int = 0) -> int:
@@ -41,7 +40,7 @@ def sequence_length(num_pairs: int, noise_tokens: int = 0) -> int:
 
 
 @dataclass(frozen=True)
-class RecallBatch:
+class RecallBatch(TaskBatch):
     """A batch of recall examples with p pairs each, or at most p.
 
     Attributes:
@@ -94,9 +93,18 @@ class RecallBatch:
             return torch.arange(self._length - self.keys.shape[1], self._length, device=self.keys.device)
         return (self.labels != IGNORE_INDEX).any(0).nonzero().squeeze(1)
 
-    def to(self, device: torch.device | str) -> RecallBatch:
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in held.items() if value is not None})
+    @property
+    def candidates(self) -> Tensor:
+        """(batch, p): the values."""
+        return self.values
+
+    @property
+    def size(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def num_queries(self) -> Tensor | None:
+        return self.num_pairs
 
     @property
     def _length(self) -> int:
@@ -129,15 +137,13 @@ class RecallBatch:
 
 
 @dataclass(frozen=True)
-class MQAR:
-    """The task: a pure function from (seed, split, index, pairs) to an example.
+class MQAR(Task):
+    """Multi-query associative recall.
 
     Args:
         num_pairs: K, the number of pairs of the full task.
         vocab_size: keys are the lower half of the token ids that are not noise, values the upper half.
-        seed: names the training and validation streams. Each seed, split and index gives an independent example. The
-            splits probe and placement (on which it is decided where to probe) are the same for every seed, so that all
-            models are compared on the same examples.
+        seed: names the training and validation streams.
         noise_tokens: noise tokens in every example, between its pairs.
         noise_vocab_size: how many of the last token ids are noise, if there are noise tokens.
         min_pairs: draw the number of pairs of each training example evenly from this to the current size. With `None`
@@ -146,6 +152,10 @@ class MQAR:
     Raises:
         ValueError: there are fewer than one pair or more pairs than keys or values, or a number is out of range.
     """
+
+    name: ClassVar[str] = "mqar"
+    unit: ClassVar[str] = "pairs"
+    of_training: ClassVar[frozenset[str]] = frozenset({"min_pairs"})
 
     num_pairs: int = 16
     vocab_size: int = 256
@@ -185,50 +195,56 @@ class MQAR:
         return self.first_noise - self.first_value
 
     @property
-    def chance_accuracy(self) -> float:
-        """Accuracy of a guess from the whole vocabulary."""
-        return 1 / self.vocab_size
+    def size(self) -> int:
+        return self.num_pairs
+
+    @property
+    def num_tokens(self) -> int:
+        return sequence_length(self.num_pairs, self.noise_tokens)
+
+    @property
+    def num_queries(self) -> int:
+        return self.num_pairs
 
     @property
     def plateau_accuracy(self) -> float:
-        """Accuracy of guessing a value of the context, 1/K. The NLL of this trivial solution is ln K."""
         return 1 / self.num_pairs
 
-    def batch(self, split: str, indices: Iterable[int], num_pairs: int | None = None) -> RecallBatch:
-        """Examples `indices` of `split`, with `num_pairs` pairs each (default: all K)."""
-        num_pairs = self.num_pairs if num_pairs is None else num_pairs
-        if split not in SPLITS:
-            raise ValueError(f"split '{split}' does not exist; choose from {', '.join(SPLITS)}")
-        if not 1 <= num_pairs <= self.num_pairs:
-            raise ValueError(f"num_pairs must be between 1 and {self.num_pairs}, got {num_pairs}")
-        examples = [self._draw(split, int(index), num_pairs) for index in indices]
+    @property
+    def num_flips(self) -> int:
+        return min(MOST_FLIPS, self.num_pairs) if self.num_values > self.num_pairs else 0
+
+    def draw(self, split: str, indices: Iterable[int], size: int) -> RecallBatch:
+        examples = [self._draw(split, int(index), size) for index in indices]
         keys, values, query_order, *noise = (torch.from_numpy(np.stack(part)) for part in zip(*examples, strict=True))
         if not self.noise_tokens:
             noise = [None, None]
         sizes = (keys >= 0).sum(1) if self._is_mixed(split) else None
         return RecallBatch(keys.clamp_min(0), values, query_order, *noise, num_pairs=sizes)
 
-    def columns(self, split: str, indices: Iterable[int], num_pairs: int | None = None) -> dict[str, np.ndarray]:
-        """As `batch`: token ids, labels and the fields of `RecallBatch`, by name."""
-        batch = self.batch(split, indices, num_pairs)
-        held = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        tensors = {"input_ids": batch.input_ids, "labels": batch.labels, **held}
-        return {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
+    def collate(self, columns: Mapping[str, Any]) -> RecallBatch:
+        names = [field.name for field in fields(RecallBatch)]
+        return RecallBatch(**{name: torch.as_tensor(columns[name]) for name in names if name in columns})
 
-    def settings_of(self, split: str) -> dict[str, str | int | None]:
-        """The settings that examples of `split` depend on."""
-        unused = {"seed"} if split in SHARED_SPLITS else set()
-        unused |= set() if split == "train" else {"min_pairs"}
-        return {name: value for name, value in self.to_dict().items() if name not in unused}
+    def flips(self, batch: TaskBatch, seed: int) -> Iterator[Flip]:
+        """Of some keys in turn, in every context, the value becomes one that was not in it."""
+        assert isinstance(batch, RecallBatch)
+        batch = batch.to("cpu")
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.rand((len(batch), self.vocab_size), generator=generator).scatter(1, batch.values, -1.0)
+        scores[:, : self.first_value] = scores[:, self.first_noise :] = -1.0
+        new_values = scores.argmax(1)  # a random value outside the context
+        changed_keys = torch.rand(batch.keys.shape, generator=generator).argsort(1)[:, : self.num_flips]
+        for changed in changed_keys.unbind(1):
+            values = batch.values.scatter(1, changed[:, None], new_values[:, None])
+            yield Flip(replace(batch, values=values), new_values)
 
     def _is_mixed(self, split: str) -> bool:
         return self.min_pairs is not None and split == "train"
 
     def _draw(self, split: str, index: int, most_pairs: int) -> tuple[np.ndarray, ...]:
         """Keys (-1 is padding), values, query order and any noise of one example."""
-        # numpy's SeedSequence mixes all four numbers, so no two streams coincide.
-        seed = 0 if split in SHARED_SPLITS else self.seed
-        rng = np.random.default_rng((seed, SPLITS.index(split), index, most_pairs))
+        rng = self.rng(split, index, most_pairs)
         num_pairs = most_pairs
         if self._is_mixed(split):
             assert self.min_pairs is not None
@@ -242,14 +258,5 @@ class MQAR:
         noise = rng.integers(self.first_noise, self.vocab_size, self.noise_tokens)
         return keys, values, query_order, noise, np.sort(rng.integers(0, num_pairs + 1, self.noise_tokens))
 
-    def to_dict(self) -> dict[str, str | int | None]:
-        """Plain settings, as saved beside a model. `from_dict` reads them."""
-        return {"task": "mqar", **asdict(self)}
 
-    @classmethod
-    def from_dict(cls, settings: dict[str, str | int | None]) -> MQAR:
-        """Inverse of `to_dict`. Raises ValueError for another task's settings or unknown ones."""
-        return cls(**read_settings(cls, "mqar", settings))
-
-
-__all__ = ["IGNORE_INDEX", "MQAR", "SPLITS", "RecallBatch"]
+__all__ = ["MQAR", "RecallBatch", "sequence_length"]

@@ -20,11 +20,11 @@ Templates, names, what codes are made of, and sentences that fill the distance a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -99,6 +99,8 @@ class TextRecall:
         ValueError: a name that does not exist, a number out of range, or fewer possible codes or names than pairs.
     """
 
+    name: ClassVar[str] = "text_recall"
+
     num_pairs: int = 8
     template: str = "list"
     alphabet: str = "digits"
@@ -130,6 +132,11 @@ class TextRecall:
                 f"num_pairs ({self.num_pairs}) is too large: only {self._num_alike} codes of {self.code_length} "
                 f"{self.alphabet} share their first {self.distractor_similarity}; make code_length larger"
             )
+
+    @property
+    def size(self) -> int:
+        """K, as of the tasks in token ids."""
+        return self.num_pairs
 
     @property
     def _num_alike(self) -> int:
@@ -169,15 +176,15 @@ class TextRecall:
             spare=codes[-1] if self.has_spare else None,
         )
 
-    def columns(self, split: str, indices: Iterable[int], num_pairs: int | None = None) -> dict[str, list[Any]]:
+    def columns(self, split: str, indices: Iterable[int], size: int | None = None) -> dict[str, list[Any]]:
         """Prompts, answers and candidates of examples, by name. Raises ValueError for any split but `probe`."""
-        if split != "probe" or num_pairs not in (None, self.num_pairs):
-            given = f"'{split}' with {num_pairs or self.num_pairs}"
+        if split != "probe" or size not in (None, self.num_pairs):
+            given = f"'{split}' with {size or self.num_pairs}"
             raise ValueError(f"text_recall has one split, 'probe' with {self.num_pairs} pairs, got {given}")
         drawn = [self.example(index) for index in indices]
         return {name: [getattr(example, name) for example in drawn] for name in ("prompt", "answer", "candidates")}
 
-    def settings_of(self, split: str) -> dict[str, str | int]:
+    def settings_of(self, split: str) -> dict[str, Any]:
         """The settings that examples of `split` depend on: all of them."""
         return self.to_dict()
 
@@ -192,14 +199,14 @@ class TextRecall:
             codes[alphabet["separator"].join(parts[i] for i in shared + own)] = None
         return tuple(codes)
 
-    def to_dict(self) -> dict[str, str | int]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain settings, as saved beside a model; `from_dict` reads them back."""
-        return {"task": "text_recall", **asdict(self)}
+        return {"task": self.name, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, settings: dict[str, str | int]) -> TextRecall:
+    def from_dict(cls, settings: Mapping[str, Any]) -> TextRecall:
         """Inverse of `to_dict`. Raises ValueError for another task, or for settings that are not this one's."""
-        return cls(**read_settings(cls, "text_recall", settings))
+        return cls(**read_settings(cls, cls.name, settings))
 
 
 __all__ = ["TextExample", "TextRecall", "read_data"]

@@ -60,7 +60,7 @@ class Emergence:
             `strength_low` and `strength_high`, `no_strength` (why there is none), `detectable`, `mass` with `mass_low`
             and `mass_high`, `applicable`, and whether the motif's criterion `holds` at that step.
         accuracy: a row per step: `accuracy` on the probe split with `low` and `high`, clean `margin` with `margin_low`
-            and `margin_high`, `pairs` in training.
+            and `margin_high`, `size` of training examples.
         left_out: steps that take no part: probed on other sequences than the last one, or not in all regions.
     """
 
@@ -85,7 +85,7 @@ class Emergence:
 def find_emergence(
     effects: pd.DataFrame,
     clusters: pd.DataFrame,
-    pairs: pd.Series | None = None,
+    sizes: pd.Series | None = None,
     how: Inference = Inference(),  # noqa: B008 (frozen)
     regions: Collection[str] = REGIONS,
 ) -> Emergence | None:
@@ -107,15 +107,15 @@ def find_emergence(
     - `peak`: the largest harm as a share of the final margin, and `peak_step`; `final`: that of the last probe. NaN
       where the final margin is not clear of zero: a share of it would swap harm and benefit.
     - `first_held` (with `_low` and `_high`, as the onset's), `last_held`, `n_held` of `n_probes`: where it holds.
-    - `pairs`, `accuracy`: at the onset, or at `first_held`; `effect_half_pairs`, `mass_half_pairs`,
-      `accuracy_half_pairs`: pairs at the half-rises.
+    - `size`, `accuracy`: at the onset, or at `first_held`; `effect_half_size`, `mass_half_size`,
+      `accuracy_half_size`: size at the half-rises.
     - `effect_half`, `mass_half`, `accuracy_half` (each with `_low` and `_high`): the half-rise (`onsets.half_rise`);
       NaN where the 95 % interval of the whole change, `effect_change` or `mass_change`, includes zero.
     - `lag_mass_effect`, `lag_effect_accuracy`, `lag_mass_accuracy`, `lag_onset_accuracy`, `lag_first_held_accuracy`
       (each with `_low` and `_high`): how much later the first is than the second (`onsets.lag`).
 
     Args:
-        pairs: pairs in training by step, where logged.
+        sizes: of training examples (`train/size`) by step, where logged.
         regions: those that the model has. A motif is of one region as against all others.
     """
     primary = primary_rows(effects)
@@ -128,7 +128,7 @@ def find_emergence(
     rows = rows[rows["step"].isin(steps)]
     clusters = clusters[clusters["run"].isin(rows["run"]) & clusters["step"].isin(steps)]
     other = wide(primary_rows(effects, MARGIN_TO_MEAN))
-    finder = _Finder(rows, other[other["run"].isin(rows["run"]) & other["step"].isin(steps)], clusters, pairs, how)
+    finder = _Finder(rows, other[other["run"].isin(rows["run"]) & other["step"].isin(steps)], clusters, sizes, how)
     if not finder.routes:
         return None
     holds, matters = finder.found(MARGIN)
@@ -160,7 +160,7 @@ class _Finder:
     effects: pd.DataFrame
     effects_to_mean: pd.DataFrame  # on the other margin
     clusters: pd.DataFrame
-    pairs: pd.Series | None
+    sizes: pd.Series | None
     how: Inference
 
     def __post_init__(self) -> None:
@@ -254,10 +254,10 @@ class _Finder:
             "last_held": onsets.at_steps(len(self.steps) - 1 - onsets.first(holds[:, ::-1]), self.steps),
             "n_held": holds.sum(1),
             "n_probes": len(self.steps),
-            "pairs": self._pairs(start),
+            "size": self._size(start),
             "accuracy": self.accuracy().set_index("step")["accuracy"].reindex(start).to_numpy(),
         }
-        columns |= {f"{name}_pairs": self._pairs(found[name]) for name in HALVES} | found
+        columns |= {f"{name}_size": self._size(found[name]) for name in HALVES} | found
         to_mean = onsets.onset(*self.found(MARGIN_TO_MEAN))
         columns["onset_to_mean"] = onsets.at_steps(to_mean, self.steps)
         apart = np.abs(to_mean - times["onset"][0])
@@ -287,8 +287,8 @@ class _Finder:
             for end, value in zip(("", "_low", "_high"), values, strict=True)
         }
 
-    def _pairs(self, steps: np.ndarray) -> list[float]:
-        return [pairs_at(self.pairs, step) for step in steps]
+    def _size(self, steps: np.ndarray) -> list[float]:
+        return [size_at(self.sizes, step) for step in steps]
 
     def curves(self, holds: np.ndarray) -> pd.DataFrame:
         strengths = ["strength", "strength_low", "strength_high", "no_strength", "detectable"]
@@ -309,19 +309,19 @@ class _Finder:
         for name, ends, sums in (("accuracy", ("low", "high"), self.answered), ("margin", MARGIN_ENDS, self.margins)):
             columns[name] = sums.sum(0) / self.counts.sum()
             columns |= dict(zip(ends, onsets.percentiles(self._resample(sums, self.counts)), strict=True))
-        return pd.DataFrame(columns).assign(pairs=self._pairs(self.steps))
+        return pd.DataFrame(columns).assign(size=self._size(self.steps))
 
 
-def pairs_at(pairs: pd.Series | None, step: float) -> float:
-    """Pairs in training at a step: the last that were logged by then, or before that the first; pairs grow.
+def size_at(sizes: pd.Series | None, step: float) -> float:
+    """Size of training examples at a step: the last that were logged by then, or before that the first; it grows.
 
     Args:
-        pairs: by step; None or empty where nothing was logged, then NaN.
+        sizes: by step; None or empty where nothing was logged, then NaN.
     """
-    if pairs is None or pairs.empty or math.isnan(step):
+    if sizes is None or sizes.empty or math.isnan(step):
         return math.nan
-    until = pairs[pairs.index <= step]
-    return float(until.iloc[-1] if len(until) else pairs.iloc[0])
+    until = sizes[sizes.index <= step]
+    return float(until.iloc[-1] if len(until) else sizes.iloc[0])
 
 
 def after_accuracy(row: Mapping[Any, Any]) -> tuple[str, float, float]:

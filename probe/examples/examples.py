@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from attnres.inputs import check_memory
-from attnres.tasks import IGNORE_INDEX, RecallBatch
+from attnres.tasks import IGNORE_INDEX, TaskBatch
 from probe.examples.prompts import Prompt, tokenize
 
 NO_CANDIDATE = -1
@@ -52,12 +52,12 @@ class Examples:
     clusters: Tensor
 
     @classmethod
-    def from_recall(cls, examples: RecallBatch) -> Examples:
-        """Of answers of one token."""
+    def from_batch(cls, examples: TaskBatch) -> Examples:
+        """Of a task's examples, whose answers are one token each."""
         ids, labels = examples.input_ids, examples.labels
         lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
         clusters = torch.arange(len(ids), device=ids.device)
-        return cls(ids, labels, examples.values.unsqueeze(-1), labels != IGNORE_INDEX, lengths, clusters)
+        return cls(ids, labels, examples.candidates.unsqueeze(-1), labels != IGNORE_INDEX, lengths, clusters)
 
     @classmethod
     def from_prompts(

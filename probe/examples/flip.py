@@ -5,14 +5,14 @@ Change the queried key's value in the context and the output must follow; change
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from attnres.tasks import MQAR, RecallBatch
+from attnres.tasks import Task, TaskBatch
 from probe.examples.examples import Examples
 
 
@@ -35,12 +35,11 @@ class FlipResult:
 
 
 @torch.no_grad()
-def _predict(model: PreTrainedModel, examples: RecallBatch, batch_size: int) -> Tensor:
-    """The most probable token at each query, (sequences, pairs), on the CPU."""
-    num_pairs = examples.keys.shape[1]
-    predictions = []
+def _predict(model: PreTrainedModel, examples: TaskBatch, batch_size: int) -> Tensor:
+    """The most probable token at each query, (sequences, queries), on the CPU."""
+    positions, predictions = examples.query_positions.to(model.device), []
     for input_ids in examples.input_ids.split(batch_size):
-        logits = model(input_ids.to(model.device), logits_to_keep=num_pairs, use_cache=False).logits
+        logits = model(input_ids.to(model.device), logits_to_keep=positions, use_cache=False).logits
         predictions.append(logits.argmax(-1).cpu())
     return torch.cat(predictions)
 
@@ -61,32 +60,22 @@ def recall_accuracy(model: PreTrainedModel, inputs: Examples, batch_size: int = 
 
 
 def flip_test(
-    model: PreTrainedModel, task: MQAR, examples: RecallBatch, changes: int = 4, seed: int = 0, batch_size: int = 64
+    model: PreTrainedModel, task: Task, examples: TaskBatch, seed: int = 0, batch_size: int = 64
 ) -> FlipResult:
-    """Change `changes` keys' values in turn, in every context, each to a value that was not in it.
+    """Change one value of every context, `task.num_flips` times; see `Task.flips`.
 
     Raises:
-        ValueError: the vocabulary has no value left that is not in the context, or `changes` exceeds the pairs.
+        ValueError: the task has no value left that is not in the context.
     """
-    num_pairs = examples.keys.shape[1]
-    if num_pairs >= task.num_values:
-        raise ValueError(f"the flip test needs a value that is not in the context: all {num_pairs} values are in use")
-    if changes > num_pairs:
-        raise ValueError(f"changes ({changes}) must be at most the number of pairs ({num_pairs})")
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(examples.keys), task.vocab_size)
-    scores = torch.rand(shape, generator=generator).scatter(1, examples.values.cpu(), -1.0)
-    scores[:, : task.first_value] = scores[:, task.first_noise :] = -1.0
-    new_values = scores.argmax(1)  # a random value outside the context
-    changed_keys = torch.rand(examples.keys.shape, generator=generator).argsort(1)[:, :changes]
-
-    hits = {True: 0, False: 0}
-    counts = {True: 0, False: 0}
-    for changed in changed_keys.unbind(1):
-        values = examples.values.cpu().scatter(1, changed[:, None], new_values[:, None])
-        flipped = replace(examples.to("cpu"), values=values)
-        is_queried = flipped.query_order == changed[:, None]
-        follows = _predict(model, flipped, batch_size) == new_values[:, None]
+    if not task.num_flips:
+        raise ValueError("the flip test needs a value that is not in the context: all values are in use")
+    labels = examples.labels[:, examples.query_positions]
+    hits, counts = {True: 0, False: 0}, {True: 0, False: 0}
+    for flip in task.flips(examples, seed):
+        answers = flip.changed.labels[:, flip.changed.query_positions]
+        follows = _predict(model, flip.changed, batch_size)
+        is_queried = answers != labels
+        follows = follows == torch.where(is_queried, answers, flip.value[:, None])
         for queried in (True, False):
             hits[queried] += int(follows[is_queried == queried].sum())
             counts[queried] += int((is_queried == queried).sum())
@@ -95,5 +84,5 @@ def flip_test(
         follows_other=hits[False] / counts[False],
         n_queried=counts[True],
         n_other=counts[False],
-        n_sequences=len(examples.keys),
+        n_sequences=len(examples),
     )

@@ -1,8 +1,8 @@
-"""What a probe needs of a task: examples with answers. Adding a task means writing one such class.
+"""What a probe needs: examples with answers.
 
 attnres.tasks   a task: token ids or text, as a function of an index
-ProbeTask       what stands around it here: `TokenRecall` for token ids, `TextPrompts` (text_recall.py) for text;
-                `PromptTask` (prompt_file.py) is of prompts that somebody wrote
+ProbeTask       what stands around it here: `TokenTask` for any task in token ids, `TextPrompts` (text_recall.py) for
+                text; `PromptTask` (prompt_file.py) is of prompts that somebody wrote
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from attnres.inputs import check_memory
-from attnres.tasks import MQAR, TextRecall, sequence_length
+from attnres.tasks import Task, TextRecall
 from probe.examples.examples import Examples
 from probe.examples.flip import FlipResult, flip_test
 from probe.settings import fewest_sequences
 
-FEWER_TOKENS = "make num_pairs, noise_tokens or distance smaller"
+FEWER_TOKENS = "make the settings that decide its length smaller (num_pairs, noise_tokens, distance, ...)"
 
 
 class ProbeTask(ABC):
@@ -70,25 +70,18 @@ class ProbeTask(ABC):
 
 
 @dataclass(frozen=True)
-class RecallTask(ProbeTask):
-    """Recall of the synthetic tasks, which make as many examples as one likes.
+class SyntheticTask(ProbeTask):
+    """One of `attnres.tasks`, which make as many examples as one likes."""
 
-    Attributes:
-        recall: has `num_pairs` (K, the values in each context), `chance_accuracy` and plain settings (`to_dict`).
-    """
-
-    recall: MQAR | TextRecall
+    task: Task | TextRecall
 
     @property
     def settings(self) -> dict[str, Any]:
-        return self.recall.to_dict()
+        return self.task.to_dict()
 
     @property
     def chance_accuracy(self) -> float:
-        return self.recall.chance_accuracy
-
-    def count(self, wanted: int | None) -> int:
-        return wanted or fewest_sequences(self.recall.num_pairs)
+        return self.task.chance_accuracy
 
     @property
     @abstractmethod
@@ -115,33 +108,36 @@ class RecallTask(ProbeTask):
 
 
 @dataclass(frozen=True)
-class TokenRecall(RecallTask):
-    """Recall in token ids of its own."""
+class TokenTask(SyntheticTask):
+    """A task in token ids of its own."""
 
-    recall: MQAR
+    task: Task
+
+    def count(self, wanted: int | None) -> int:
+        return wanted or fewest_sequences(self.task.num_queries)
 
     @property
     def num_flips(self) -> int:
-        return min(4, self.recall.num_pairs) if self.recall.num_values > self.recall.num_pairs else 0
+        return self.task.num_flips
 
     @property
     def least_tokens(self) -> int:
-        return sequence_length(self.recall.num_pairs, self.recall.noise_tokens)
+        return self.task.num_tokens
 
     def check_sizes(self, config: PreTrainedConfig) -> None:
-        check_vocabulary(config, self.recall.vocab_size, "the task's")
+        check_vocabulary(config, self.task.vocab_size, "the task's")
         super().check_sizes(config)
 
     def examples(self, count: int) -> Examples:
-        return Examples.from_recall(self.recall.batch("probe", range(count)))
+        return Examples.from_batch(self.task.batch("probe", range(count)))
 
     def flip_test(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> FlipResult | None:
-        contexts = self.recall.batch("probe", range(count))
-        return flip_test(model, self.recall, contexts, self.num_flips, seed, batch_size) if self.num_flips else None
+        contexts = self.task.batch("probe", range(count))
+        return flip_test(model, self.task, contexts, seed, batch_size) if self.num_flips else None
 
 
-def as_probe_task(task: MQAR | ProbeTask) -> ProbeTask:
-    return TokenRecall(task) if isinstance(task, MQAR) else task
+def as_probe_task(task: Task | ProbeTask) -> ProbeTask:
+    return TokenTask(task) if isinstance(task, Task) else task
 
 
 def check_vocabulary(config: PreTrainedConfig, of_task: int, whose: str) -> None:

@@ -21,28 +21,32 @@ from attnres.tasks import TextExample, TextRecall
 from probe.examples.examples import Examples, Row, as_row
 from probe.examples.flip import FlipResult, recall_accuracy
 from probe.examples.prompts import tokenize
-from probe.examples.tasks import RecallTask, check_vocabulary, describe_tokens
+from probe.examples.tasks import SyntheticTask, check_vocabulary, describe_tokens
+from probe.settings import fewest_sequences
 
 
 @dataclass(frozen=True)
-class TextPrompts(RecallTask):
+class TextPrompts(SyntheticTask):
     """Text recall as one tokenizer writes it.
 
     Attributes:
         source: where the tokenizer is from, for messages and the summary.
     """
 
-    recall: TextRecall
+    task: TextRecall
     tokenizer: PreTrainedTokenizerBase
     source: str
 
+    def count(self, wanted: int | None) -> int:
+        return wanted or fewest_sequences(self.task.num_pairs)
+
     @property
     def num_flips(self) -> int:
-        return 2 if self.recall.has_spare else 0
+        return 2 if self.task.has_spare else 0
 
     @property
     def least_tokens(self) -> int:
-        return self.recall.num_pairs + self.recall.distance  # each fact and each sentence is a token or more
+        return self.task.num_pairs + self.task.distance  # each fact and each sentence is a token or more
 
     def check_sizes(self, config: PreTrainedConfig) -> None:
         check_vocabulary(config, len(self.tokenizer), f"that of the tokenizer of {self.source}")
@@ -58,7 +62,7 @@ class TextPrompts(RecallTask):
         Raises:
             ValueError: the tokenizer does not keep an answer apart from its prompt or from its distractors.
         """
-        return Examples.collate([self.encode(self.recall.example(index)) for index in range(count)])
+        return Examples.collate([self.encode(self.task.example(index)) for index in range(count)])
 
     def flipped(self, count: int, seed: int) -> Iterator[Examples]:
         """The same prompts with a new code for the name that is asked for, then for another one.
@@ -68,14 +72,14 @@ class TextPrompts(RecallTask):
         Raises:
             ValueError: as `examples`: the tokenizer may not be able to write a code that is new to the context.
         """
-        if not self.recall.has_spare:
+        if not self.task.has_spare:
             return
-        examples = [self.recall.example(index) for index in range(count)]
-        others = np.random.default_rng(seed).integers(1, self.recall.num_pairs, size=count).tolist()
+        examples = [self.task.example(index) for index in range(count)]
+        others = np.random.default_rng(seed).integers(1, self.task.num_pairs, size=count).tolist()
         for shifts in ([0] * count, others):
             rows = []
             for example, shift in zip(examples, shifts, strict=True):
-                changed = (example.asked + shift) % self.recall.num_pairs
+                changed = (example.asked + shift) % self.task.num_pairs
                 codes = [example.spare if i == changed else code for i, code in enumerate(example.codes)]
                 rows.append(self.encode(replace(example, codes=tuple(codes)), answer=changed))
             yield Examples.collate(rows)
@@ -101,7 +105,7 @@ class TextPrompts(RecallTask):
             if not runs.issuperset(codes):
                 raise ValueError("writes a code among the facts otherwise than as an answer")
         except ValueError as error:
-            about = f"template '{self.recall.template}', answer '{example.answer}'"
+            about = f"template '{self.task.template}', answer '{example.answer}'"
             raise ValueError(
                 f"the tokenizer of {self.source} {error} ({about}): choose another template or alphabet"
             ) from error

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from attnres import AttnResConfig
 from attnres.files import checked, checked_folder
 from attnres.inputs import LARGEST_INTEGER, check_number, parse_json, read_file
-from attnres.tasks import MQAR, TextRecall, task_from_dict
+from attnres.tasks import Task, TextRecall, task_from_dict
 from attnres.text import printable
 from probe.files.layout import CHECKPOINTS, EXPORT, RUN_FILE, TASK_FILE, trail_step
 
@@ -36,7 +36,7 @@ class Checkpoint:
     """
 
     model: PreTrainedModel
-    task: MQAR | TextRecall | None
+    task: Task | TextRecall | None
     run: str
     condition: str
     seed: int

@@ -122,9 +122,9 @@ class ProbedRun:
         clusters = self._read(self.training, "clusters")
         if lost := sorted(steps - set(primary_rows(clusters)["step"])):
             raise ValueError(f"{self.training} is incomplete: clusters.parquet lacks step {lost[0]} of effects.parquet")
-        pairs = None if self.curves is None else self.curves["pairs"].dropna()
+        sizes = None if self.curves is None else self.curves["size"].dropna()
         regions = regions_of(read_summary(self.training)["model"]["num_hidden_layers"])
-        return find_emergence(effects, clusters, pairs, how, regions)
+        return find_emergence(effects, clusters, sizes, how, regions)
 
     @property
     def condition(self) -> str:
@@ -273,10 +273,10 @@ def training_curves(directory: Path) -> pd.DataFrame | None:
         raise ValueError(f"{path} is not a readable table ({error})") from None
     if "step" not in metrics.columns:
         raise ValueError(f"{path} lacks the column step; was it written by attnres-train?")
-    wanted = {"val/accuracy": "accuracy", "train/pairs": "pairs"}
+    wanted = {"val/accuracy": "accuracy", "train/size": "size"}
     metrics = metrics.reindex(columns=["step", *wanted]).rename(columns=wanted)
     if len(metrics) and not all(is_numeric_dtype(metrics[column]) for column in metrics.columns):
         raise ValueError(f"{path} holds what is not a number in step, {' or '.join(wanted)}")
     # Lightning numbers a row by its last batch, from 0: a validation sees the model of the step after.
     accuracy = metrics.assign(step=metrics["step"] + 1).groupby("step")["accuracy"].max().dropna()
-    return pd.concat([accuracy, metrics.groupby("step")["pairs"].max().dropna()], axis=1).sort_index()
+    return pd.concat([accuracy, metrics.groupby("step")["size"].max().dropna()], axis=1).sort_index()

@@ -232,7 +232,7 @@ def describe_emergence(emergence: Emergence) -> str:
         f"When motifs emerge: {printable(str(first['condition']))} (seed {first['seed']}), {len(steps)} exact probes "
         f"at steps {steps.iloc[0]} to {steps.iloc[-1]}; accuracy rose by half at step {_time(first, 'accuracy_half')}",
         MOTIF_ROW(
-            *("motif (* of the study)", "status", "holds from [95 % CI]", "held", "pairs", "after accuracy"),
+            *("motif (* of the study)", "status", "holds from [95 % CI]", "held", "size", "after accuracy"),
             *("half-rise of effect", "of mass", "mass after effect"),
         ),
     ]
@@ -244,14 +244,14 @@ def describe_emergence(emergence: Emergence) -> str:
 
 
 def _motif_cells(row: Row) -> list[str]:
-    pairs = row["effect_half_pairs" if row["status"] == "never" else "pairs"]
+    size = row["effect_half_size" if row["status"] == "never" else "size"]
     what, *ends = after_accuracy(row)
     return [
         f"{Route.of(row)}{' *' if row['motif'] else ''}",
         row["status"],
         _time(row, "onset" if row["status"] == "emerged" else "first_held"),
         f"{row['n_held']}/{row['n_probes']}",
-        "—" if np.isnan(pairs) else f"{pairs:.0f}",
+        "—" if np.isnan(size) else f"{size:.0f}",
         "—" if np.isnan(ends[0]) else f"{what} {_lag(*ends)}",
         _time(row, "effect_half"),
         _time(row, "mass_half"),

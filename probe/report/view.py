@@ -300,7 +300,7 @@ class View:
         return found.join(ends.set_index(["stage", "step"]))
 
     def logged(self, name: str) -> pd.Series:
-        """While training, by step: "accuracy" on the validation split, or "pairs". Empty if it was not logged."""
+        """While training, by step: "accuracy" on the validation split, or "size". Empty if it was not logged."""
         return pd.Series(dtype=float) if self.run.curves is None else self.run.curves[name].dropna()
 
 

@@ -17,7 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from attnres import AttnResForCausalLM
 from attnres.sharded import whole_model
-from attnres.tasks import MQAR
+from attnres.tasks import Task
 from probe.failures import in_words, is_of_the_disk
 from probe.files import tables as storage
 from probe.files.failed import FailedProbes
@@ -71,15 +71,15 @@ class ProbeCallback(Callback):
             return
         self.check(self._task(trainer), pl_module.model)  # type: ignore[arg-type]
 
-    def check(self, task: MQAR, model: torch.nn.Module) -> None:
+    def check(self, task: Task, model: torch.nn.Module) -> None:
         """Raise a ValueError if `model` is to be probed and cannot be, on this task and as configured."""
         if not self.settings.enabled or not isinstance(model, AttnResForCausalLM):
             return
-        least = fewest_sequences(task.num_pairs)
+        least = fewest_sequences(task.num_queries)
         if self.settings.num_sequences is not None and self.settings.num_sequences < least:
             raise ValueError(
                 f"probe.num_sequences ({self.settings.num_sequences}) gives under {MIN_QUERIES} queries at "
-                f"{task.num_pairs} pairs; it must be at least {least}"
+                f"{task.num_queries} a sequence; it must be at least {least}"
             )
         check_probe(model, task, settings_of_probe(self.settings, task, model))
 
@@ -154,7 +154,7 @@ class ProbeCallback(Callback):
         return self.settings.enabled and isinstance(pl_module.model, AttnResForCausalLM)
 
     @staticmethod
-    def _task(trainer: Trainer) -> MQAR:
+    def _task(trainer: Trainer) -> Task:
         return trainer.datamodule.task  # type: ignore[attr-defined]
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from attnres import AttnResForCausalLM
-from attnres.tasks import MQAR
+from attnres.tasks import Task
 from probe.ablation.grid import wide_scopes
 from probe.failures import in_words
 from probe.runner import Effects, probe_model, sweep_share
@@ -59,10 +59,10 @@ class Team:
 
 
 def settings_of_probe(
-    settings: TrainingProbeSettings, task: MQAR, model: AttnResForCausalLM, world_size: int = 1, full: bool = False
+    settings: TrainingProbeSettings, task: Task, model: AttnResForCausalLM, world_size: int = 1, full: bool = False
 ) -> ProbeSettings:
     """The settings of a probe on `task` by `world_size` processes; `full`: of the one after training."""
-    num_sequences = settings.num_sequences or fewest_sequences(task.num_pairs)
+    num_sequences = settings.num_sequences or fewest_sequences(task.num_queries)
     batch_size = min(settings.batch_size, -(-num_sequences // world_size))  # a batch for each process
     settings = replace(settings, num_sequences=num_sequences, batch_size=batch_size)
     if full:
@@ -71,7 +71,7 @@ def settings_of_probe(
 
 
 def probe_together(
-    team: Team, model: AttnResForCausalLM, task: MQAR, settings: ProbeSettings, directory: Path, **about: Any
+    team: Team, model: AttnResForCausalLM, task: Task, settings: ProbeSettings, directory: Path, **about: Any
 ) -> Effects | None:
     """`probe_model`, for whose arguments `about` is, by all of `team`: they share the sequences among them.
 

@@ -18,7 +18,7 @@ import torch
 from attnres import AttnResForCausalLM
 from attnres.files import checked
 from attnres.inputs import read_yaml
-from attnres.tasks import MQAR
+from attnres.tasks import Task
 from probe.analysis.placement import Reading, next_step, spread
 from probe.files import tables as storage
 from probe.files.checkpoints import Checkpoint, first_line, read_json
@@ -152,17 +152,17 @@ class TrailProber:
         return read_clean(model, _task(found), self.settings.batch_size)
 
 
-def _task(found: Checkpoint) -> MQAR:
-    if not isinstance(found.task, MQAR):
+def _task(found: Checkpoint) -> Task:
+    if not isinstance(found.task, Task):
         raise ValueError("the trail has no task.json that says on which task it was trained")
     return found.task
 
 
 @torch.no_grad()
-def read_clean(model: AttnResForCausalLM, task: MQAR, batch_size: int) -> Reading:
+def read_clean(model: AttnResForCausalLM, task: Task, batch_size: int) -> Reading:
     """What placement goes by, on the first sequences of the split `placement`."""
     sums: Counter[str] = Counter()
-    sites, count = model.model.sites, fewest_sequences(task.num_pairs)
+    sites, count = model.model.sites, fewest_sequences(task.num_queries)
     reads = Counter((site.sublayer, site.region) for site in sites)
     for first in range(0, count, batch_size):
         batch = task.batch("placement", range(first, min(first + batch_size, count))).to(model.device)

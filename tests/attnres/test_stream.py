@@ -20,10 +20,10 @@ ranges = st.builds(range, st.integers(0, 9), st.integers(20, 2 * CHUNK), st.inte
 @given(st.sampled_from(SPLITS), ranges, st.integers(1, 4), st.integers(1, 5))
 def test_rows_are_the_examples_in_order(split, examples, pairs, num_batches):
     batch = TASK.batch(split, examples, pairs)
-    rows = list(stream(TASK, split, examples, num_pairs=pairs))
+    rows = list(stream(TASK, split, examples, size=pairs))
     assert [row["input_ids"].tolist() for row in rows] == batch.input_ids.tolist()
     assert [row["labels"].tolist() for row in rows] == batch.labels.tolist()
-    batches = list(stream(TASK, split, examples, num_pairs=pairs, num_batches=num_batches))
+    batches = list(stream(TASK, split, examples, size=pairs, num_batches=num_batches))
     sizes = [len(row["input_ids"]) for row in batches]
     assert len(sizes) == num_batches
     assert max(sizes) - min(sizes) <= 1
@@ -47,11 +47,11 @@ def test_text_is_streamed_too():
         stream(task, "train", 3)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(("test", 3), "split 'test'"), (("train", 3, 5), "num_pairs")])
+@pytest.mark.parametrize(("arguments", "message"), [(("test", 3), "split 'test'"), (("train", 3, 5), "of pairs")])
 def test_bad_arguments_are_named_at_once(arguments, message):
     split, examples, *pairs = arguments
     with pytest.raises(ValueError, match=message):
-        stream(TASK, split, examples, num_pairs=pairs[0] if pairs else None)
+        stream(TASK, split, examples, size=pairs[0] if pairs else None)
 
 
 def test_equal_fingerprints_are_equal_examples():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnres.tasks import IGNORE_INDEX, MQAR, SPLITS, RecallBatch
-from attnres.tasks.mqar import SHARED_SPLITS
+from attnres.tasks.task import SHARED_SPLITS
 
 splits = st.sampled_from(SPLITS)
 indices = st.lists(st.integers(0, 2**40), min_size=1, max_size=5)
@@ -171,7 +171,7 @@ def test_bad_task(fields, names):
 
 def test_bad_batch():
     for pairs in (0, -1, 17):
-        with pytest.raises(ValueError, match=f"num_pairs must be between 1 and 16, got {pairs}"):
+        with pytest.raises(ValueError, match=f"the number of pairs must be between 1 and 16, got {pairs}"):
             MQAR().batch("train", [0], pairs)
     with pytest.raises(ValueError, match=r"'test' does not exist; choose from train, validation, probe"):
         MQAR().batch("test", [0])

@@ -20,7 +20,7 @@ from probe.files.layout import METRICS, PREVIOUS_CHECKPOINT, PROVENANCE
 
 SIZE = {
     "model": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "head_dim": 4, "warmup_steps": 1},
-    "data": {"num_pairs": 8, "vocab_size": 32, "batch_size": 4, "num_validation_examples": 8},
+    "data": {"task": {"init_args": {"num_pairs": 8, "vocab_size": 32}}, "batch_size": 4, "num_validation_examples": 8},
     "trainer": {"accelerator": "cpu", "val_check_interval": 2, "log_every_n_steps": 1, "max_steps": 6},
     "probe": {"every_n_steps": 0, "log_spaced": False, "accuracy_jump": 0, "num_resamples": 20, "trail_probes": 3},
     "trail": {"every_n_steps": 2},
@@ -37,7 +37,7 @@ PROBE += ["--sublayers", "[mlp]", "--scopes", "[early,all]"]
 STUDY = {"base": ["size.yaml"], "conditions": {"small": []}, "seeds": [0], "probe": " ".join(PROBE)}
 
 PAGE = 4096
-OF_CHECKPOINT = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "MQARDataModule")
+OF_CHECKPOINT = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "TaskDataModule")
 TIMES = re.compile("seconds|fraction|^code$|^n_of_trail$|^n_probed$")
 """Keys of what differs each time, or is counted from the last start on."""
 

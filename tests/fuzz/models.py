@@ -257,7 +257,7 @@ def check_return(world: World, drawn: tuple[str, str, str, str, str, bool]) -> b
     return found.accepted
 
 
-EXAMPLES = Examples.from_recall(TASK.batch("probe", range(3)))
+EXAMPLES = Examples.from_batch(TASK.batch("probe", range(3)))
 
 
 def check_probe_of_return(world: World, drawn: tuple[str, str, str, str, str, bool]) -> bool:

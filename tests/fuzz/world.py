@@ -29,7 +29,15 @@ from tests.support.paths import CONFIGS
 
 TASK = MQAR(num_pairs=4, vocab_size=16)
 TRAIN = (
-    *("--data.num_pairs", "4", "--data.vocab_size", "16", "--data.num_validation_examples", "8", "--data.batch_size"),
+    *(
+        "--data.task.num_pairs",
+        "4",
+        "--data.task.vocab_size",
+        "16",
+        "--data.num_validation_examples",
+        "8",
+        "--data.batch_size",
+    ),
     *("4", "--model.hidden_size", "16", "--model.intermediate_size", "16", "--model.head_dim", "4"),
     *("--model.num_hidden_layers", "4", "--model.attnres_num_blocks", "4", "--probe.num_resamples", "20"),
     *("--trainer.max_steps", "3", "--trainer.val_check_interval", "1", "--trainer.log_every_n_steps", "1"),

@@ -53,7 +53,7 @@ def test_weights_that_are_not_finite_are_named_before_the_sweep(make_model, make
     argv = ["baseline", str(export(vanilla, tmp_path / "v")), "--num_blocks", "2", *out]
     assert "model.layers.1.mlp.up_proj.weight are NaN" in refused(argv, capsys)
     assert not (tmp_path / "out").exists()
-    examples = Examples.from_recall(TASK.batch("probe", range(2)))
+    examples = Examples.from_batch(TASK.batch("probe", range(2)))
     with pytest.raises(ValueError, match="are NaN or infinite"):
         measure(model, examples, ProbeSettings(scopes=["all"]))
 

@@ -28,7 +28,7 @@ def probe(model: AttnResForCausalLM, task, factor: float) -> Effects:
     scaled = deepcopy(model).requires_grad_(False)
     scaled.lm_head.weight.mul_(factor)
     settings = ProbeSettings(positions=("all",), sublayers=SUBLAYERS, scopes=(*REGIONS, "all"), num_resamples=500)
-    return measure(scaled, Examples.from_recall(task.batch("probe", range(32))), settings)
+    return measure(scaled, Examples.from_batch(task.batch("probe", range(32))), settings)
 
 
 def on_margins(table: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from probe.command_line import OneLineParser, UsageError
 from probe.settings import TrailSettings, TrainingProbeSettings
 from train.cli.commands import COMMANDS, PROGRAM
 from train.cli.quiet import silence_known_messages
-from train.recall.data import MQARDataModule
+from train.recall.data import TaskDataModule
 from train.recall.module import RetrievalModule
 
 TRAINER_DEFAULTS = {
@@ -69,7 +69,7 @@ class TrainCLI(LightningCLI):
         try:
             super().__init__(
                 RetrievalModule,
-                MQARDataModule,
+                TaskDataModule,
                 save_config_callback=None,
                 trainer_class=make_trainer,
                 trainer_defaults=dict(TRAINER_DEFAULTS),
@@ -115,8 +115,8 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("seed_everything", "model.seed")
-        for name in ("vocab_size", "num_pairs", "noise_tokens"):
-            parser.link_arguments(f"data.{name}", f"model.{name}")
+        parser.set_defaults({"data.task": {"class_path": "attnres.tasks.MQAR"}})
+        parser.link_arguments("data.task", "model.task", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]
         check_files(re.findall(r"(?:^|\0)(?:--config|-c)(?:=|\0)([^\0]+)", "\0".join(args)))

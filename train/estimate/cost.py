@@ -16,7 +16,7 @@ from probe.training.callback import ProbeCallback
 from train.estimate.hardware import Hardware, Target
 from train.estimate.memory import Workload, simulate_step
 from train.estimate.probing import ProbePlan, plan_probes
-from train.recall.data import MQARDataModule
+from train.recall.data import TaskDataModule
 from train.recall.flops import forward_flops, training_flops
 from train.recall.module import RetrievalModule
 from train.recall.optim import kind_of
@@ -61,7 +61,7 @@ class ConfiguredRun:
     """A run as the command line configures it. `trainer` holds the options of Lightning's Trainer."""
 
     module: RetrievalModule
-    datamodule: MQARDataModule
+    datamodule: TaskDataModule
     probe: ProbeCallback
     trail: TrailSettings
     trainer: Mapping[str, Any]
@@ -90,8 +90,8 @@ class ConfiguredRun:
         is_mixed = name in ("16", "bf16") and kind != "true"
         return Workload(
             batch_size=self.datamodule.batch_size,
-            num_pairs=task.num_pairs,
-            noise_tokens=task.noise_tokens,
+            seq=task.num_tokens,
+            queries=task.num_queries,
             accumulate=self.trainer["accumulate_grad_batches"],
             dtype=torch.float32 if is_mixed else DTYPES[name],
             autocast=DTYPES[name] if is_mixed else None,
@@ -117,7 +117,8 @@ class ConfiguredRun:
         devices = f"{self.num_devices} device" + "s" * (self.num_devices > 1)
         return (
             f"{self.module.condition}, {config.num_hidden_layers} layers, hidden {config.hidden_size}; "
-            f"K = {data.task.num_pairs}, {batches}, {trainer['precision']}, {trainer['max_steps']:,} steps on {devices}"
+            f"{data.task.name} with {data.task.size} {data.task.unit}, {batches}, {trainer['precision']}, "
+            f"{trainer['max_steps']:,} steps on {devices}"
         )
 
 
@@ -161,8 +162,8 @@ def estimate_cost(run: ConfiguredRun, target: Target) -> CostEstimate:
     sequences = workload.batch_size * workload.accumulate * run.num_devices  # of a step
     if run.num_devices > 1 and not run.is_divided:
         memory["ddp_buckets"] = parameters["trainable"] * workload.dtype.itemsize  # copies of gradients, to reduce
-    training = training_flops(model, workload.seq, workload.num_pairs)
-    forward = forward_flops(model.config, workload.seq, workload.num_pairs)
+    training = training_flops(model, workload.seq, workload.queries)
+    forward = forward_flops(model.config, workload.seq, workload.queries)
     flops = {
         "step": sum(training.values()) * sequences,
         "training": sum(training.values()) * sequences * steps,
@@ -238,7 +239,9 @@ def notes_of(run: ConfiguredRun, target: Target) -> list[str]:
     has_curriculum = run.datamodule.curriculum.config.kind != "off"
     found = {
         "the curriculum starts with shorter sequences: tokens, FLOPs and hours are upper bounds": has_curriculum,
-        "data.min_pairs is left out: all sequences count as full ones": run.datamodule.task.min_pairs is not None,
+        "data.task.min_pairs is left out: all sequences count as full ones": bool(
+            getattr(run.datamodule.task, "min_pairs", None)
+        ),
         f"trainer.devices {run.trainer['devices']} is counted as one device": run.trainer["devices"] in ALL_DEVICES,
         f"hours assume {target.mfu:.0%} of the peak rate, and devices that do not wait for each other": True,
         "memory is of tensors alone: the process, a GPU's context and fragmentation come on top": True,

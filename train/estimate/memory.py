@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from attnres.tasks import RecallBatch, sequence_length
+from attnres.tasks import TaskBatch
 from train.recall.module import RetrievalModule
 
 PARTS = ("parameters", "gradients", "moments", "activations", "logits", "temporary")
@@ -35,17 +35,45 @@ class Workload:
     """What one device does in a step."""
 
     batch_size: int
-    num_pairs: int  # K; a sequence has 3 K tokens and K queries
-    noise_tokens: int = 0  # further tokens of a sequence
+    seq: int  # tokens of a sequence
+    queries: int  # of a sequence
     accumulate: int = 1  # batches
     dtype: torch.dtype = torch.float32  # of parameters
     autocast: torch.dtype | None = None  # of matrix products in mixed precision
     clip: bool = True  # the gradient's norm
 
+
+@dataclass(frozen=True)
+class EmptyBatch(TaskBatch):
+    """Of the right shape. Where its queries are, and what is asked, costs nothing.
+
+    Attributes:
+        ids: (batch, seq).
+        asked: (queries,) positions.
+    """
+
+    ids: Tensor
+    asked: Tensor
+
     @property
-    def seq(self) -> int:
-        """Tokens of a sequence."""
-        return sequence_length(self.num_pairs, self.noise_tokens)
+    def input_ids(self) -> Tensor:
+        return self.ids
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.zeros_like(self.ids)
+
+    @property
+    def candidates(self) -> Tensor:
+        return self.labels[:, self.asked]
+
+    @property
+    def size(self) -> int:
+        return len(self.asked)
+
+    @property
+    def query_positions(self) -> Tensor:
+        return self.asked
 
 
 class LiveMemory(TorchDispatchMode):
@@ -125,8 +153,8 @@ def simulate_step(module: RetrievalModule, workload: Workload, foreach: bool = F
         head = module.model.get_output_embeddings()
         head.register_forward_pre_hook(lambda *_: setattr(memory, "phase", "logits"))  # type: ignore[union-attr]
         optimizer = module.build_optimizer(foreach=foreach)
-        sizes = (workload.num_pairs,) * 3 + (workload.noise_tokens,) * 2 * bool(workload.noise_tokens)
-        batch = RecallBatch(*(torch.zeros(workload.batch_size, size, dtype=torch.long) for size in sizes))
+        ids = torch.zeros(workload.batch_size, workload.seq, dtype=torch.long)
+        batch = EmptyBatch(ids, torch.arange(workload.seq - workload.queries, workload.seq))
         for _ in range(2):  # the first step makes the moments; its gradients live until the second's forward is done
             memory.operations = 0
             step()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attnres import AttnResForCausalLM
-from attnres.tasks import MQAR
+from attnres.tasks import Task
 from probe.runner import plan_probe
 from probe.settings import TrailSettings
 from probe.training.callback import ProbeCallback
@@ -34,7 +34,7 @@ def plan_probes(
     callback: ProbeCallback,
     trail: TrailSettings,
     model: object,
-    task: MQAR,
+    task: Task,
     max_steps: int,
     num_devices: int,
     forward: Mapping[str, float],

@@ -40,7 +40,7 @@ LAYOUT = {
     "Learning": {
         "accuracy": ("val/accuracy", ACCURACY, "train/accuracy"),
         "margin (nats)": (CLEAN_MARGIN,),
-        "pairs in training": ("train/pairs",),
+        "size of training examples": ("train/size",),
         "mass and strength, region by family": (HEAT_MAPS,),
         "loss": ("val/loss", NLL, "train/loss"),
     },

@@ -1,4 +1,4 @@
-"""How many pairs an example has at each training step: a function of the step number, or of earlier accuracies."""
+"""The size of examples at each training step: a function of the step number, or of earlier accuracies."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ EMA_DECAY = 0.8
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """Growth of the number of pairs from 1 to K during training.
+    """Growth of the examples from size 1 to that of the task, K, during training. The task says what is counted.
 
     Args:
-        kind: `off` (K pairs from the start), `linear` (with the step number) or `when_solved` (with the accuracy).
-        steps: linear: the number of steps after which all K pairs are reached.
-        threshold: when_solved: the running training accuracy at the current size, in (0, 1), above which pairs grow.
+        kind: `off` (size K from the start), `linear` (with the step number) or `when_solved` (with the accuracy).
+        steps: linear: the number of steps after which size K is reached.
+        threshold: when_solved: the running training accuracy at the current size, in (0, 1), above which it grows.
         growth: when_solved: `double` (1, 2, 4, ..., K) or `increment` (1, 2, 3, ..., K).
 
     Raises:
@@ -35,38 +35,38 @@ class CurriculumConfig:
 
 
 class Curriculum:
-    """The current number of pairs, and the state it depends on.
+    """The current size, and the state it depends on.
 
     Args:
-        config: how pairs grow.
-        num_pairs: K, the final number of pairs.
+        config: how it grows.
+        full_size: K, the final one.
     """
 
-    def __init__(self, config: CurriculumConfig, num_pairs: int) -> None:
+    def __init__(self, config: CurriculumConfig, full_size: int) -> None:
         self.config = config
-        self.num_pairs = num_pairs
-        self.pairs = num_pairs if config.kind == "off" else 1
+        self.full_size = full_size
+        self.size = full_size if config.kind == "off" else 1
         self.running_accuracy = 0.0
 
     def update(self, step: int, accuracy: float) -> None:
-        """Decide the pairs of step `step + 1` from the result of step `step` (the first is 0).
+        """Decide the size of step `step + 1` from the result of step `step` (the first is 0).
 
         Args:
             accuracy: training accuracy of step `step`, in [0, 1], over all devices.
         """
         if self.config.kind == "linear":
-            grown = (self.num_pairs - 1) * (step + 1) // self.config.steps
-            self.pairs = min(1 + grown, self.num_pairs)
+            grown = (self.full_size - 1) * (step + 1) // self.config.steps
+            self.size = min(1 + grown, self.full_size)
         elif self.config.kind == "when_solved":
             self.running_accuracy = EMA_DECAY * self.running_accuracy + (1 - EMA_DECAY) * accuracy
-            if self.running_accuracy > self.config.threshold and self.pairs < self.num_pairs:
-                larger = 2 * self.pairs if self.config.growth == "double" else self.pairs + 1
-                self.pairs = min(larger, self.num_pairs)
+            if self.running_accuracy > self.config.threshold and self.size < self.full_size:
+                larger = 2 * self.size if self.config.growth == "double" else self.size + 1
+                self.size = min(larger, self.full_size)
                 self.running_accuracy = 0.0  # says nothing about the new size
 
     def state_dict(self) -> dict[str, int | float]:
-        return {"pairs": self.pairs, "running_accuracy": self.running_accuracy}
+        return {"size": self.size, "running_accuracy": self.running_accuracy}
 
     def load_state_dict(self, state: dict[str, int | float]) -> None:
-        self.pairs = min(int(state["pairs"]), self.num_pairs)
+        self.size = min(int(state["size"]), self.full_size)
         self.running_accuracy = float(state["running_accuracy"])

@@ -1,69 +1,58 @@
-"""The recall task as a LightningDataModule: batches of the streams that `datasets` serves (attnres/tasks/stream.py).
+"""A task as a LightningDataModule: batches of the streams that `datasets` serves (attnres/tasks/stream.py).
 
-Training reads one stream after the other, each of a constant number of pairs. The curriculum decides this number after
-every step; when it changes, the next stream starts with the example that is next.
+Training reads one stream after the other, each of examples of one size. The curriculum decides the size after every
+step; when it changes, the next stream starts with the example that is next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from attnres.tasks import MQAR, RecallBatch
+from attnres.tasks import MQAR, Task, TaskBatch
 from attnres.tasks.stream import stream
 from train.recall.curriculum import Curriculum, CurriculumConfig
-
-FIELDS = [field.name for field in fields(RecallBatch)]
 
 
 @dataclass(frozen=True)
 class SizedBatches:
     """Batches whose number is known. Of others, Lightning fetches one ahead: before the curriculum knows its pairs."""
 
-    start: Callable[[], Iterator[RecallBatch]]
+    start: Callable[[], Iterator[TaskBatch]]
     count: int
 
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[RecallBatch]:
+    def __iter__(self) -> Iterator[TaskBatch]:
         return self.start()
 
 
-class MQARDataModule(LightningDataModule):
-    """Multi-query associative recall, every training example seen once.
+class TaskDataModule(LightningDataModule):
+    """A task, every training example seen once.
 
     Args:
-        num_pairs: K, the number of key-value pairs of the full task. A sequence has 3 K tokens.
-        vocab_size: Number of token ids. Of those that are not noise, the lower half are keys, the upper half values.
+        task: What is learned, and its settings; --data.task.help NAME says which a task has.
         seed: Names the stream of examples.
-        noise_tokens: Tokens of noise between the pairs of every example.
-        noise_vocab_size: How many of the token ids are noise (the last ones), if noise_tokens is positive.
-        min_pairs: Draw the number of pairs of each training example from this one to the curriculum's; null to give
-            all of them the curriculum's.
         batch_size: Sequences per step and device.
-        num_validation_examples: Sequences per validation, always with K pairs.
+        num_validation_examples: Sequences per validation, always of the full task.
         num_workers: Processes that draw training examples ahead of the step; 0 draws them in the training process.
-            When the curriculum changes the number of pairs, they start again.
-        curriculum: How the number of pairs grows during training.
+            When the curriculum changes the size, they start again.
+        curriculum: How the size of training examples grows from 1 to that of the task: of mqar the number of pairs.
 
     Raises:
-        ValueError: a size that is not positive, or more pairs than the vocabulary has keys or values for.
+        ValueError: a size that is not positive, or a seed in the task that is not `seed`.
     """
 
     def __init__(
         self,
-        num_pairs: int = 16,
-        vocab_size: int = 256,
+        task: Task = MQAR(),  # noqa: B008 (frozen)
         seed: int = 0,
-        noise_tokens: int = 0,
-        noise_vocab_size: int = 16,
-        min_pairs: int | None = None,
         batch_size: int = 64,
         num_validation_examples: int = 256,
         num_workers: int = 0,
@@ -75,8 +64,10 @@ class MQARDataModule(LightningDataModule):
                 raise ValueError(f"{key} must be a positive integer, got {value}")
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {num_workers}")
-        self.task = MQAR(num_pairs, vocab_size, int(seed), noise_tokens, noise_vocab_size, min_pairs)
-        self.curriculum = Curriculum(curriculum, num_pairs)
+        if task.seed not in (0, seed):
+            raise ValueError(f"the task's seed is that of seed_everything ({seed}): leave it out, got {task.seed}")
+        self.task: Any = replace(task, seed=int(seed))  # type: ignore[type-var]
+        self.curriculum = Curriculum(curriculum, task.size)
         self.batch_size = batch_size
         self.num_validation_examples = num_validation_examples
         self.num_workers = num_workers
@@ -88,15 +79,15 @@ class MQARDataModule(LightningDataModule):
         trainer = self._attached_trainer
         return SizedBatches(self._training_batches, trainer.max_steps * trainer.accumulate_grad_batches)
 
-    def _training_batches(self) -> Iterator[RecallBatch]:
+    def _training_batches(self) -> Iterator[TaskBatch]:
         trainer = self._attached_trainer
         count = trainer.max_steps * trainer.accumulate_grad_batches
         examples = self._own_part(count * self.batch_size * trainer.world_size)
-        batches, pairs = iter(()), None
+        batches, size = iter(()), None
         for number in range(trainer.global_step * trainer.accumulate_grad_batches, count):
-            if pairs != self.curriculum.pairs:
-                pairs = self.curriculum.pairs
-                batches = self._open("train", examples[number * self.batch_size :], count - number, pairs)
+            if size != self.curriculum.size:
+                size = self.curriculum.size
+                batches = self._open("train", examples[number * self.batch_size :], count - number, size)
             yield next(batches)
 
     def val_dataloader(self) -> SizedBatches:
@@ -122,20 +113,17 @@ class MQARDataModule(LightningDataModule):
         """This device's part of the first examples: each batch of a step is divided over the devices."""
         return range(num_examples)[self._attached_trainer.global_rank :: self._attached_trainer.world_size]
 
-    def _open(self, split: str, examples: range, count: int, pairs: int | None = None) -> Iterator[RecallBatch]:
-        """`count` equal batches of `examples` with `pairs` pairs, or K."""
+    def _open(self, split: str, examples: range, count: int, size: int | None = None) -> Iterator[TaskBatch]:
+        """`count` equal batches of `examples` of `size`, or of the full task."""
         workers = self.num_workers if split == "train" else 0
-        source: Any = stream(self.task, split, examples, num_pairs=pairs, num_batches=count, num_shards=max(workers, 1))
+        source: Any = stream(self.task, split, examples, size=size, num_batches=count, num_shards=max(workers, 1))
         own = torch.Generator()  # a loader draws a seed for its workers: not from the random numbers of training
-        return iter(DataLoader(source, batch_size=None, num_workers=workers, collate_fn=_collate, generator=own))
+        return iter(
+            DataLoader(source, batch_size=None, num_workers=workers, collate_fn=self.task.collate, generator=own)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"curriculum": self.curriculum.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curriculum.load_state_dict(state_dict["curriculum"])
-
-
-def _collate(row: Any) -> RecallBatch:
-    """The batch that a row of a stream holds."""
-    return RecallBatch(**{name: torch.from_numpy(row[name]) for name in FIELDS if name in row})

@@ -12,24 +12,31 @@ from torchmetrics import Metric
 from attnres import ReadSite
 
 
-class PositionAccuracy(Metric):
-    """Accuracy at each query position: `update` takes booleans (batch, positions), `compute` returns (positions,)."""
+class GroupAccuracy(Metric):
+    """Accuracy of all queries, and of each group of them: a task's positions, or hops.
+
+    `update` takes booleans and the groups' numbers, both (batch, positions); `compute` returns numbers by name,
+    `accuracy` and `accuracy_<group>`.
+    """
 
     full_state_update = False
     correct: Tensor
     total: Tensor
 
-    def __init__(self, num_positions: int) -> None:
+    def __init__(self, groups: Sequence[str]) -> None:
         super().__init__()
-        self.add_state("correct", torch.zeros(num_positions), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.groups = tuple(groups)
+        self.add_state("correct", torch.zeros(len(groups)), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(len(groups)), dist_reduce_fx="sum")
 
-    def update(self, correct: Tensor) -> None:
-        self.correct += correct.sum(dim=0)
-        self.total += correct.shape[0]
+    def update(self, correct: Tensor, groups: Tensor) -> None:
+        for counts, values in ((self.correct, correct), (self.total, torch.ones_like(correct))):
+            counts.index_add_(0, groups.flatten(), values.flatten().to(counts))
 
-    def compute(self) -> Tensor:
-        return self.correct / self.total
+    def compute(self) -> dict[str, Tensor]:
+        found = {"accuracy": self.correct.sum() / self.total.sum()}
+        shares = zip(self.groups, self.correct / self.total, strict=True)
+        return found | {f"accuracy_{name}": share for name, share in shares}
 
 
 class RoutingEntropy(Metric):

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, get_sch
 from attnres import AttnResConfig, AttnResForCausalLM, read_sites
 from attnres.inputs import check_memory
 from attnres.sharded import is_divided
-from attnres.tasks import MQAR, RecallBatch, sequence_length
+from attnres.tasks import MQAR, Task, TaskBatch
 from train.recall.flops import forward_flops
-from train.recall.metrics import PositionAccuracy, RoutingEntropy
+from train.recall.metrics import GroupAccuracy, RoutingEntropy
 from train.recall.optim import RoutingLearningRates, parameter_groups, routing_gradient_norms
 from train.run.finite import check_step, check_validation, clip_to_norm, total_norm
 from train.run.sharding import shard
@@ -62,12 +62,10 @@ class RetrievalModule(LightningModule):
         weight_decay: Decoupled weight decay. Not applied to gains, biases, pseudo-queries, key gains.
         betas: AdamW's decay rates of the two moments.
         warmup_steps: Steps of linear warm-up; then a cosine to 10 % of the peak at trainer.max_steps.
-        vocab_size: Number of token ids.
         routing_learning_rates: Peak learning rates of queries, key gains and biases of their own.
         gradient_checkpointing: Compute the layers again in the backward pass instead of keeping what they computed.
         compile: Compile the model with torch.compile.
-        num_pairs: K; sets max_position_embeddings to the 3 K tokens of the full task, and noise_tokens.
-        noise_tokens: Tokens of noise in every example.
+        task: What is learned: sets vocab_size, and max_position_embeddings to the tokens of its longest example.
         seed: Recorded in checkpoints and exports; seeding is the caller's.
 
     Raises:
@@ -97,14 +95,12 @@ class RetrievalModule(LightningModule):
         routing_learning_rates: RoutingLearningRates = RoutingLearningRates(),  # noqa: B008 (frozen)
         gradient_checkpointing: bool = False,
         compile: bool = False,
-        vocab_size: int = 256,
-        num_pairs: int = 16,
-        noise_tokens: int = 0,
+        task: Task = MQAR(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         options = dict(locals())  # first of all, while it is the options by name and nothing else
         super().__init__()
-        MQAR(num_pairs, vocab_size)  # refuses more pairs than there are keys, of which each has counts and positions
+        options["vocab_size"] = task.vocab_size
         _check(options)
         _check_memory(options)
         self.model = _build_model(options)
@@ -122,7 +118,8 @@ class RetrievalModule(LightningModule):
         self.flops_per_batch = 0.0  # of the last batch; ThroughputMonitor reads it
         self._step_results: list[Tensor] = []  # loss and accuracy of each batch of the step
         # torchmetrics counts examples over all devices; Lightning's own mean would weigh all parts the same.
-        self.val_accuracy = PositionAccuracy(num_pairs)
+        self.task = task
+        self.val_accuracy = GroupAccuracy(task.groups)
         # A loss that is not a number stays one: by default it is left out, and with "disable" all weights would be 1.
         self.val_loss = MeanMetric(nan_strategy=math.nan)
         config = self.model.config
@@ -171,26 +168,26 @@ class RetrievalModule(LightningModule):
         else:
             clip_to_norm(trained, gradient_clip_val, norm)
 
-    def forward(self, batch: RecallBatch, **options: Any) -> Any:
+    def forward(self, batch: TaskBatch, **options: Any) -> Any:
         """The model's outputs; logits are those at the queries, (batch, positions, vocab_size)."""
         return self.model(batch.input_ids, logits_to_keep=batch.query_positions, use_cache=False, **options)
 
-    def answer(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
+    def answer(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         """Call the model and score its outputs."""
         return self.score(batch, self(batch))
 
     @staticmethod
-    def score(batch: RecallBatch, outputs: Any) -> tuple[Tensor, Tensor]:
+    def score(batch: TaskBatch, outputs: Any) -> tuple[Tensor, Tensor]:
         """The mean NLL of the answers in nats, and which answers are right, (batch, positions) bool."""
         answers, logits = batch.labels[:, batch.query_positions], outputs.logits.float()
-        if batch.num_pairs is None:
+        if batch.num_queries is None:
             loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
         else:
             losses = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none")
             loss = mean_over_queries(losses.view_as(answers), batch)
         return loss, logits.argmax(dim=-1) == answers
 
-    def training_step(self, batch: RecallBatch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> dict[str, Tensor]:
         loss, correct = self.answer(batch)
         self.flops_per_batch = self._model_flops(len(batch.labels), batch.labels.shape[1], len(batch.query_positions))
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -200,10 +197,10 @@ class RetrievalModule(LightningModule):
         metrics = {
             "train/loss": mean_loss,
             "train/accuracy": mean_accuracy,
-            "train/pairs": float(batch.keys.shape[1]),
+            "train/size": float(batch.size),
             "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
-        self.log_dict(metrics, batch_size=len(batch.keys), sync_dist=True)
+        self.log_dict(metrics, batch_size=len(batch), sync_dist=True)
         return {"loss": loss, "accuracy": mean_accuracy}
 
     def _model_flops(self, batch_size: int, seq: int, queries: int) -> float:
@@ -216,22 +213,21 @@ class RetrievalModule(LightningModule):
             norms = routing_gradient_norms(self.model)
             self.log_dict({f"train/grad_norm_{kind}": norm for kind, norm in norms.items()})
 
-    def validation_step(self, batch: RecallBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         if self.val_routing_entropy is None:
             outputs = self(batch)
         else:
             outputs = self(batch, output_routing_weights=True)
             self.val_routing_entropy.update(outputs.routing_weights)
         loss, correct = self.score(batch, outputs)
-        self.val_accuracy.update(correct)
-        self.val_loss.update(loss, len(batch.keys))
+        self.val_accuracy.update(correct, batch.groups)
+        self.val_loss.update(loss, len(batch))
 
     def on_validation_epoch_end(self) -> None:
-        by_position, loss = self.val_accuracy.compute(), self.val_loss.compute()
+        accuracies, loss = self.val_accuracy.compute(), self.val_loss.compute()
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_validation(self.trainer, self.model, loss)
-        metrics = {"val/loss": loss, "val/accuracy": by_position.mean()}
-        metrics |= {f"val/accuracy_position_{i}": accuracy for i, accuracy in enumerate(by_position)}
+        metrics = {"val/loss": loss, **{f"val/{name}": accuracy for name, accuracy in accuracies.items()}}
         if self.val_routing_entropy is not None:
             shares = self.val_routing_entropy.compute()
             metrics |= {f"val/routing_entropy_{sublayer}": share for sublayer, share in shares.items()}
@@ -257,21 +253,21 @@ class RetrievalModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def mean_over_queries(values: Tensor, batch: RecallBatch) -> Tensor:
+def mean_over_queries(values: Tensor, batch: TaskBatch) -> Tensor:
     """Mean of `values` (batch, positions), which must be zero where an example has no query.
 
     Where examples have different numbers of queries, each example weighs the same. The mean over a step is then also
     the mean over its devices.
     """
-    if batch.num_pairs is None:
+    if batch.num_queries is None:
         return values.mean()
-    return (values.sum(1) / batch.num_pairs).mean()
+    return (values.sum(1) / batch.num_queries).mean()
 
 
 def _build_model(options: Mapping[str, Any]) -> PreTrainedModel:
     """The model that the options of `RetrievalModule` describe."""
     common = {key: options[key] for key in (*SHAPE, "tie_word_embeddings")}
-    common["max_position_embeddings"] = sequence_length(options["num_pairs"], options["noise_tokens"])
+    common["max_position_embeddings"] = options["task"].num_tokens
     common |= {"bos_token_id": None, "eos_token_id": None}
     if options["architecture"] == "vanilla":
         return Qwen3ForCausalLM(Qwen3Config(**common))
@@ -292,7 +288,7 @@ def _check_memory(options: Mapping[str, Any]) -> None:
     hidden, heads = options["hidden_size"], 2 * (options["num_attention_heads"] + options["num_key_value_heads"])
     layer = hidden * (3 * options["intermediate_size"] + heads * options["head_dim"])
     parameters = options["num_hidden_layers"] * layer + options["vocab_size"] * hidden
-    hint = "make model.hidden_size, intermediate_size, num_hidden_layers or data.vocab_size smaller"
+    hint = "make model.hidden_size, intermediate_size, num_hidden_layers or data.task.vocab_size smaller"
     check_memory(f"a model of {parameters:,} parameters", 4 * parameters, hint)
 
 
@@ -307,7 +303,6 @@ def _check(options: Mapping[str, Any]) -> None:
         ("warmup_steps", options["warmup_steps"] >= 0, "at least 0"),
         ("embedding_init_std", std is None or std > 0, "positive or null"),
         *((key, options[key] >= 1, "a positive integer") for key in SHAPE),
-        ("num_pairs", sequence_length(options["num_pairs"], options["noise_tokens"]) >= 1, "positive"),
         ("head_dim", options["head_dim"] % 2 == 0, "even (rotary position embedding)"),
     ]
     for key, holds, wanted in requirements:

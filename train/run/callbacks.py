@@ -88,10 +88,11 @@ class ProgressLines(ProgressBar):
             return
         self._time, self._step = time.monotonic(), trainer.global_step
         metrics = trainer.callback_metrics
+        unit = pl_module.task.unit  # type: ignore[union-attr]
         minutes, rest = divmod(round(seconds / steps * (trainer.max_steps - trainer.global_step)), 60)
         self._print(
             f"{_step(trainer)}  loss {metrics['train/loss']:.3f}  accuracy {metrics['train/accuracy']:.3f}  "
-            f"pairs {int(metrics['train/pairs'])}  {steps / seconds:.1f} steps/s  ETA {minutes:d}:{rest:02d}"
+            f"{unit} {int(metrics['train/size'])}  {steps / seconds:.1f} steps/s  ETA {minutes:d}:{rest:02d}"
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

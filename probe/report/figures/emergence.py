@@ -22,7 +22,7 @@ from probe.report.figures import style
 from probe.report.figures.style import GREY
 from probe.report.view import View
 
-PAIRS_COLOR = "#dcdcdc"
+SIZE_COLOR = "#dcdcdc"
 BRACKET_ENDS = Path([(-1, -1), (-1, 0), (0, 0)]), Path([(0, 0), (1, 0), (1, -1)])
 BRACKET = Path([(-1, -1), (-1, 0), (1, 0), (1, -1)])
 MARK = 0.085
@@ -34,8 +34,8 @@ OF_FINAL: dict[str, Any] = {"linestyle": (0, (2, 1)), "alpha": 0.45, "linewidth"
 
 @style.paper_style()
 def plot_emergence(view: View, title: str = "") -> Figure:
-    """Accuracy and pairs(t) on top; under it a panel for each sublayer and region: each family's strength, with its
-    95 % band, over the steps of training.
+    """Accuracy and the examples' size on top; under it a panel for each sublayer and region: each family's strength,
+    with its 95 % band, over the steps of training.
 
     Where there is no strength, a lighter line is the harm as a share of the final margin. A triangle on its interval is
     an onset (the motif holds from there to the end), a bracket spans the probes at which one held that did not last.
@@ -92,21 +92,21 @@ def _place_legend(figure: Figure, grid: GridSpec, handles: list[Artist], sublaye
 
 
 def _plot_accuracy(axes: Axes, view: View) -> None:
-    """Accuracy on the probe split with its interval, validation accuracy and, behind them, pairs(t)."""
+    """Accuracy on the probe split with its interval, validation accuracy and, behind them, the examples' size."""
     probed, num_pairs = view.accuracy, view.run.num_pairs
     probed = probed[probed.index.get_level_values("stage") == "in training"].droplevel("stage").sort_index()
     style.draw_intervals(axes, probed.index, probed["low"], probed["high"], color="k", linewidth=0.8)
     axes.plot(probed.index, probed["accuracy"], label="probe accuracy", **PROBED)
     axes.axhline(1 / num_pairs, color=GREY, linestyle=":", linewidth=0.9)
-    axes.set(ylim=(-0.03, 1.05), title=f"accuracy at K = {num_pairs} pairs; dotted: guessing, 1/{num_pairs}")
+    axes.set(ylim=(-0.03, 1.05), title=f"accuracy at K = {num_pairs} values; dotted: guessing, 1/{num_pairs}")
     axes.set_ylabel("accuracy")
-    validation, pairs = view.logged("accuracy"), view.logged("pairs")
+    validation, sizes = view.logged("accuracy"), view.logged("size")
     if len(validation):
         axes.plot(validation.index, validation, color=GREY, linewidth=0.8, label="validation", zorder=1.9)
-    if len(pairs):
+    if len(sizes):
         behind = axes.twinx()
-        behind.fill_between(pairs.index, pairs, step="post", color=PAIRS_COLOR, linewidth=0, label="pairs")
-        behind.set(ylim=(-0.03 * num_pairs, 1.05 * num_pairs), ylabel="pairs in training")
+        behind.fill_between(sizes.index, sizes, step="post", color=SIZE_COLOR, linewidth=0, label="size")
+        behind.set(ylim=(-0.03 * sizes.max(), 1.05 * sizes.max()), ylabel="size of training examples")
         behind.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         behind.grid(False)
         behind.spines["right"].set_visible(True)
@@ -180,8 +180,8 @@ def _legend(view: View, statuses: Iterable[str]) -> list[Artist]:
     handles.append(style.entry("probe accuracy (95 %)", **PROBED))
     if len(view.logged("accuracy")):
         handles.append(style.entry("validation accuracy", color=GREY, linewidth=0.8))
-    if len(view.logged("pairs")):
-        handles.append(Patch(color=PAIRS_COLOR, linewidth=0, label="pairs in training"))
+    if len(view.logged("size")):
+        handles.append(Patch(color=SIZE_COLOR, linewidth=0, label="size of training examples"))
     if np.isfinite(_half_rise(view)[0]):
         handles.append(style.entry("accuracy has risen by half", **HALF_RISE))
     return handles

@@ -76,7 +76,7 @@ def emergence(view: View, number: int, value: str) -> Panel:
     panel.titles = {step: f"{shown}; {state(view, probe)}" for step, probe in by_step.items()}
     last = max(int(rows["step"].max()), 1)
     x = {"range": [-0.03 * last, 1.03 * last], "title": {"text": "training step"}, "nticks": 6}
-    accuracy = f"accuracy at K = {view.run.num_pairs} pairs; grey: pairs in training"
+    accuracy = f"accuracy at K = {view.run.num_pairs} values; grey: size of training examples"
     panel.plots.append({"title": accuracy, "height": 120, "x": x | {"title": {}}, "y": {"range": [-0.03, 1.08]}})
     panel.shapes.append(rule(0, "y", 1 / view.run.num_pairs, line={"dash": "dot"}))
     traces = _accuracy(view)
@@ -109,13 +109,13 @@ def _accuracy(view: View) -> list[dict[str, Any]]:
         "thickness": 1.2,
         "width": 3,
     }
-    pairs, validation = view.logged("pairs"), view.logged("accuracy")
+    sizes, validation = view.logged("size"), view.logged("accuracy")
     texts = [f"step {row.step}: accuracy {row.accuracy:.4f} on the probe split" for row in probed.itertuples()]
-    area = {"x": pairs.index, "y": pairs / view.run.num_pairs, "fill": "tozeroy", "fillcolor": FAINT, "name": "pairs"}
+    area = {"x": sizes.index, "y": sizes / sizes.max(), "fill": "tozeroy", "fillcolor": FAINT, "name": "size"}
     area |= {
         "mode": "lines",
         "line": {"width": 0, "shape": "hv"},
-        "hovertext": [f"{n:.0f} pairs" for n in pairs],
+        "hovertext": [f"size {n:.0f}" for n in sizes],
     } | HOVER
     line = {"x": validation.index, "y": validation, "mode": "lines", "line": {"color": GREY, "width": 1}}
     line |= {"name": "validation", "hovertext": [f"{a:.4f} on validation" for a in validation]} | HOVER

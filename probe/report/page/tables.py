@@ -56,7 +56,7 @@ def _motif_row(row: Mapping[Any, Any]) -> Row:
         "half of effect": _time(row, "effect_half", "_low", "_high"),
         "half of mass": _time(row, "mass_half", "_low", "_high"),
         "after accuracy": "—" if math.isnan(low) else f"{named}: {_plain(low)} to {_plain(high)}",
-        "pairs": _plain(row["effect_half_pairs" if row["status"] == "never" else "pairs"]),
+        "size": _plain(row["effect_half_size" if row["status"] == "never" else "size"]),
         "to the mean": "the same" if row["margins_agree"] else _plain(row["onset_to_mean"]),
     }
 

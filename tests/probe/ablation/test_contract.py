@@ -12,7 +12,7 @@ from probe import Examples, ProbeSettings, measure
 from probe.ablation.base import Ablation, everywhere
 from probe.ablation.interventions import find_kind
 
-EXAMPLES = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(3)))
+EXAMPLES = Examples.from_batch(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(3)))
 
 
 @pytest.fixture(autouse=True)

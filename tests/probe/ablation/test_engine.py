@@ -21,7 +21,7 @@ from probe.vocabulary import METRICS
 from tests.support.naive_probe import NaiveProbe, metrics
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
-INPUTS = Examples.from_recall(TASK.batch("probe", range(6)))
+INPUTS = Examples.from_batch(TASK.batch("probe", range(6)))
 CONDITIONS = [(s, m) for s in ("cumulative", "block_sum") for m in ("block", "full")]
 SEED = 3
 
@@ -114,7 +114,7 @@ def test_keeping_equals_a_naive_full_forward_where_each_write_is_a_source(make_m
 def test_trained_models_too(trained_model, source):
     """All kinds and all scopes on a model that has learned something."""
     model = trained_model(source)
-    inputs = Examples.from_recall(trained_model.task.batch("probe", range(4)))
+    inputs = Examples.from_batch(trained_model.task.batch("probe", range(4)))
     cells = grid(model, kinds_for(model), sublayers=["self_attn", "mlp"])
     assert assert_equals_naive(model, cells, inputs) > 150
 
@@ -239,7 +239,7 @@ def test_sequences_of_different_lengths(make_model):
     )
     together = probe(model, cells, inputs, batch_size=12)
     for first, part in zip((0, 4, 8), parts, strict=True):
-        alone = probe(model, cells, Examples.from_recall(part))
+        alone = probe(model, cells, Examples.from_batch(part))
         for key, effects in alone.effects.items():
             for metric in METRICS:
                 np.testing.assert_allclose(together.effects[key][metric][first : first + 4], effects[metric], atol=1e-5)
@@ -340,4 +340,4 @@ def test_names_that_do_not_exist(make_model, grid, message):
 
 def test_a_single_pair_cannot_be_probed(make_model):
     with pytest.raises(ValueError, match="num_pairs of at least 2"):
-        measure(make_model(), Examples.from_recall(MQAR(num_pairs=1, vocab_size=40).batch("probe", range(2))))
+        measure(make_model(), Examples.from_batch(MQAR(num_pairs=1, vocab_size=40).batch("probe", range(2))))

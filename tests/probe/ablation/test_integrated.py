@@ -23,7 +23,7 @@ from probe.runner import probe_model
 from probe.settings import ProbeSettings
 from probe.vocabulary import MARGINS, primary_rows
 
-INPUTS = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
+INPUTS = Examples.from_batch(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 
 
 @torch.no_grad()

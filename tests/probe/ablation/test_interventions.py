@@ -25,7 +25,7 @@ from probe.examples.examples import Examples
 from probe.vocabulary import LABELS, label
 from tests.support.paths import ROOT
 
-INPUTS = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
+INPUTS = Examples.from_batch(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 
 
 def record(model) -> list[Read]:

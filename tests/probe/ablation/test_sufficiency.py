@@ -20,7 +20,7 @@ from probe.settings import ProbeSettings
 from tests.conftest import randomize_
 from tests.support import planted
 
-INPUTS = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
+INPUTS = Examples.from_batch(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 SHAPES = [("cumulative", "block"), ("cumulative", "full"), ("block_sum", "block"), ("block_sum", "full")]
 KINDS = (KeepOnly, KeepRandom, Silence, Rescue)
 
@@ -290,7 +290,7 @@ def test_they_are_known_by_name():
 
 def harms(found: planted.Planted, kind: type[Ablation], sublayer: str) -> dict[tuple[str, str], float]:
     """Mean fall of the logit difference by (scope, family), as a share of the clean one."""
-    inputs = Examples.from_recall(found.task.batch("train", range(16)))
+    inputs = Examples.from_batch(found.task.batch("train", range(16)))
     scopes = ("early", "middle", "late", "all")
     cells = build_grid(found.model.sites, Kind(kind), kind.labels, [sublayer], scopes)
     result = Engine(found.model, cells, ("all",)).run(inputs)

@@ -29,7 +29,7 @@ KINDS = ("mask_renormalise", "keep_only", "keep_random")
 
 
 def probe(model, kinds=KINDS, coalitions=("all",), task=planted.TASK) -> Effects:
-    inputs = Examples.from_recall(task.batch("train", range(48)))
+    inputs = Examples.from_batch(task.batch("train", range(48)))
     settings = ProbeSettings(
         kinds=kinds,
         coalitions=coalitions,
@@ -169,7 +169,7 @@ def test_no_claim_minds_the_scale_of_the_logits(scale):
     ],
 )
 def test_scopes_that_were_not_probed_are_named(scopes, untested):
-    inputs = Examples.from_recall(planted.TASK.batch("train", range(48)))
+    inputs = Examples.from_batch(planted.TASK.batch("train", range(48)))
     settings = ProbeSettings(scopes=scopes, positions=("all",), sublayers=SUBLAYERS, num_resamples=100)
     claims = claims_of(measure(planted.mass_without_role().model, inputs, settings))
     for name, what in untested.items():

@@ -17,7 +17,7 @@ from probe.analysis.inference import Inference
 from probe.examples.examples import Examples
 from probe.vocabulary import COALITIONS, FAMILIES
 
-INPUTS = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
+INPUTS = Examples.from_batch(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
 INFO = results.RunInfo("r", "c", 0, 0, "d", 4)
 
 

@@ -24,7 +24,7 @@ from probe.settings import ProbeSettings
 from probe.vocabulary import MARGINS
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
-INPUTS = Examples.from_recall(TASK.batch("probe", range(6)))
+INPUTS = Examples.from_batch(TASK.batch("probe", range(6)))
 INFO = results.RunInfo("run", "cumulative", 0, 7, "data", TASK.num_pairs)
 
 

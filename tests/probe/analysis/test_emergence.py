@@ -155,7 +155,7 @@ def test_the_table_says_when_and_how_sure(planted_run, emergence):
     assert tuple(row[name] for name in halves) == (80, 120, 120)
     assert (row["mass_half_low"], row["mass_half_high"]) == (120, 120)
     assert row["mass_change"] == pytest.approx(-0.4)  # a fall counts
-    assert (row["pairs"], *(row[f"{name}_pairs"] for name in halves)) == (2, 2, 3, 3)  # the last that were logged
+    assert (row["size"], *(row[f"{name}_size"] for name in halves)) == (2, 2, 3, 3)  # the last that were logged
 
 
 def test_lags_are_as_wide_as_probes_are_apart(emergence):
@@ -172,9 +172,9 @@ def test_lags_are_as_wide_as_probes_are_apart(emergence):
 
 
 def test_what_does_not_change_has_no_half_rise(planted_run):
-    row = row_of(find(planted_run, pairs=pd.Series({90: 4.0})).table)
+    row = row_of(find(planted_run, sizes=pd.Series({90: 4.0})).table)
     assert np.isnan(row[["mass_half", "accuracy_half", "lag_mass_effect_low", "accuracy"]].astype(float)).all()
-    assert row["pairs"] == 4  # before anything was logged: pairs grow
+    assert row["size"] == 4  # before anything was logged: it grows
 
 
 def test_motifs_that_pass_are_transient_and_the_study_is_always_spoken_of(planted_run):

@@ -32,7 +32,7 @@ LN_K = math.log(planted.TASK.num_pairs)
 
 
 def probe(found: planted.Planted, num_sequences: int = 48, **settings) -> Effects:
-    inputs = Examples.from_recall(found.task.batch("train", range(num_sequences)))
+    inputs = Examples.from_batch(found.task.batch("train", range(num_sequences)))
     chosen = {"positions": ("all",), "sublayers": SUBLAYERS, "scopes": (*REGIONS, "all"), "num_resamples": 1000}
     return measure(found.model, inputs, ProbeSettings(**chosen | settings))
 

@@ -47,7 +47,7 @@ def test_parts_come_back_as_they_were(make_model, tmp_path):
     kinds = (Kind(MaskRenormalise), Kind(Mean), Kind(MaskRenormalise, integrated=True))
     cells = tuple(cell for kind in kinds for cell in build_grid(model.model.sites, kind, scopes=["all", "layer:1"]))
     engine = Engine(model, cells, batch_size=2)
-    inputs = Examples.from_recall(TASK.batch("probe", range(6)))
+    inputs = Examples.from_batch(TASK.batch("probe", range(6)))
     store = Parts(tmp_path / "parts", {"a": 1}, cells, model.model.sites)
     whole = engine.run(inputs, store)
     assert len(list((tmp_path / "parts").glob("*.npz"))) == 3
@@ -67,7 +67,7 @@ def part_of(make_model, folder: Path, **identity) -> Parts:
     model = make_model()
     cells = build_grid(model.model.sites, Kind(MaskRenormalise), scopes=["all"])
     store = Parts(folder, identity, cells, model.model.sites)
-    Engine(model, cells, batch_size=2).run(Examples.from_recall(TASK.batch("probe", range(6))), store)
+    Engine(model, cells, batch_size=2).run(Examples.from_batch(TASK.batch("probe", range(6))), store)
     return store
 
 

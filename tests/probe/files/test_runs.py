@@ -69,13 +69,13 @@ def test_a_table_whose_notes_of_pandas_are_damaged_is_refused(notes, run_dir):
 
 
 def test_a_run_directory_and_its_folder_of_results_are_one_thing(run_dir, tmp_path):
-    (run_dir / "metrics.csv").write_text("step,train/pairs,val/accuracy\n10,4,\n119,16,\n119,,0.5\n")
+    (run_dir / "metrics.csv").write_text("step,train/size,val/accuracy\n10,4,\n119,16,\n119,,0.5\n")
     tables = [load_emergence(folder, HOW).table for folder in (run_dir, run_dir / "probe")]
     pd.testing.assert_frame_equal(*tables)
-    assert tables[0].set_index(ROUTE).loc[[EARLY_ATTENTION.key], "pairs"].tolist() == [4]
+    assert tables[0].set_index(ROUTE).loc[[EARLY_ATTENTION.key], "size"].tolist() == [4]
     copy = shutil.copytree(run_dir / "probe", tmp_path / "copy")
     (tmp_path / "metrics.csv").write_text("of something else\n")
-    assert load_emergence(copy, HOW).table["pairs"].isna().all()
+    assert load_emergence(copy, HOW).table["size"].isna().all()
 
 
 def test_what_is_incomplete_or_foreign_is_said_in_a_line(run_dir):
@@ -84,11 +84,11 @@ def test_what_is_incomplete_or_foreign_is_said_in_a_line(run_dir):
             load_emergence(run_dir)
 
     metrics, probe = run_dir / "metrics.csv", run_dir / "probe"
-    for harmless in ("step,train/pairs\n", "step,train/pairs\n1,4\n2,1e-"):  # nothing logged yet; torn
+    for harmless in ("step,train/size\n", "step,train/size\n1,4\n2,1e-"):  # nothing logged yet; torn
         metrics.write_text(harmless)
         assert load_emergence(run_dir, HOW) is not None
     for text, message in (
-        ("step,train/pairs\n1,many\n", r"metrics.csv holds what is not a number in step, val/accuracy or train/pairs"),
+        ("step,train/size\n1,many\n", r"metrics.csv holds what is not a number in step, val/accuracy or train/size"),
         ("epoch\n1\n", r"metrics.csv lacks the column step"),
         ("", r"metrics.csv is not a readable table"),
     ):
@@ -118,7 +118,7 @@ def probed(make_model, tmp_path_factory) -> Path:
             )
             task, about = MQAR(num_pairs=4, vocab_size=40), {"run": "r", "condition": "cumulative", "seed": 0}
             probe_model(make_model(seed=step), task, settings, directory / folder, step=step, **about)
-    (directory / "metrics.csv").write_text("step,train/pairs,val/accuracy\n0,1,\n8,,0.5\n")
+    (directory / "metrics.csv").write_text("step,train/size,val/accuracy\n0,1,\n8,,0.5\n")
     return directory
 
 

@@ -57,7 +57,7 @@ MOTIFS = [
     | {"first_held": 20.0, "last_held": 20.0},
     {"sublayer": "mlp", "family": "current", "scope": "early", "status": "never"},
 ]
-TRAINING = pd.DataFrame({"accuracy": [0.1, math.nan, 0.9], "pairs": [1.0, 4.0, 16.0]}, index=[5, 15, 35])
+TRAINING = pd.DataFrame({"accuracy": [0.1, math.nan, 0.9], "size": [1.0, 4.0, 16.0]}, index=[5, 15, 35])
 NO_MARGIN = "the clean margin is not clear of zero"
 
 
@@ -203,11 +203,11 @@ def test_emergence_draws_every_route_with_its_band_and_what_stands_in_for_a_miss
     assert "no strength yet: harm / final margin" in said(plot_emergence(view))
 
 
-def test_emergence_draws_accuracy_of_both_splits_and_the_pairs():
+def test_emergence_draws_accuracy_of_both_splits_and_the_size():
     view = course()
     figure = plot_emergence(view)
     top = figure.axes[0]
-    (behind,) = (axes for axes in figure.axes if axes.get_ylabel() == "pairs in training")
+    (behind,) = (axes for axes in figure.axes if axes.get_ylabel() == "size of training examples")
     assert curves_of(top)["validation"].tolist() == [[5, 0.1], [35, 0.9]]
     probed = view.run.emergence.accuracy  # type: ignore[union-attr]
     assert curves_of(top)["probe accuracy"].tolist() == probed[["step", "accuracy"]].to_numpy().tolist()

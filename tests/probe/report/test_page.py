@@ -64,7 +64,7 @@ def runs(trained_model, make_model, tmp_path_factory) -> list[Path]:
     probe_model(last, trained_model.task, more, trained / "probe" / "final", step=5, **about)
     deep = make_model(vocab_size=24, attnres_num_blocks=4)  # which has older blocks
     probe_model(deep, trained_model.task, more, other / "probe", step=5, **about | {"condition": "wrapped"})
-    (trained / "metrics.csv").write_text("step,val/accuracy,train/pairs\n0,,1\n1,0.1,\n3,,3\n4,0.6,\n")
+    (trained / "metrics.csv").write_text("step,val/accuracy,train/size\n0,,1\n1,0.1,\n3,,3\n4,0.6,\n")
     return [trained, other]
 
 
@@ -366,7 +366,7 @@ def test_report_writes_the_page(runs, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_report_on_the_folder_of_results(runs, tmp_path):
-    """The folder says all that its run does; elsewhere, pairs in training are not known."""
+    """The folder says all that its run does; elsewhere, the size of training examples is not known."""
     run = Path(shutil.copytree(runs[0], tmp_path / "run", ignore=shutil.ignore_patterns("final")))
     copy = Path(shutil.copytree(run / "probe", tmp_path / "copy"))
     main(["report", str(run / "probe")])
@@ -375,8 +375,8 @@ def test_report_on_the_folder_of_results(runs, tmp_path):
     assert {path.stem for path in (run / "probe/figures").iterdir()} >= {"emergence", "heat_maps_peak"}
     of_run, of_folder, of_copy = (load_page_runs([folder])[0].view() for folder in (run, run / "probe", copy))
     pd.testing.assert_frame_equal(of_run.cells, of_folder.cells)
-    pd.testing.assert_series_equal(of_run.logged("pairs"), of_folder.logged("pairs"))
-    assert of_copy.logged("pairs").empty
+    pd.testing.assert_series_equal(of_run.logged("size"), of_folder.logged("size"))
+    assert of_copy.logged("size").empty
 
 
 def test_a_run_killed_in_training_that_was_probed_without_regions_has_a_report(make_model, tmp_path):

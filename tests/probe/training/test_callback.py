@@ -22,11 +22,12 @@ from probe.files import tables as storage
 from probe.settings import TrainingProbeSettings
 from probe.training.callback import ProbeCallback, undisturbed
 from train.recall.curriculum import CurriculumConfig
-from train.recall.data import MQARDataModule
+from train.recall.data import TaskDataModule
 from train.recall.module import RetrievalModule
 from train.run.callbacks import CurriculumCallback
 
 STEPS = 120
+TASK = MQAR(num_pairs=4, vocab_size=32)
 SHAPE = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -55,10 +56,8 @@ def probes(**settings) -> ProbeCallback:
 
 def fit(directory: Path, probe: ProbeCallback | None, max_steps: int = STEPS, **model) -> Losses:
     seed_everything(0, verbose=False)
-    module = RetrievalModule(**SHAPE, embedding_init_std=0.3, num_pairs=4, vocab_size=32, warmup_steps=5, **model)
-    data = MQARDataModule(
-        num_pairs=4, vocab_size=32, batch_size=32, num_validation_examples=64, curriculum=CurriculumConfig(kind="off")
-    )
+    module = RetrievalModule(**SHAPE, embedding_init_std=0.3, task=TASK, warmup_steps=5, **model)
+    data = TaskDataModule(task=TASK, batch_size=32, num_validation_examples=64, curriculum=CurriculumConfig(kind="off"))
     losses = Losses()
     trainer = Trainer(
         max_steps=max_steps,
@@ -128,7 +127,7 @@ def test_routing_is_uniform_at_step_zero(probed):
     directory, _, _ = probed
     effects = storage.read_effects(directory)
     first = effects[(effects["step"] == 0) & (effects["metric"] == "nll")].set_index(["sublayer", "scope", "family"])
-    sites = read_sites(RetrievalModule(**SHAPE, num_pairs=4, vocab_size=32).model.config)
+    sites = read_sites(RetrievalModule(**SHAPE, task=TASK).model.config)
     for sublayer, region in itertools.product(("self_attn", "mlp"), ("early", "middle", "late")):
         reads = [site for site in sites if (site.sublayer, site.region) == (sublayer, region)]
         for family in ("embedding", "current", "prev_completed", "older"):

@@ -144,7 +144,7 @@ def test_a_watcher_comes_to_the_same_as_who_waits(run, tmp_path, trained_model):
 def test_readings_are_what_a_loop_finds(trained_model):
     model, task = trained_model("block_sum"), TASK
     reading = read_clean(model, task, 100)
-    count = fewest_sequences(task.num_pairs)
+    count = fewest_sequences(task.num_queries)
     hits, margins, masses = [], [], {}
     batch = task.batch("placement", range(count))
     with torch.no_grad():

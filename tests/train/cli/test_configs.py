@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from attnres import AttnResForCausalLM
+from attnres.tasks import MQAR
 from tests.support.paths import ROOT
 from tests.train.cli.test_fit import TINY
 from train.cli import main
@@ -62,7 +63,7 @@ def test_the_full_sizes_are_what_their_names_say():
         options = {**content["model"], "betas": tuple(content["model"]["betas"])}
         options["routing_learning_rates"] = RoutingLearningRates(**options["routing_learning_rates"])
         with torch.device("meta"):
-            module = RetrievalModule(**options, vocab_size=content["data"]["vocab_size"], num_pairs=64)
+            module = RetrievalModule(**options, task=MQAR(64, content["data"]["task"]["init_args"]["vocab_size"]))
         model = module.model
         assert isinstance(model, AttnResForCausalLM)
         routing = sum(parameter.numel() for parameter in model.routing_parameters().values())
@@ -76,7 +77,7 @@ def test_06b_is_qwen3s_shape():
     shape = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}
     shape |= {"num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True, "attnres_num_blocks": 8}
     assert {key: model[key] for key in shape} == shape
-    assert data["vocab_size"] == 151936
+    assert data["task"]["init_args"]["vocab_size"] == 151936
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")

@@ -29,8 +29,8 @@ TINY = [
     "--model.num_key_value_heads=2",
     "--model.head_dim=8",
     "--model.attnres_num_blocks=2",
-    "--data.num_pairs=4",
-    "--data.vocab_size=32",
+    "--data.task.num_pairs=4",
+    "--data.task.vocab_size=32",
     "--data.batch_size=8",
     "--data.num_validation_examples=8",
     "--trainer.accelerator=cpu",
@@ -64,7 +64,7 @@ def test_a_run_leaves_its_configuration_metrics_and_models(run):
     assert (config["seed_everything"], config["model"]["hidden_size"]) == (3, 16)
     metrics = pd.read_csv(run / "metrics.csv")
     positions = {f"val/accuracy_position_{i}" for i in range(4)}
-    train = {f"train/{name}" for name in ("loss", "accuracy", "pairs", "learning_rate")}
+    train = {f"train/{name}" for name in ("loss", "accuracy", "size", "learning_rate")}
     assert train | positions | {"val/loss", "val/accuracy"} <= set(metrics)
     gradients = metrics[[f"train/grad_norm_{kind}" for kind in ("queries", "gains", "biases")]].dropna()
     assert len(gradients) == 4
@@ -109,7 +109,7 @@ def test_a_resumed_run_goes_on_exactly(interrupted, tmp_path, monkeypatch):
     main(["fit", f"--config={half / 'config.yaml'}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=6"])
     assert losses(half) == losses(whole)
     assert len(losses(whole)) == 6
-    pairs = pd.read_csv(half / "metrics.csv").dropna(subset="train/pairs")["train/pairs"]
+    pairs = pd.read_csv(half / "metrics.csv").dropna(subset="train/size")["train/size"]
     assert list(pairs) == [1, 1, 2, 2, 3, 4]
 
 
@@ -222,7 +222,7 @@ BAD_INPUT = {
     "clipping": (["--trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val", "not be negative"]),
     "epochs": (["--trainer.max_epochs=0"], ["trainer.max_epochs", "trainer.max_steps"]),
     "accelerator": (["--trainer.accelerator=foo"], ["foo", "cpu"]),
-    "one pair to probe": (["--probe.enabled=true", "--data.num_pairs=1"], ["num_pairs", "at least 2"]),
+    "one pair to probe": (["--probe.enabled=true", "--data.task.num_pairs=1"], ["num_pairs", "at least 2"]),
     "few queries": (["--probe.enabled=true", "--probe.num_sequences=64"], ["probe.num_sequences", "at least 256"]),
     "run below a file": (["--run_dir=number.yaml/run"], ["--run_dir", "number.yaml/run", "Not a directory"]),
     "missing checkpoint": (["--ckpt_path=missing.ckpt"], ["--ckpt_path", "missing.ckpt", "does not exist"]),

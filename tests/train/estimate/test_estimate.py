@@ -41,7 +41,7 @@ PER_HOUR = 1e9 * 0.3 * 3600  # FLOPs at PEAK and the default share of it
 CASES = {
     "tiny": ["demo", "cumulative"],
     "tiny, vanilla, checkpointing": ["demo", "vanilla", *SHALLOW, "--model.gradient_checkpointing=true"],
-    "tiny, frozen, noise, mixed": ["demo", "frozen", *SHALLOW, "--data.noise_tokens=32", MIXED],
+    "tiny, frozen, noise, mixed": ["demo", "frozen", *SHALLOW, "--data.task.noise_tokens=32", MIXED],
     "20m, accumulating": ["20m", "cumulative", *FEW, *SHALLOW, "--trainer.accumulate_grad_batches=2"],
     "20m, block_sum, checkpointing": ["20m", "block_sum", *FEW, *SHALLOW, "--model.gradient_checkpointing=true"],
     "20m, vanilla, float32": ["20m", "vanilla", *FEW, *SHALLOW, "--trainer.precision=32-true"],
@@ -146,15 +146,15 @@ def bytes_of(workload: Workload, foreach: bool = False, layers: int = 1, **optio
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch, when it may compile
 def test_memory_grows_with_the_work_and_shrinks_with_the_options_that_save_it():
-    workload = Workload(16, 16)
+    workload = Workload(16, 48, 16)
     plain = bytes_of(workload)
     assert bytes_of(replace(workload, batch_size=32)) > 1.8 * plain  # activations are nearly all of it
-    assert bytes_of(replace(workload, num_pairs=32)) > 1.8 * plain
+    assert bytes_of(replace(workload, seq=2 * workload.seq, queries=2 * workload.queries)) > 1.8 * plain
     assert bytes_of(workload, layers=3, gradient_checkpointing=True) < 0.8 * bytes_of(workload, layers=3)
     assert bytes_of(replace(workload, autocast=torch.bfloat16)) < plain
     assert 1.7 * plain < bytes_of(replace(workload, dtype=torch.float64)) < 2 * plain  # logits stay in float32
     assert bytes_of(workload, compile=True) == plain  # and nothing is compiled
-    small = Workload(1, 1)  # its peak is the optimiser's
+    small = Workload(1, 3, 1)  # its peak is the optimiser's
     assert bytes_of(small, foreach=True) > bytes_of(small)
 
 
@@ -174,7 +174,7 @@ def test_a_sweep_takes_the_passes_that_were_planned(source, positions, make_mode
     model = make_model(attnres_source=source, num_hidden_layers=2)
     kinds = [Kind(known) for known in SHIPPED if source in known.attnres_sources]
     masks, integrated = Kind(interventions.MaskRenormalise), Kind(interventions.MaskRenormalise, integrated=True)
-    examples = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(5)))
+    examples = Examples.from_batch(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(5)))
     for chosen in ([masks], [integrated], kinds, [integrated, *kinds]):
         cells = [cell for kind in chosen for cell in build_grid(model.model.sites, kind, kind.intervention.labels)]
         engine = Engine(model, cells, positions, batch_size=2)
@@ -238,7 +238,7 @@ def test_probing_is_free_where_there_is_none(options):
 
 
 def test_work_and_hours_are_in_proportion():
-    options = [*TINY, PROBED, PEAK, "--data.num_pairs=8"]
+    options = [*TINY, PROBED, PEAK, "--data.task.num_pairs=8"]
     options += ["--trainer.precision=64-true"]  # at the rate that is stated
     one = estimated(*options, "--trainer.max_steps=100")
     two = estimated(*options, "--trainer.max_steps=200", "--mfu=0.6")
@@ -277,7 +277,7 @@ def test_small_steps_take_the_time_to_issue_their_operations():
     found = estimated(*options)
     (hours,) = found["hours"]
     module = module_of("meta", num_hidden_layers=2, attnres_num_blocks=2)
-    _, operations = simulate_step(module, Workload(8, 4), foreach=True)
+    _, operations = simulate_step(module, Workload(8, 12, 4), foreach=True)
     assert 300 < operations < 3000
     assert hours["training"] * 3600 == pytest.approx(1000 * operations * ISSUE_SECONDS)
     for part in ("validation", "probing"):  # as slow as training is
@@ -304,7 +304,7 @@ def test_what_fits_is_said(strategy, share, fits):
 def test_the_table_says_it_all_and_nothing_is_written(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not any("curriculum" in note for note in estimated(*TINY, "--data.curriculum.kind=off")["notes"])
-    main(["estimate", *TINY, "--trainer.devices=2", "--trainer.strategy=ddp", PROBED, "--data.min_pairs=2"])
+    main(["estimate", *TINY, "--trainer.devices=2", "--trainer.strategy=ddp", PROBED, "--data.task.min_pairs=2"])
     captured = capsys.readouterr()
     assert captured.err == ""
     words = ["parameters", "FLOPs per token", "memory at the peak", "ddp buckets", "scheduled probes", "h200"]

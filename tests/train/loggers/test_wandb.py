@@ -67,7 +67,8 @@ def test_summary_and_configuration(probed):
 
     told = {name: item["value"] for name, item in json.loads(run.config).items() if name != "_wandb"}
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    assert told["data"]["num_pairs"] == config["data"]["num_pairs"] == 4
+    assert told["data"]["task"] == config["data"]["task"]
+    assert config["data"]["task"]["init_args"]["num_pairs"] == 4
     assert told["probe"]["mode"] == "both"
     assert not {"run_dir", "ckpt_path"} & set(told)
     (segment,) = told["provenance"]["segments"]

@@ -18,10 +18,10 @@ configs = st.builds(
 
 def run(curriculum: Curriculum, results: list[float], first_step: int = 0) -> list[int]:
     """The pairs of every step, the one after the last result included."""
-    pairs = [curriculum.pairs]
+    pairs = [curriculum.size]
     for step, accuracy in enumerate(results, start=first_step):
         curriculum.update(step, accuracy)
-        pairs.append(curriculum.pairs)
+        pairs.append(curriculum.size)
     return pairs
 
 

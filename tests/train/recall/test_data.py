@@ -1,5 +1,6 @@
 """The datamodule: what a step receives, and that it does not depend on how it is loaded."""
 
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,14 +9,16 @@ import torch
 
 from attnres.tasks import MQAR, RecallBatch
 from train.recall.curriculum import CurriculumConfig
-from train.recall.data import MQARDataModule
+from train.recall.data import TaskDataModule
 
 ALL_PAIRS = CurriculumConfig(kind="off")
 
 
-def make(trainer: dict[str, int] | None = None, **changes) -> MQARDataModule:
+def make(trainer: dict[str, int] | None = None, **changes) -> TaskDataModule:
     arguments = {"num_pairs": 4, "vocab_size": 32, "batch_size": 5, "num_validation_examples": 7, **changes}
-    data = MQARDataModule(**arguments)
+    task = {field.name: arguments.pop(field.name) for field in fields(MQAR) if field.name in arguments}
+    arguments |= {"task": MQAR(**{**task, "seed": 0}), "seed": task.get("seed", 0)}
+    data = TaskDataModule(**arguments)
     values = {"global_rank": 0, "world_size": 1, "accumulate_grad_batches": 1, "max_steps": 3, "global_step": 0}
     untyped: Any = SimpleNamespace(**{**values, **(trainer or {})})
     data.trainer = untyped
@@ -66,7 +69,7 @@ def test_a_step_has_the_pairs_that_the_curriculum_has_decided_before_it(num_work
     for number, batch in enumerate(data.train_dataloader()):
         assert batch.keys.shape[1] == sizes[number]
         received += rows([batch])
-        data.curriculum.pairs = sizes[min(number + 1, 5)]
+        data.curriculum.size = sizes[min(number + 1, 5)]
     parts = [range(5 * number, 5 * number + 5) for number in range(6)]
     assert received == [expected("train", part, pairs=size)[0] for part, size in zip(parts, sizes, strict=True)]
     assert {batch.keys.shape[1] for batch in data.val_dataloader()} == {4}

@@ -8,7 +8,7 @@ import torch
 
 from attnres import AttnResConfig, AttnResForCausalLM
 from attnres.tasks import MQAR
-from train.recall.metrics import PositionAccuracy, RoutingEntropy
+from train.recall.metrics import GroupAccuracy, RoutingEntropy
 from train.recall.module import RetrievalModule
 from train.recall.optim import RoutingLearningRates, routing_gradient_norms
 
@@ -20,8 +20,7 @@ TINY = {
     "num_key_value_heads": 1,
     "head_dim": 8,
     "attnres_num_blocks": 2,
-    "vocab_size": 32,
-    "num_pairs": 4,
+    "task": MQAR(num_pairs=4, vocab_size=32),
 }
 
 
@@ -150,11 +149,13 @@ def test_learning_rate_warms_up_and_decays_to_a_tenth():
     assert rates[5] == pytest.approx(0.005)
 
 
-def test_position_accuracy():
-    metric = PositionAccuracy(3)
-    metric.update(torch.tensor([[True, False, True], [True, False, False]]))
-    metric.update(torch.tensor([[True, True, False]]))
-    assert torch.allclose(metric.compute(), torch.tensor([1, 1 / 3, 1 / 3]))
+def test_accuracy_of_groups():
+    """Groups need not be of one size, nor at one place."""
+    metric = GroupAccuracy(["one", "two"])
+    metric.update(torch.tensor([[True, False, True], [True, False, False]]), torch.tensor([[0, 1, 1], [0, 0, 1]]))
+    metric.update(torch.tensor([[True, True, False]]), torch.tensor([[0, 0, 0]]))
+    found = {name: float(value) for name, value in metric.compute().items()}
+    assert found == pytest.approx({"accuracy": 5 / 9, "accuracy_one": 4 / 6, "accuracy_two": 1 / 3})
 
 
 @pytest.mark.parametrize("source", ["cumulative", "block_sum"])
@@ -182,7 +183,7 @@ def test_routing_entropy_leaves_out_reads_without_a_choice():
 @torch.no_grad()
 def test_a_loss_of_different_lengths_is_the_mean_over_parts():
     task = MQAR(4, 32, min_pairs=1, noise_tokens=2)
-    module = make(noise_tokens=2).eval()
+    module = make(task=task).eval()
     whole, halves = task.batch("train", range(8)), [task.batch("train", range(i, i + 4)) for i in (0, 4)]
     loss, correct = module.answer(whole)
     parts = [module.answer(half) for half in halves]

@@ -29,8 +29,8 @@ OPTIONS = [
     "--data.num_validation_examples=9",  # one process has one more of them than the other
     "--data.curriculum.threshold=0.004",
     "--model.learning_rate=0.02",
-    "--data.noise_tokens=2",
-    "--data.min_pairs=1",
+    "--data.task.noise_tokens=2",
+    "--data.task.min_pairs=1",
     "--probe.enabled=true",
     "--probe.every_n_steps=4",
     "--probe.log_spaced=false",
@@ -103,7 +103,7 @@ class TestTwoProcessesAreOne:
     def test_losses_and_accuracies(self, runs, run):
         one, two = (metrics(runs[name]) for name in ("one", run))
         assert one["train/loss"].notna().sum() == 8
-        assert one["train/pairs"].nunique() > 1  # the curriculum has moved, at the same steps
+        assert one["train/size"].nunique() > 1  # the curriculum has moved, at the same steps
         assert list(one.filter(like="grad_norm")) != []
         pd.testing.assert_frame_equal(one, two, check_exact=False, atol=2e-6, rtol=0)
 

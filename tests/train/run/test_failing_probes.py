@@ -140,7 +140,7 @@ def test_what_is_kept_of_failures_goes_back_with_the_run(tmp_path):
 
 @pytest.mark.parametrize("most", [64, 300])
 def test_a_probe_that_lacks_memory_goes_on_in_halves(most, make_model, monkeypatch, caplog):
-    examples = Examples.from_recall(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(12)))
+    examples = Examples.from_batch(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(12)))
     settings = ProbeSettings(batch_size=12, num_resamples=20)
     model = make_model()
     whole = measure(model, examples, settings)

@@ -173,7 +173,7 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
     assert run(processes, killed) == 0, output_of(killed).read_text()
 
     a, b = (read_lightning(path / "checkpoints" / LAST) for path in (whole, killed))
-    for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "MQARDataModule"):
+    for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "TaskDataModule"):
         assert same(a[key], b[key]), key
     tables = [pd.read_csv(path / "metrics.csv", dtype=str) for path in (whole, killed)]
     assert "throughput/tokens_per_second" in tables[0]  # the other may never have trained long enough at a stretch
@@ -199,7 +199,7 @@ def test_killed_at_any_moment_it_ends_as_if_left_alone(processes, tmp_path):
         assert {step for step, name in histories[1] if name == metric} == probed
     assert {step for step, name in histories[1] if name == "train/loss"} == set(range(36))
     assert list(rows["step"][rows["train/loss"].notna()]) == list(range(36))
-    assert rows["train/pairs"].nunique() == 3
+    assert rows["train/size"].nunique() == 3
 
     pruning = processes.Process(target=prune, args=(killed,))
     pruning.start()

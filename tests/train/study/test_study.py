@@ -37,7 +37,7 @@ from train.study.table import runs_table
 
 SIZE = {
     "model": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8, "warmup_steps": 1},
-    "data": {"num_pairs": 4, "vocab_size": 32, "batch_size": 8, "num_validation_examples": 8},
+    "data": {"task": {"init_args": {"num_pairs": 4, "vocab_size": 32}}, "batch_size": 8, "num_validation_examples": 8},
     "trainer": {"accelerator": "cpu", "val_check_interval": 2, "log_every_n_steps": 1, "max_steps": 6},
     "probe": {"every_n_steps": 3, "log_spaced": False, "num_resamples": 20},
 }
