@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from attnres.tasks.hops import Hops
 from attnres.tasks.mqar import MQAR, RecallBatch, sequence_length
+from attnres.tasks.pointer import Pointer
 from attnres.tasks.task import IGNORE_INDEX, SPLITS, TASKS, Flip, Task, TaskBatch
 from attnres.tasks.text_recall import TextExample, TextRecall
 
@@ -29,6 +31,8 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "Flip",
+    "Hops",
+    "Pointer",
     "RecallBatch",
     "Task",
     "TaskBatch",

@@ -117,7 +117,12 @@ class Task(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Of the full task; the curriculum begins at 1."""
+        """Of the full task."""
+
+    @property
+    def first_size(self) -> int:
+        """The smallest, at which the curriculum begins."""
+        return 1
 
     @property
     @abstractmethod
@@ -166,8 +171,8 @@ class Task(ABC):
         size = self.size if size is None else size
         if split not in SPLITS:
             raise ValueError(f"split '{split}' does not exist; choose from {', '.join(SPLITS)}")
-        if not 1 <= size <= self.size:
-            raise ValueError(f"the number of {self.unit} must be between 1 and {self.size}, got {size}")
+        if not self.first_size <= size <= self.size:
+            raise ValueError(f"the number of {self.unit} must be between {self.first_size} and {self.size}, got {size}")
         return self.draw(split, indices, size)
 
     def columns(self, split: str, indices: Iterable[int], size: int | None = None) -> dict[str, np.ndarray]:

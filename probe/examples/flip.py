@@ -76,9 +76,10 @@ def flip_test(
         follows = _predict(model, flip.changed, batch_size)
         is_queried = answers != labels
         follows = follows == torch.where(is_queried, answers, flip.value[:, None])
-        for queried in (True, False):
-            hits[queried] += int(follows[is_queried == queried].sum())
-            counts[queried] += int((is_queried == queried).sum())
+        is_other = ~is_queried & (labels != flip.value[:, None])  # it may be right, for another reason
+        for queried, chosen in ((True, is_queried), (False, is_other)):
+            hits[queried] += int(follows[chosen].sum())
+            counts[queried] += int(chosen.sum())
     return FlipResult(
         follows_queried=hits[True] / counts[True],
         follows_other=hits[False] / counts[False],

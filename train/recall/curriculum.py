@@ -10,7 +10,7 @@ EMA_DECAY = 0.8
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """Growth of the examples from size 1 to that of the task, K, during training. The task says what is counted.
+    """Growth of the examples from the smallest size to that of the task, K, during training. The task says what counts.
 
     Args:
         kind: `off` (size K from the start), `linear` (with the step number) or `when_solved` (with the accuracy).
@@ -40,12 +40,14 @@ class Curriculum:
     Args:
         config: how it grows.
         full_size: K, the final one.
+        first_size: the one that it begins with.
     """
 
-    def __init__(self, config: CurriculumConfig, full_size: int) -> None:
+    def __init__(self, config: CurriculumConfig, full_size: int, first_size: int = 1) -> None:
         self.config = config
         self.full_size = full_size
-        self.size = full_size if config.kind == "off" else 1
+        self.first_size = first_size
+        self.size = full_size if config.kind == "off" else first_size
         self.running_accuracy = 0.0
 
     def update(self, step: int, accuracy: float) -> None:
@@ -55,8 +57,8 @@ class Curriculum:
             accuracy: training accuracy of step `step`, in [0, 1], over all devices.
         """
         if self.config.kind == "linear":
-            grown = (self.full_size - 1) * (step + 1) // self.config.steps
-            self.size = min(1 + grown, self.full_size)
+            grown = (self.full_size - self.first_size) * (step + 1) // self.config.steps
+            self.size = min(self.first_size + grown, self.full_size)
         elif self.config.kind == "when_solved":
             self.running_accuracy = EMA_DECAY * self.running_accuracy + (1 - EMA_DECAY) * accuracy
             if self.running_accuracy > self.config.threshold and self.size < self.full_size:

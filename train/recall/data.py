@@ -43,7 +43,7 @@ class TaskDataModule(LightningDataModule):
         num_validation_examples: Sequences per validation, always of the full task.
         num_workers: Processes that draw training examples ahead of the step; 0 draws them in the training process.
             When the curriculum changes the size, they start again.
-        curriculum: How the size of training examples grows from 1 to that of the task: of mqar the number of pairs.
+        curriculum: How the size of training examples grows to that of the task: of mqar the number of pairs.
 
     Raises:
         ValueError: a size that is not positive, or a seed in the task that is not `seed`.
@@ -67,7 +67,7 @@ class TaskDataModule(LightningDataModule):
         if task.seed not in (0, seed):
             raise ValueError(f"the task's seed is that of seed_everything ({seed}): leave it out, got {task.seed}")
         self.task: Any = replace(task, seed=int(seed))  # type: ignore[type-var]
-        self.curriculum = Curriculum(curriculum, task.size)
+        self.curriculum = Curriculum(curriculum, task.size, task.first_size)
         self.batch_size = batch_size
         self.num_validation_examples = num_validation_examples
         self.num_workers = num_workers

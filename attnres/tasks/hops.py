@@ -1,0 +1,191 @@
+"""Chained recall: from an entity, follow the facts of the context k times. Each hop needs the answer of the one before.
+
+With three facts, entities e*, which are both keys and values, and hop tokens h1 and h2:
+
+    input_ids   e5   e2   e7   e5   e2   e7   h2   e5   h1   e7   h2   e2   …
+    labels      -100 -100 -100 -100 -100 -100 -100 e7   -100 e5   -100 e5
+
+The facts e5 -> e2, e7 -> e5, e2 -> e7 stand in random order and make one cycle, so that all hops lead elsewhere. Labels
+stand at the entity that is asked for. Every entity is asked for with every number of hops, in random order: so many
+questions in a sequence are what makes a model learn more than one hop (docs/recipe.md). Numbers of hops are mixed from
+the start, as by Sanford et al. (arXiv:2402.09268).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnres.inputs import LARGEST_INTEGER, check_number
+from attnres.tasks.task import IGNORE_INDEX, Flip, Task, TaskBatch
+
+MOST_ENTITIES, MOST_HOPS = 1024, 16
+
+
+@dataclass(frozen=True)
+class HopsBatch(TaskBatch):
+    """A batch of contexts of n facts, with q queries each.
+
+    Attributes:
+        keys: (batch, n) token ids of entities, in the order of the facts.
+        values: (batch, n) `values[:, j]` is where `keys[:, j]` leads.
+        asked: (batch, q) token ids of entities.
+        hops: (batch, q) how many.
+        first_hop: (batch,) the token id of no hop; those of 1, 2, ... come next.
+        fewest: (batch,) the fewest hops of the task.
+    """
+
+    keys: Tensor
+    values: Tensor
+    asked: Tensor
+    hops: Tensor
+    first_hop: Tensor
+    fewest: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def input_ids(self) -> Tensor:
+        """(batch, 2 n + 2 q): the facts, then the queries, each a number of hops and an entity."""
+        facts = torch.stack((self.keys, self.values), dim=-1).flatten(1)
+        queries = torch.stack((self.first_hop[:, None] + self.hops, self.asked), dim=-1).flatten(1)
+        return torch.cat((facts, queries), dim=1)
+
+    @property
+    def answers(self) -> Tensor:
+        """(batch, q): where the hops lead."""
+        found = self.asked
+        for hop in range(int(self.hops.max())):
+            fact = (self.keys.unsqueeze(1) == found.unsqueeze(2)).long().argmax(-1)
+            found = torch.where(hop < self.hops, self.values.gather(1, fact), found)
+        return found
+
+    @property
+    def labels(self) -> Tensor:
+        labels = torch.full_like(self.input_ids, IGNORE_INDEX)
+        labels[:, self.query_positions] = self.answers
+        return labels
+
+    @property
+    def candidates(self) -> Tensor:
+        return self.keys
+
+    @property
+    def query_positions(self) -> Tensor:
+        return 2 * self.size + 1 + 2 * torch.arange(self.asked.shape[1], device=self.keys.device)
+
+    @property
+    def groups(self) -> Tensor:
+        return self.hops - self.fewest[:, None]
+
+
+@dataclass(frozen=True)
+class Hops(Task):
+    """Chained recall.
+
+    Args:
+        num_facts: n, facts of a context, each of an entity of its own.
+        num_entities: token ids of entities; a context has n of them. The fewer there are beside, the sooner it is
+            learned.
+        max_hops: the most hops that are asked for.
+        min_hops: the fewest; 0 asks for the entity itself.
+        seed: names the training and validation streams.
+
+    Raises:
+        ValueError: a number is out of range, there are fewer entities than facts, or so few facts that the most hops
+            lead back to the start.
+    """
+
+    name: ClassVar[str] = "hops"
+    unit: ClassVar[str] = "facts"
+
+    num_facts: int = 8
+    num_entities: int = 8
+    max_hops: int = 2
+    min_hops: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("num_entities", self.num_entities, 2, MOST_ENTITIES)
+        check_number("max_hops", self.max_hops, 1, MOST_HOPS)
+        check_number("min_hops", self.min_hops, 0, self.max_hops, "the most hops")
+        check_number("seed", self.seed, 0, LARGEST_INTEGER)
+        if not self.first_size <= self.num_facts <= self.num_entities:
+            raise ValueError(
+                f"num_facts must be between {self.first_size}, so that {self.max_hops} hops lead elsewhere, and "
+                f"num_entities ({self.num_entities}), as each is of an entity of its own; got {self.num_facts}"
+            )
+
+    @property
+    def vocab_size(self) -> int:  # type: ignore[override]
+        """Entities, then the hop tokens from no hop on."""
+        return self.num_entities + self.max_hops + 1
+
+    @property
+    def size(self) -> int:
+        return self.num_facts
+
+    @property
+    def first_size(self) -> int:
+        return self.max_hops + 2
+
+    @property
+    def num_tokens(self) -> int:
+        return 2 * self.num_facts + 2 * self.num_queries
+
+    @property
+    def num_queries(self) -> int:
+        return self.num_facts * len(self.groups)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(f"hops_{number}" for number in range(self.min_hops, self.max_hops + 1))
+
+    @property
+    def plateau_accuracy(self) -> float:
+        return 1 / self.num_facts
+
+    @property
+    def num_flips(self) -> int:
+        return 4
+
+    def draw(self, split: str, indices: Iterable[int], size: int) -> HopsBatch:
+        drawn = [self._draw(self.rng(split, int(index), size), size) for index in indices]
+        keys, values, asked, hops = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
+        numbers = (torch.full((len(keys),), number) for number in (self.num_entities, self.min_hops))
+        return HopsBatch(keys, values, asked, hops, *numbers)
+
+    def _draw(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, ...]:
+        """Keys, values, and the entity and hops of each query, of one example."""
+        cycle = rng.choice(self.num_entities, size, replace=False)
+        order = rng.permutation(size)
+        queries = rng.permutation(size * len(self.groups))
+        asked, hops = cycle[queries % size], self.min_hops + queries // size
+        return cycle[order], np.roll(cycle, -1)[order], asked, hops
+
+    def collate(self, columns: Mapping[str, Any]) -> HopsBatch:
+        names = ("keys", "values", "asked", "hops", "first_hop", "fewest")
+        return HopsBatch(*(torch.as_tensor(columns[name]) for name in names))
+
+    def flips(self, batch: TaskBatch, seed: int) -> Iterator[Flip]:
+        """Of some facts in turn, in every context, the value becomes another entity of the context, but not its key."""
+        assert isinstance(batch, HopsBatch)
+        batch = batch.to("cpu")
+        generator = torch.Generator().manual_seed(seed)
+        changed_facts = torch.rand(batch.keys.shape, generator=generator).argsort(1)[:, : self.num_flips]
+        for changed in changed_facts.unbind(1):
+            taken = torch.stack([part.gather(1, changed[:, None]) for part in (batch.keys, batch.values)])
+            scores = torch.rand(batch.keys.shape, generator=generator)
+            scores = scores.masked_fill((batch.keys == taken).any(0), -1.0)
+            new_values = batch.keys.gather(1, scores.argmax(1, keepdim=True))
+            yield Flip(replace(batch, values=batch.values.scatter(1, changed[:, None], new_values)), new_values[:, 0])
+
+
+__all__ = ["Hops", "HopsBatch"]
