@@ -90,6 +90,14 @@ def test_flips_change_one_value_of_each_context(task):
 
 def test_a_pointer_is_read_by_hand():
     batch = Pointer(address_bits=3, vocab_size=40).batch("train", range(60))
+    for ids, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
+        memory, bits, query = ids[:8], ids[8:11], ids[11]
+        assert query == 39
+        assert labels == [IGNORE_INDEX] * 11 + [memory[int("".join(str(bit - 37) for bit in bits), 2)]]
+
+
+def test_hops_are_followed_by_hand():
+    task = ALL["hops"]
     batch = task.batch("train", range(40))
     for ids, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
         leads_to = dict(zip(ids[:12:2], ids[1:12:2], strict=True))
