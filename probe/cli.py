@@ -5,6 +5,7 @@
     attnres-probe baseline runs/vanilla --num_blocks 4 --output runs/wrapped
     attnres-probe compare runs/mine runs/wrapped
     attnres-probe report runs/mine runs/wrapped
+    attnres-probe flip runs/mine                      # whether its output follows a changed value
     attnres-probe verify runs/mine                    # whether it holds what was measured
     attnres-probe trail runs/mine --num_probes 40     # steps of the training, where most happens
     attnres-probe prune runs/mine
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from probe.command_line import OneLineParser, run_program
 from probe.settings import ProbeSettings
@@ -34,6 +36,9 @@ DEVICE_HELP = "Torch device. null for cuda where there is one, else cpu."
 TASK_HELP = (
     'Task to probe on, where none lies beside the checkpoint: a JSON file such as {"task": "mqar", "num_pairs": 16, '
     '"vocab_size": 256, "seed": 0}, or one in words, as configs/text_recall.json.'
+)
+TOKENIZER_HELP = (
+    "For prompts and tasks in words: a folder or a hub id with tokenizer files. null for the checkpoint's own."
 )
 PROMPTS_HELP = (
     'Prompts to probe on, in place of a task: a file with a JSON object a line, such as {"prompt": "The capital of '
@@ -86,6 +91,18 @@ def add_verify(parser: ArgumentParser) -> None:
     parser.add_argument("--cells", type=int, default=3, help=number)
 
 
+def add_flip(parser: ArgumentParser) -> None:
+    any_model = ", or any causal language model of transformers (with --task in words, and a tokenizer)."
+    parser.add_argument("checkpoint", type=str, help=CHECKPOINT_HELP + any_model)
+    parser.add_argument("--task", type=Path | None, help=TASK_HELP)
+    parser.add_argument("--tokenizer", type=str | None, help=TOKENIZER_HELP)
+    parser.add_argument("--num_sequences", type=PositiveInt, default=256, help="Sequences; each is changed in turn.")
+    parser.add_argument("--batch_size", type=PositiveInt, default=64, help="Sequences of a forward pass.")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Of the changes.")
+    parser.add_argument("--output", type=Path | None, help="Write every outcome to this file: .json, .csv or .parquet.")
+    parser.add_argument("--device", type=str | None, help=DEVICE_HELP)
+
+
 def add_trail(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="A run directory with a trail; its config.yaml says how it is probed.")
     number = "Steps to have been probed in all. null for probe.trail_probes of the run."
@@ -108,10 +125,7 @@ def add_export(parser: ArgumentParser) -> None:
 def add_probe_options(parser: ArgumentParser) -> None:
     parser.add_argument("--task", type=Path | None, help=TASK_HELP)
     parser.add_argument("--prompts", type=Path | None, help=PROMPTS_HELP)
-    tokenizer = (
-        "For prompts and tasks in words: a folder or a hub id with tokenizer files. null for the checkpoint's own."
-    )
-    parser.add_argument("--tokenizer", type=str | None, help=tokenizer)
+    parser.add_argument("--tokenizer", type=str | None, help=TOKENIZER_HELP)
     parser.add_class_arguments(ProbeSettings, None)
     parser.add_argument("--device", type=str | None, help=DEVICE_HELP)
     parser.add_argument("--devices", type=int, default=1, help="Processes that share the sequences, a device each.")
@@ -124,6 +138,7 @@ OPTIONS = {
     "baseline": ("See a vanilla Qwen3 through the recency-bias wrapper and probe that.", add_baseline),
     "compare": ("B - A for every cell that two probes hold, paired by sequence.", add_compare),
     "report": ("Print one table for all runs, write each run's figures and one HTML page of all runs.", add_report),
+    "flip": ("Change a value of each context: does the output follow where it is asked for, and only there?", add_flip),
     "verify": ("Say of every file and result of a run whether it is what was written and measured.", add_verify),
     "trail": ("Probe steps of a run's trail, the weights kept while it trained, where most happens.", add_trail),
     "prune": ("Remove the steps of a run's trail that were not probed.", add_prune),
@@ -131,7 +146,8 @@ OPTIONS = {
 }
 """Command -> what it does, and what adds its options."""
 MODULES: dict[str, str] = dict.fromkeys(("trail", "prune", "export"), "probe.trail_commands") | {
-    "verify": "probe.verify"
+    "verify": "probe.verify",
+    "flip": "probe.flip_commands",
 }
 """Where the function of a command is, if not in `probe.commands`. It may return an exit status."""
 

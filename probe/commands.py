@@ -40,6 +40,7 @@ from probe.runner import Effects, check_probe, probe_model, sweep_share
 from probe.settings import ProbeSettings
 
 if TYPE_CHECKING:
+    import pandas as pd
     from lightning.fabric import Fabric
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -110,22 +111,33 @@ def _export_wrapped(options: Namespace, settings: ProbeSettings, subject: Subjec
 
 
 def compare(options: Namespace) -> None:
-    if options.output is not None:
-        if options.output.suffix not in WRITERS:
-            raise ValueError(f"--output {options.output} must end in {', '.join(WRITERS)}")
-        if os.path.lexists(options.output):
-            raise ValueError(f"--output {options.output} exists: choose another, nothing is overwritten")
-        _check_can_be_made("--output", options.output)
+    check_table_can_be_made(options.output)
     how = Inference(num_resamples=options.num_resamples, seed=options.seed)
     with unlisted((options.a, options.b)):
         rows = compare_runs(load_run(options.a), load_run(options.b), how)
         table = comparison_table(rows, (str(options.a), str(options.b)), options.metric)
     say(table)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(options.output) as part:
-            WRITERS[options.output.suffix](rows, part)
-        say(f"\nwritten: {options.output}")
+    write_table(options.output, rows)
+
+
+def check_table_can_be_made(path: Path | None) -> None:
+    """Raise a ValueError unless `write_table` can write there, and overwrites nothing."""
+    if path is None:
+        return
+    if path.suffix not in WRITERS:
+        raise ValueError(f"--output {path} must end in {', '.join(WRITERS)}")
+    if os.path.lexists(path):
+        raise ValueError(f"--output {path} exists: choose another, nothing is overwritten")
+    _check_can_be_made("--output", path)
+
+
+def write_table(path: Path | None, rows: pd.DataFrame) -> None:
+    """Write what a command was asked to, and say so."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            WRITERS[path.suffix](rows, part)
+        say(f"\nwritten: {path}")
 
 
 def report(options: Namespace) -> None:
@@ -224,15 +236,21 @@ def _load_wrapped(options: Namespace) -> Subject:
 
 
 def _task(options: Namespace, checkpoint: Checkpoint) -> ProbeTask:
+    if options.prompts is None:
+        return task_of(options, checkpoint)
     source = options.tokenizer or options.checkpoint
-    if options.prompts is not None:
-        return PromptTask.read(options.prompts, load_tokenizer(source), source)
+    return PromptTask.read(options.prompts, load_tokenizer(source), source)
+
+
+def task_of(options: Namespace, checkpoint: Checkpoint) -> ProbeTask:
+    """The task that --task names, or that lies beside the checkpoint. Raises ValueError where none does."""
     task = checkpoint.task if options.task is None else task_from_dict(read_json(options.task))
     if task is None:
         raise ValueError(
             f"nothing beside {options.checkpoint} says which task to probe on: give --task FILE or --prompts FILE"
         )
     if isinstance(task, TextRecall):
+        source = options.tokenizer or options.checkpoint
         return TextPrompts(task, load_tokenizer(source), source)
     if options.tokenizer is not None:
         raise ValueError(f"--tokenizer is for text_recall and --prompts; the task {task.name} has token ids of its own")

@@ -272,7 +272,7 @@ def _engine(
     return engine
 
 
-def check_finite(model: AttnResForCausalLM) -> None:
+def check_finite(model: torch.nn.Module) -> None:
     """Raise a ValueError that names a parameter with values that are not finite, if the model has any."""
     found = [(name, value) for name, value in model.named_parameters() if not value.is_meta and not _is_finite(value)]
     if found:

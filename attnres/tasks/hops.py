@@ -7,14 +7,14 @@ With three facts, entities e*, which are both keys and values, and hop tokens h1
 
 The facts e5 -> e2, e7 -> e5, e2 -> e7 stand in random order and make one cycle, so that all hops lead elsewhere. Labels
 stand at the entity that is asked for. Every entity is asked for with every number of hops, in random order: so many
-questions in a sequence are what makes a model learn more than one hop (docs/recipe.md). Numbers of hops are mixed from
-the start, as by Sanford et al. (arXiv:2402.09268).
+questions in a sequence are what makes a model learn more than one hop (docs/recipe.md). Numbers of hops are mixed, as
+by Sanford et al. (arXiv:2402.09268). The curriculum adds facts first, with up to two hops, and then hops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from attnres.inputs import LARGEST_INTEGER, check_number
 from attnres.tasks.task import IGNORE_INDEX, Flip, Task, TaskBatch
 
 MOST_ENTITIES, MOST_HOPS = 1024, 16
+FIRST_HOPS = 2
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class HopsBatch(TaskBatch):
         hops: (batch, q) how many.
         first_hop: (batch,) the token id of no hop; those of 1, 2, ... come next.
         fewest: (batch,) the fewest hops of the task.
+        sizes: (batch,) as `size`.
     """
 
     keys: Tensor
@@ -46,10 +48,11 @@ class HopsBatch(TaskBatch):
     hops: Tensor
     first_hop: Tensor
     fewest: Tensor
+    sizes: Tensor
 
     @property
     def size(self) -> int:
-        return self.keys.shape[1]
+        return int(self.sizes[0])
 
     @property
     def input_ids(self) -> Tensor:
@@ -79,7 +82,7 @@ class HopsBatch(TaskBatch):
 
     @property
     def query_positions(self) -> Tensor:
-        return 2 * self.size + 1 + 2 * torch.arange(self.asked.shape[1], device=self.keys.device)
+        return 2 * self.keys.shape[1] + 1 + 2 * torch.arange(self.asked.shape[1], device=self.keys.device)
 
     @property
     def groups(self) -> Tensor:
@@ -104,7 +107,7 @@ class Hops(Task):
     """
 
     name: ClassVar[str] = "hops"
-    unit: ClassVar[str] = "facts"
+    unit: ClassVar[str] = "facts and hops"
 
     num_facts: int = 8
     num_entities: int = 8
@@ -117,9 +120,9 @@ class Hops(Task):
         check_number("max_hops", self.max_hops, 1, MOST_HOPS)
         check_number("min_hops", self.min_hops, 0, self.max_hops, "the most hops")
         check_number("seed", self.seed, 0, LARGEST_INTEGER)
-        if not self.first_size <= self.num_facts <= self.num_entities:
+        if not self.max_hops + 2 <= self.num_facts <= self.num_entities:
             raise ValueError(
-                f"num_facts must be between {self.first_size}, so that {self.max_hops} hops lead elsewhere, and "
+                f"num_facts must be between {self.max_hops + 2}, so that {self.max_hops} hops lead elsewhere, and "
                 f"num_entities ({self.num_entities}), as each is of an entity of its own; got {self.num_facts}"
             )
 
@@ -130,11 +133,16 @@ class Hops(Task):
 
     @property
     def size(self) -> int:
-        return self.num_facts
+        return self.num_facts + self.max_hops - self._first_hops
 
     @property
     def first_size(self) -> int:
-        return self.max_hops + 2
+        return self._first_hops + 2
+
+    @property
+    def _first_hops(self) -> int:
+        """The most hops at the beginning."""
+        return max(self.min_hops, min(self.max_hops, FIRST_HOPS))
 
     @property
     def num_tokens(self) -> int:
@@ -159,20 +167,20 @@ class Hops(Task):
     def draw(self, split: str, indices: Iterable[int], size: int) -> HopsBatch:
         drawn = [self._draw(self.rng(split, int(index), size), size) for index in indices]
         keys, values, asked, hops = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
-        numbers = (torch.full((len(keys),), number) for number in (self.num_entities, self.min_hops))
+        numbers = (torch.from_numpy(np.full(len(drawn), number)) for number in (self.num_entities, self.min_hops, size))
         return HopsBatch(keys, values, asked, hops, *numbers)
 
     def _draw(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, ...]:
         """Keys, values, and the entity and hops of each query, of one example."""
-        cycle = rng.choice(self.num_entities, size, replace=False)
-        order = rng.permutation(size)
-        queries = rng.permutation(size * len(self.groups))
-        asked, hops = cycle[queries % size], self.min_hops + queries // size
+        facts = min(size, self.num_facts)
+        most_hops = self._first_hops + size - facts
+        cycle, order = rng.choice(self.num_entities, facts, replace=False), rng.permutation(facts)
+        queries = rng.permutation(facts * (most_hops - self.min_hops + 1))
+        asked, hops = cycle[queries % facts], self.min_hops + queries // facts
         return cycle[order], np.roll(cycle, -1)[order], asked, hops
 
     def collate(self, columns: Mapping[str, Any]) -> HopsBatch:
-        names = ("keys", "values", "asked", "hops", "first_hop", "fewest")
-        return HopsBatch(*(torch.as_tensor(columns[name]) for name in names))
+        return HopsBatch(*(torch.as_tensor(columns[field.name]) for field in fields(HopsBatch)))
 
     def flips(self, batch: TaskBatch, seed: int) -> Iterator[Flip]:
         """Of some facts in turn, in every context, the value becomes another entity of the context, but not its key."""

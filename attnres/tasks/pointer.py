@@ -130,8 +130,8 @@ class Pointer(Task):
             rng = self.rng(split, int(index), size)
             cells.append(rng.choice(self.num_values, 2**size, replace=False))
             address.append(rng.integers(2**size))
-        first_bit = torch.full((len(cells),), self.num_values)
-        return PointerBatch(torch.from_numpy(np.stack(cells)), torch.tensor(np.array(address)), first_bit)
+        parts = np.stack(cells), np.array(address), np.full(len(cells), self.num_values)
+        return PointerBatch(*map(torch.from_numpy, parts))
 
     def collate(self, columns: Mapping[str, Any]) -> PointerBatch:
         return PointerBatch(*(torch.as_tensor(columns[name]) for name in ("cells", "address", "first_bit")))

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from attnres.inputs import check_memory
 from attnres.tasks import Task, TextRecall
 from probe.examples.examples import Examples
-from probe.examples.flip import FlipResult, flip_test
+from probe.examples.flip import FlipResult, flip_outcomes
 from probe.settings import fewest_sequences
 
 FEWER_TOKENS = "make the settings that decide its length smaller (num_pairs, noise_tokens, distance, ...)"
@@ -64,9 +65,14 @@ class ProbeTask(ABC):
         """The examples of the flip test that have to be checked before work starts."""
         return ()
 
-    def flip_test(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> FlipResult | None:
-        """The flip test on the same examples; None without a new value to change one to."""
+    def flip_outcomes(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> pd.DataFrame | None:
+        """The flip test on the same examples (`probe.examples.flip`); None without a new value to change one to."""
         return None
+
+    def flip_test(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> FlipResult | None:
+        """Its shares."""
+        outcomes = self.flip_outcomes(model, count, seed, batch_size)
+        return None if outcomes is None else FlipResult.of(outcomes)
 
 
 @dataclass(frozen=True)
@@ -131,9 +137,9 @@ class TokenTask(SyntheticTask):
     def examples(self, count: int) -> Examples:
         return Examples.from_batch(self.task.batch("probe", range(count)))
 
-    def flip_test(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> FlipResult | None:
+    def flip_outcomes(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> pd.DataFrame | None:
         contexts = self.task.batch("probe", range(count))
-        return flip_test(model, self.task, contexts, seed, batch_size) if self.num_flips else None
+        return flip_outcomes(model, self.task, contexts, seed, batch_size) if self.num_flips else None
 
 
 def as_probe_task(task: Task | ProbeTask) -> ProbeTask:

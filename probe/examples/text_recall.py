@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from attnres.tasks import TextExample, TextRecall
 from probe.examples.examples import Examples, Row, as_row
-from probe.examples.flip import FlipResult, recall_accuracy
+from probe.examples.flip import outcomes_of_prompts
 from probe.examples.prompts import tokenize
 from probe.examples.tasks import SyntheticTask, check_vocabulary, describe_tokens
 from probe.settings import fewest_sequences
@@ -84,15 +85,15 @@ class TextPrompts(SyntheticTask):
                 rows.append(self.encode(replace(example, codes=tuple(codes)), answer=changed))
             yield Examples.collate(rows)
 
-    def flip_test(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> FlipResult | None:
+    def flip_outcomes(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> pd.DataFrame | None:
         """Change the code of the name that is asked for, then of another one, in every prompt.
 
         "The output is the new code" where it is the most probable continuation, token by token.
         """
         if not self.num_flips:
             return None
-        queried, other = (recall_accuracy(model, each, batch_size) for each in self.flipped(count, seed))
-        return FlipResult(queried, other, n_queried=count, n_other=count, n_sequences=count)
+        changed = zip((True, False), self.flipped(count, seed), strict=True)
+        return outcomes_of_prompts(model, self.examples(count), changed, batch_size)
 
     def encode(self, example: TextExample, answer: int | None = None) -> Row:
         """(input_ids, labels, candidates) of an example, with candidate `answer` as the answer; `None`: the right one.

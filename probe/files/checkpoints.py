@@ -43,11 +43,14 @@ class Checkpoint:
     step: int
 
 
-def load_model(source: str) -> Checkpoint:
+def load_model(source: str, any_causal_lm: bool = False) -> Checkpoint:
     """Load from a run directory (its `hf/`), an exported folder, a Lightning `.ckpt` or a hub id.
 
+    Args:
+        any_causal_lm: whether models that are neither AttnRes models nor a vanilla Qwen3 are taken, too.
+
     Raises:
-        ValueError: nothing there, or not a model of this framework or a vanilla Qwen3.
+        ValueError: nothing there, or not such a model.
     """
     path = Path(source)
     if path.suffix == ".ckpt":
@@ -61,12 +64,12 @@ def load_model(source: str) -> Checkpoint:
             )
         above = folder.resolve().parent
         run = path.name if folder is not path else above.name if trail_step(folder) is None else above.parent.name
-        return _load_exported(str(folder), run or path.resolve().name, folder)
+        return _load_exported(str(folder), run or path.resolve().name, folder, any_causal_lm)
     # A hub id is owner/name; where a folder of the owner's name lies here, a path was meant.
     if path.exists() or path.is_absolute() or source.count("/") != 1 or path.parent.exists():
         what = "is not a checkpoint" if path.exists() else "does not exist"
         raise ValueError(f"{source} {what}: expected a run directory, a .ckpt, an exported folder or a hub id")
-    return _load_exported(source, source, None)
+    return _load_exported(source, source, None, any_causal_lm)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -119,7 +122,7 @@ def check_weights(folder: Path) -> None:
             )
 
 
-def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
+def _load_exported(source: str, run: str, folder: Path | None, any_causal_lm: bool = False) -> Checkpoint:
     if folder is not None:
         check_weights(folder)
     try:
@@ -128,7 +131,8 @@ def _load_exported(source: str, run: str, folder: Path | None) -> Checkpoint:
         where = "no such local path, and not to be had from the hub"
         what = "its config.json is unreadable" if folder else where
         raise ValueError(f"{source}: {what} ({first_line(error)})") from error
-    _check_model_type(source, config.model_type)
+    if not any_causal_lm:
+        _check_model_type(source, config.model_type)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, output_loading_info=True, use_safetensors=True, trust_remote_code=False

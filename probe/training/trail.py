@@ -169,11 +169,15 @@ def read_clean(model: AttnResForCausalLM, task: Task, batch_size: int) -> Readin
         outputs: Any = model(
             batch.input_ids, logits_to_keep=batch.query_positions, use_cache=False, output_routing_weights=True
         )
-        logits, share = outputs.logits.float(), len(batch.keys) / count
-        answers, rivals = batch.answers.unsqueeze(-1), batch.values.unsqueeze(1).expand(-1, logits.shape[1], -1)
+        logits, share = outputs.logits.float(), len(batch) / count
+        answers = batch.labels[:, batch.query_positions].unsqueeze(-1)
+        rivals = batch.candidates.unsqueeze(1).expand(-1, logits.shape[1], -1)
         answer = logits.gather(-1, answers)
         strongest = logits.gather(-1, rivals).masked_fill(rivals == answers, -torch.inf).amax(-1)
-        found = {"accuracy": (logits.argmax(-1) == batch.answers).float(), "margin": answer.squeeze(-1) - strongest}
+        found = {
+            "accuracy": (logits.argmax(-1) == answers.squeeze(-1)).float(),
+            "margin": answer.squeeze(-1) - strongest,
+        }
         means = {name: float(values.double().mean()) for name, values in found.items()}
         for site, weights in zip(sites, outputs.routing_weights, strict=True):
             for family, mass in zip(site.families, weights.double().mean((0, 1)).tolist(), strict=True):

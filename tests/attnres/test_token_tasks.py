@@ -113,6 +113,15 @@ def test_hops_are_followed_by_hand():
         assert set(labels[:12] + labels[12::2]) == {IGNORE_INDEX}
 
 
+def test_hops_are_added_when_all_facts_are_there():
+    task = Hops(num_facts=7, num_entities=7, max_hops=5)
+    assert (task.first_size, task.size) == (4, 10)
+    sizes = [task.batch("train", range(2), size) for size in range(4, 11)]
+    assert [batch.keys.shape[1] for batch in sizes] == [4, 5, 6, 7, 7, 7, 7]
+    assert [int(batch.hops.max()) for batch in sizes] == [2, 2, 2, 2, 3, 4, 5]
+    assert [batch.asked.shape[1] for batch in sizes] == [8, 10, 12, 14, 21, 28, 35]
+
+
 def test_a_changed_fact_leads_elsewhere():
     """An answer is another exactly where its way goes over the changed fact, in its first `hops` steps."""
     task = Hops(num_facts=5, num_entities=5, max_hops=2)
@@ -135,7 +144,7 @@ def test_a_changed_fact_leads_elsewhere():
         (lambda: Hops(num_facts=9), "; got 9"),
         (lambda: Hops(min_hops=3), "min_hops must be at most 2, got 3"),
         (lambda: Hops(max_hops=0), "max_hops must be at least 1, got 0"),
-        (lambda: Hops().batch("train", [0], 3), "the number of facts must be between 4 and 8, got 3"),
+        (lambda: Hops().batch("train", [0], 3), "the number of facts and hops must be between 4 and 8, got 3"),
         (lambda: Pointer().batch("test", [0]), "split 'test' does not exist"),
         (lambda: task_from_dict({"task": "hops", "num_pairs": 3}), "unknown task setting 'num_pairs'"),
     ],

@@ -1,0 +1,56 @@
+"""The flip test's outcomes as shares with intervals: of all queries, and of each group of them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from probe.analysis import stats
+
+ALL = "all"
+OUTCOMES = ("follows", "moves")
+
+
+def flip_shares(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """A row for each group of queries and of all, and for what was changed.
+
+    Intervals are Wilson's (1927), 95 %, as if each sequence were a single answer, which is the most that clustering can
+    cost; a bootstrap has none where every output follows, or none.
+
+    Args:
+        outcomes: of `probe.examples.flip.flip_outcomes`.
+
+    Returns:
+        Columns `group`, `asked`, of each outcome its share, `_low` and `_high`, `n_queries`, `n_sequences`.
+    """
+    groups = list(dict.fromkeys(outcomes["group"].sort_values()))
+    rows = []
+    for group in [ALL, *(groups if len(groups) > 1 else [])]:
+        chosen = outcomes if group == ALL else outcomes[outcomes["group"] == group]
+        for asked in (True, False):
+            part = chosen[chosen["asked"] == asked]
+            if len(part):
+                rows.append({"group": group, "asked": asked, **_shares(part)})
+    return pd.DataFrame(rows)
+
+
+def _shares(part: pd.DataFrame) -> dict[str, float]:
+    count = part["sequence"].nunique()
+    row: dict[str, float] = {}
+    for outcome in OUTCOMES:
+        share = float(part[outcome].mean())
+        low, high = stats.wilson_low(share, count), 1 - stats.wilson_low(1 - share, count)
+        row |= {outcome: share, f"{outcome}_low": low, f"{outcome}_high": high}
+    return row | {"n_queries": len(part), "n_sequences": count}
+
+
+def flip_text(shares: pd.DataFrame) -> str:
+    """The shares as lines of a table, and what they mean."""
+    lines = [f"{'queries':<14}{'changed value':<16}{'follows [95 % CI]':<26}{'moves [95 % CI]':<26}{'n':>8}"]
+    for row in shares.to_dict("records"):
+        cells = [f"{row[name]:.4f} [{row[f'{name}_low']:.4f}, {row[f'{name}_high']:.4f}]" for name in OUTCOMES]
+        changed = "asked for" if row["asked"] else "another"
+        lines.append(f"{row['group']:<14}{changed:<16}{cells[0]:<26}{cells[1]:<26}{row['n_queries']:>8,}")
+    lines += ["", "follows: the output is right after the change (another value: it is the new one, which is wrong);"]
+    return "\n".join(
+        [*lines, "moves: it is another than before. A model that looks up what is asked for has 1, 1, 0, 0."]
+    )
