@@ -57,7 +57,7 @@ def trace(
     directions: Sequence[str] = DIRECTIONS,
     positions: Positions = None,
     with_aliases: bool = False,
-    batch_size: int = 64,
+    batch_size: int = 16,
     tokens_per_pass: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TraceResult:
@@ -80,10 +80,10 @@ def trace(
     """
     started = time.perf_counter()
     task = _Task.of(model, flips, sites, directions, positions, with_aliases, batch_size, tokens_per_pass)
-    batches = [task.work(rows) for rows in task.batches]
-    done, total = 0, sum(len(work.passes) for work in batches)
+    done, total = 0, 0 if on_progress is None else sum(len(task.work(rows).passes) for rows in task.batches)
     stack, found = as_stack(model), []
-    for rows, work in zip(task.batches, batches, strict=True):
+    for rows in task.batches:
+        work = task.work(rows)
         batch = _Batch(stack, task, rows, work)
         for each in work.passes:
             batch.patch(each)
@@ -102,20 +102,21 @@ def plan(
     directions: Sequence[str] = DIRECTIONS,
     positions: Positions = None,
     with_aliases: bool = False,
-    batch_size: int = 64,
+    batch_size: int = 16,
     tokens_per_pass: int | None = None,
 ) -> Plan:
-    """What `trace` with the same arguments will cost. The model is not run: it can be on the "meta" device.
+    """What `trace` with the same arguments will cost. The model is not run: it can be on the "meta" device, with the
+    `tokens_per_pass` of the device that is meant.
 
     Raises:
         ValueError: as `trace`.
     """
     task = _Task.of(model, flips, sites, directions, positions, with_aliases, batch_size, tokens_per_pass)
     num_layers = model.config.num_hidden_layers
-    passes = [each for rows in task.batches for each in task.work(rows).passes]
+    costs = [cost(each, num_layers) for rows in task.batches for each in task.work(rows).passes]
     unit = 2 * num_layers * task.flips.clean_ids.numel()
     patches = len(task.sites) * len(task.masks) * len(task.directions)
-    return Plan(2 + sum(cost(each, num_layers) for each in passes) / unit, 2 + patches, len(passes))
+    return Plan((2 * unit + sum(costs)) / unit, 2 + patches, len(costs))
 
 
 @dataclass(frozen=True)

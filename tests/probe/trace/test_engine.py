@@ -52,13 +52,13 @@ def naive_logits(model, pairs: Flips, masks, with_aliases: bool = False) -> np.n
     naive, rows = NaiveTrace(model, pairs.clean_ids, pairs.corrupted_ids), torch.arange(len(pairs))
     answers = torch.stack((pairs.answer, pairs.flipped_answer), dim=1)
     sites = trace_sites(model)
-    found = np.zeros((2, len(sites), len(masks), len(pairs), 2), np.float32)
+    found = np.zeros((2, len(sites), len(masks), len(pairs), 2))
     for (d, base), (s, site), (p, mask) in product(
         enumerate(("corrupted", "clean")), enumerate(sites), enumerate(masks)
     ):
         twins = model.sites[site.read].aliased_sources if with_aliases and site.aliased else ()
         logits = naive.logits(base, site.kind, site.read, mask, site.source, twins)
-        found[d, s, p] = logits[rows, pairs.position].gather(1, answers).numpy()
+        found[d, s, p] = logits[rows, pairs.position].gather(1, answers).double().numpy()
     return found
 
 
@@ -178,6 +178,12 @@ def test_what_a_trace_costs_is_known_in_advance(model, settings):
     assert planned.forward_passes < 2 + 0.4 * patches
 
 
+def test_a_plan_needs_no_weights(make_model):
+    model, pairs = make_model(), flips()
+    planned = plan(model, pairs, tokens_per_pass=64)
+    assert plan(make_model().to("meta"), pairs, tokens_per_pass=64) == planned
+
+
 @each_model
 def test_no_number_depends_on_how_the_work_is_split(model):
     pairs = flips(count=5)
@@ -214,4 +220,12 @@ def test_a_float64_model_is_traced_in_float64(make_model):
     model, pairs = make_model(num_hidden_layers=LAYERS).double(), flips()
     result: TraceResult = trace(model, pairs)
     assert result.logits.dtype == np.float64
-    np.testing.assert_allclose(result.logits, naive_logits(model, pairs, single(pairs)), atol=1e-6)
+    np.testing.assert_allclose(result.logits, naive_logits(model, pairs, single(pairs)), atol=1e-12)
+
+
+def test_a_model_in_bfloat16_is_traced_as_the_naive_loop_does(make_model):
+    model, pairs = make_model(num_hidden_layers=LAYERS).bfloat16(), flips()
+    result = trace(model, pairs)
+    expected = naive_logits(model, pairs, single(pairs))
+    assert np.abs(result.logits - expected).mean() < 0.01 * np.abs(expected).mean()
+    assert result.floor > 1e-2
