@@ -16,6 +16,7 @@ from probe.analysis.inference import Inference
 from probe.trace import Flips, TraceResult, plan, trace
 from probe.trace.result import GAP_NOT_POSITIVE, TRACE_COLUMNS
 from tests.probe.trace.test_engine import flips
+from tests.support.planted import TASK, redundant_blocks
 
 HOW = Inference(num_resamples=200)
 
@@ -32,9 +33,11 @@ def recall_flips(task: MQAR, count: int) -> Flips:
 
 
 @pytest.fixture(scope="module")
-def traced(trained_model) -> TraceResult:
-    pairs = recall_flips(trained_model.task, 40)
-    return trace(trained_model("block_sum"), pairs)
+def traced() -> TraceResult:
+    """Of a model that solves recall, at the flipped value, its key and the query."""
+    pairs = recall_flips(TASK, 24)
+    value = pairs.differs.int().argmax(1)
+    return trace(redundant_blocks().model, pairs, positions={"key": value - 1, "value": value, "query": pairs.position})
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +51,10 @@ def test_the_table_has_a_row_for_each_direction_site_and_position(traced, table)
     keys = ["direction", "site", "read", "source", "position"]
     assert not table.duplicated(keys).any()
     assert set(table["metric"]) == {"logit_diff"}
-    assert set(table["n_sequences"]) == {40}
+    assert set(table["n_sequences"]) == {24}
     finals = table[table["sublayer"] == "final"]
     assert set(finals["scope"]) == {"final"}
-    assert set(table["scope"]) == {"final", *(f"layer:{i}" for i in range(4))}
+    assert set(table["scope"]) == {"final", *(f"layer:{i}" for i in range(6))}
     assert (table["family"].notna() == (table["site"] == "source")).all()
 
 
@@ -69,22 +72,22 @@ def test_shares_are_ratios_of_sums_with_fiellers_intervals(traced, table):
             rows = rows[rows["source"].isna() if site.source is None else rows["source"] == site.source]
             moved = (traced.margins[d, index] - base).T
             np.testing.assert_allclose(rows["effect"], moved.mean(0), atol=1e-12)
-            expected = stats.strengths(sign * moved, gap, np.ones(40), 200, 0)
+            expected = stats.strengths(sign * moved, gap, np.ones(24), 200, 0)
             for name, values in zip(("strength", "strength_low", "strength_high"), expected, strict=True):
                 np.testing.assert_allclose(rows[name], values, atol=1e-12)
             normalised = (traced.margins[d, index] - traced.corrupted[None]).sum(1) / gap.sum()
             np.testing.assert_allclose(rows["normalised_margin"], normalised, atol=1e-12)
 
 
-def test_the_embeddings_of_all_positions_are_the_whole_answer_and_what_comes_before_the_flip_is_none(table):
-    whole = table[(table["site"] == "stream") & (table["read"] == 0)]
-    np.testing.assert_allclose(whole.groupby("direction")["strength"].sum(), 1.0, atol=1e-12)
-    before = table[table["position"] == 0]  # a key: no value, so no flip, comes before it
-    assert len(before) == len(table) / 7
-    assert (before["effect"] == 0).all()
+def test_the_embedding_of_the_flipped_value_is_the_whole_answer_and_what_comes_before_it_is_nothing(table):
+    first = table[(table["site"] == "stream") & (table["read"] == 0)].set_index("position")["strength"]
+    np.testing.assert_allclose(first["value"], 1.0, atol=1e-12)
+    assert (first["query"] == 0).all()
+    before = table[table["position"] == "key"]
+    assert len(before) == len(table) / 3
+    assert (before[["effect", "strength"]] == 0).all(axis=None)
     assert before["below_floor"].all()
     assert (before["p_value"] == 1).all()
-    assert (before["strength"] == 0).all()
 
 
 def test_sequences_of_one_cluster_are_one_observation(traced):
@@ -95,7 +98,7 @@ def test_sequences_of_one_cluster_are_one_observation(traced):
     doubled = TraceResult(**(twice | {"clusters": np.repeat(traced.clusters, 2)})).table(HOW)
     same = ["effect", "ci_low", "p_value", "p_adjusted", "strength", "strength_low", "strength_high", "n_clusters"]
     np.testing.assert_allclose(doubled[same], traced.table(HOW)[same], rtol=1e-6, atol=1e-9)
-    assert set(doubled["n_sequences"]) == {80}
+    assert set(doubled["n_sequences"]) == {48}
 
 
 def test_where_the_gap_is_not_clear_of_zero_there_are_no_shares(make_model):
