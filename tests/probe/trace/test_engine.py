@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attnres import wrap_qwen3
-from probe.trace import DIRECTIONS, Flips, TraceResult, plan, trace, trace_sites
+from probe.trace import DIRECTIONS, Flips, TraceResult, engine, plan, stack, trace, trace_sites
 from probe.trace import passes as passes_module
 from tests.support.naive_trace import NaiveTrace
 
@@ -176,6 +176,29 @@ def test_what_a_trace_costs_is_known_in_advance(model, settings):
     patches = len(result.sites) * len(result.positions) * 2
     assert planned.naive == 2 + patches
     assert planned.forward_passes < 2 + 0.4 * patches
+
+
+@each_model
+def test_nothing_before_the_patched_site_is_run_again(model, monkeypatch):
+    begun, ran = [], []
+    patch, sublayer = engine._Batch.patch, stack.Stack.sublayer
+
+    def recorded_patch(self, rows):
+        begun.append((rows.kind, rows.read, rows.span[0]))
+        patch(self, rows)
+
+    def recorded_sublayer(self, index, hidden, attention=None, cache=None):
+        if begun:
+            ran.append((*begun[-1], index, cache.length if cache is not None and index % 2 == 0 else None))
+        return sublayer(self, index, hidden, attention, cache)
+
+    monkeypatch.setattr(engine._Batch, "patch", recorded_patch)
+    monkeypatch.setattr(stack.Stack, "sublayer", recorded_sublayer)
+    trace(model, flips(count=1, seed=3))
+    assert len(begun) > 15
+    for kind, read, first, index, before in ran:
+        assert index >= read + (kind == "output")
+        assert before in (first, None)
 
 
 def test_a_plan_needs_no_weights(make_model):
