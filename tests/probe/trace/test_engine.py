@@ -20,11 +20,12 @@ LAYERS, SEQ = 3, 7
 
 def make(name: str, make_model, make_vanilla, **fields):
     shape = {"num_hidden_layers": LAYERS} | fields
+    num_blocks = min(2, shape["num_hidden_layers"])
     if name in ("vanilla", "wrapped"):
         vanilla = make_vanilla(**shape)
-        return wrap_qwen3(vanilla, num_blocks=2, recency_bias=1.0) if name == "wrapped" else vanilla
+        return wrap_qwen3(vanilla, num_blocks=num_blocks, recency_bias=1.0) if name == "wrapped" else vanilla
     source, mode = (*name.split(), "block")[:2]
-    return make_model(attnres_source=source, attnres_mode=mode, attnres_num_blocks=2, **shape)
+    return make_model(attnres_source=source, attnres_mode=mode, attnres_num_blocks=num_blocks, **shape)
 
 
 @pytest.fixture
@@ -252,3 +253,13 @@ def test_a_model_in_bfloat16_is_traced_as_the_naive_loop_does(make_model):
     expected = naive_logits(model, pairs, single(pairs))
     assert np.abs(result.logits - expected).mean() < 0.01 * np.abs(expected).mean()
     assert result.floor > 1e-2
+
+
+@pytest.mark.parametrize("seq", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_one_layer_and_a_token_or_two_equal_a_naive_full_forward(make_model, make_vanilla, name, seq):
+    model = make(name, make_model, make_vanilla, num_hidden_layers=1)
+    clean = torch.tensor([[1, 2], [3, 4]])[:, :seq]
+    pairs = Flips(clean, clean + 5, seq - 1, 1, 2)
+    masks = single(pairs)[:seq]
+    np.testing.assert_allclose(trace(model, pairs).logits, naive_logits(model, pairs, masks), atol=1e-5)
