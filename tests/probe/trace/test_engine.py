@@ -146,14 +146,15 @@ def test_a_run_in_which_everything_is_patched_is_run_to_the_same_bits(model, mon
 
 
 @each_model
-def test_the_kept_runs_are_the_models_own(model):
-    pairs = flips()
+def test_the_kept_runs_are_the_models_own_bit_for_bit(model):
+    pairs = flips(count=4)
+    cut = pairs.cut()
     result = trace(model, pairs, ["stream"], positions=[0])
+    answers = torch.stack((pairs.answer, pairs.flipped_answer), 1)
     with torch.no_grad():
-        for ids, found in ((pairs.clean_ids, result.clean_logits), (pairs.corrupted_ids, result.corrupted_logits)):
-            logits = model(ids, use_cache=False).logits[torch.arange(3), pairs.position]
-            expected = logits.gather(1, torch.stack((pairs.answer, pairs.flipped_answer), 1)).numpy()
-            np.testing.assert_allclose(found, expected, atol=1e-6)
+        for ids, found in ((cut.clean_ids, result.clean_logits), (cut.corrupted_ids, result.corrupted_logits)):
+            hidden = model.model(ids, use_cache=False).last_hidden_state[torch.arange(4), pairs.position]
+            assert np.array_equal(found, model.lm_head(hidden).gather(1, answers).numpy())
 
 
 @each_model
