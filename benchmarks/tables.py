@@ -163,12 +163,23 @@ def faults() -> list[str]:
     return [*lines, line("**all**", *(f"**{number}**" for number in sums.values()), "")]
 
 
+def traces() -> list[str]:
+    """By model and flips: patches, forward passes of the naive loop and of the trace, and what of the time."""
+    record, found = json.loads((RESULTS / "trace.json").read_text(encoding="utf-8")), []
+    for row in (row for part in record.values() for row in part["results"]):
+        passes, ratios = row["forward_passes"], (row["fewer_forward_passes"], row["speedup_over_naive"])
+        numbers = (f"{row['patches']:,}", f"{passes['naive']:,}", f"{passes['spent']:,.0f}")
+        found.append(line(row["model"], row["flips"], *numbers, *(f"{ratio:.1f}" for ratio in ratios)))
+    return found
+
+
 TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "statistics.md": (coverage, family_wise_error, degenerate, equivalence, detectable, noise_logits, thresholds),
     "emergence.md": (onsets, false_onsets),
     "probes.md": (integrated,),
     "motifs.md": MOTIF_TABLES,
     "faults.md": (faults,),
+    "trace.md": (traces,),
 }
 """What each page of the documentation has."""
 

@@ -20,6 +20,7 @@ FLOORS = [  # from the bottom; a room may import from its own floor and those be
     ["probe.examples"],
     ["probe.ablation"],
     ["probe.analysis"],
+    ["probe.trace"],
     ["probe.files"],
     ["probe.runner"],
     ["probe.report"],
