@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,9 @@ class Soak:
         pid = self.nursery.start(Request(command, folder, self.folder / "begun.txt"))
         status = None if stop is None else self.nursery.status(pid, stop[1])
         if stop is not None and status is None:
-            os.kill(pid, stop[0])
-            self.stops[stop[0].name] += 1
+            with suppress(ProcessLookupError):  # it may just have ended
+                os.kill(pid, stop[0])
+                self.stops[stop[0].name] += 1
         if status is None:
             status = self.nursery.status(pid, LONGEST)
         if status is None or (stop is None and status):

@@ -173,12 +173,29 @@ def traces() -> list[str]:
     return found
 
 
+def hostile() -> list[str]:
+    """A row for each kind of hostile input, and one for all: drawn, taken, refused in a line, neither."""
+    record = json.loads((RESULTS / "fuzz.json").read_text(encoding="utf-8"))
+    counted = ("inputs", "accepted", "refused", "broken")
+    lines = [line("kind of input", *counted), line(*["---"] * 5)]
+    found = {kind: [part["results"][name] for name in counted] for kind, part in record.items()}
+    lines += [line(kind, *(f"{number:,}" for number in numbers)) for kind, numbers in found.items()]
+    return [*lines, line("**all**", *(f"**{sum(column):,}**" for column in zip(*found.values(), strict=True)))]
+
+
+def integrity() -> list[str]:
+    """What digests and checks cost of a demo's first model: calls and share of the CPU time."""
+    demo = results("integrity", "demo")
+    parts = [line(name, f"{row['calls']:,}", f"{row['share']:.2%}") for name, row in demo["of_it"].items()]
+    return [*parts, line("**all**", "", f"**{demo['share']:.2%}**")]
+
+
 TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "statistics.md": (coverage, family_wise_error, degenerate, equivalence, detectable, noise_logits, thresholds),
     "emergence.md": (onsets, false_onsets),
     "probes.md": (integrated,),
     "motifs.md": MOTIF_TABLES,
-    "faults.md": (faults,),
+    "faults.md": (faults, hostile, integrity),
     "trace.md": (traces,),
 }
 """What each page of the documentation has."""

@@ -6,6 +6,7 @@
     attnres-probe compare runs/mine runs/wrapped
     attnres-probe report runs/mine runs/wrapped
     attnres-probe flip runs/mine                      # whether its output follows a changed value
+    attnres-probe trace runs/mine --output runs/mine/trace   # by which sites and sources of depth it does
     attnres-probe verify runs/mine                    # whether it holds what was measured
     attnres-probe trail runs/mine --num_probes 40     # steps of the training, where most happens
     attnres-probe prune runs/mine
@@ -103,6 +104,20 @@ def add_flip(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str | None, help=DEVICE_HELP)
 
 
+def add_trace(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help=CHECKPOINT_HELP + ", with depth routing or without.")
+    parser.add_argument("--task", type=Path | None, help=TASK_HELP)
+    parser.add_argument("--tokenizer", type=str | None, help=TOKENIZER_HELP)
+    parser.add_argument("--num_sequences", type=PositiveInt, default=64, help="Contexts; a value of each is changed.")
+    kinds = "Kinds of sites: stream, output, input, source. null for all that the model has."
+    parser.add_argument("--sites", type=list[Literal["stream", "output", "input", "source"]] | None, help=kinds)
+    parser.add_argument("--output", type=Path | None, help="New folder for trace.parquet, trace.json and two figures.")
+    parser.add_argument("--batch_size", type=PositiveInt, default=16, help="Contexts whose runs are kept at a time.")
+    parser.add_argument("--num_resamples", type=int, default=2000, help="Bootstrap resamples and sign flips.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the changes, resamples and flips.")
+    parser.add_argument("--device", type=str | None, help=DEVICE_HELP)
+
+
 def add_trail(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="A run directory with a trail; its config.yaml says how it is probed.")
     number = "Steps to have been probed in all. null for probe.trail_probes of the run."
@@ -139,6 +154,7 @@ OPTIONS = {
     "compare": ("B - A for every cell that two probes hold, paired by sequence.", add_compare),
     "report": ("Print one table for all runs, write each run's figures and one HTML page of all runs.", add_report),
     "flip": ("Change a value of each context: does the output follow where it is asked for, and only there?", add_flip),
+    "trace": ("Change a value, put single activations back, and see where the answer comes back from.", add_trace),
     "verify": ("Say of every file and result of a run whether it is what was written and measured.", add_verify),
     "trail": ("Probe steps of a run's trail, the weights kept while it trained, where most happens.", add_trail),
     "prune": ("Remove the steps of a run's trail that were not probed.", add_prune),
@@ -148,6 +164,7 @@ OPTIONS = {
 MODULES: dict[str, str] = dict.fromkeys(("trail", "prune", "export"), "probe.trail_commands") | {
     "verify": "probe.verify",
     "flip": "probe.flip_commands",
+    "trace": "probe.trace_commands",
 }
 """Where the function of a command is, if not in `probe.commands`. It may return an exit status."""
 

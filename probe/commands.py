@@ -128,7 +128,7 @@ def check_table_can_be_made(path: Path | None) -> None:
         raise ValueError(f"--output {path} must end in {', '.join(WRITERS)}")
     if os.path.lexists(path):
         raise ValueError(f"--output {path} exists: choose another, nothing is overwritten")
-    _check_can_be_made("--output", path)
+    check_can_be_made("--output", path)
 
 
 def write_table(path: Path | None, rows: pd.DataFrame) -> None:
@@ -148,7 +148,7 @@ def report(options: Namespace) -> None:
     if os.path.lexists(page) and not is_page(page):
         what = "is a folder: name a file" if page.is_dir() else "exists and is no page of attnres-probe report"
         raise ValueError(f"--page {page} {what}: choose another, nothing else is overwritten")
-    _check_can_be_made("--page", page)
+    check_can_be_made("--page", page)
     with unlisted(options.runs):
         for line in write_report(options.runs, page, options.metric):
             say(line)
@@ -188,7 +188,7 @@ def _prepare(options: Namespace, results: Path) -> ProbeSettings:
     if not _is_begun(results) and (results / SUMMARY).exists():  # it was stopped when all was written
         shutil.rmtree(results / PARTS, ignore_errors=True)
     _is_unfinished(options.output, results)
-    _check_can_be_made("--output", options.output)
+    check_can_be_made("--output", options.output)
     return settings
 
 
@@ -210,7 +210,8 @@ def _is_unfinished(output: Path, results: Path) -> bool:
     return False
 
 
-def _check_can_be_made(option: str, path: Path) -> None:
+def check_can_be_made(option: str, path: Path) -> None:
+    """Raise a ValueError unless the nearest folder above `path` can be written to."""
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"{option} {path} cannot be made: {parent} is not a folder that can be written to")
@@ -296,7 +297,7 @@ def _sweep(
         fabric = Fabric(accelerator=accelerator, devices=options.devices, strategy="ddp_spawn")
         # As one partial: Fabric takes arguments apart to find modules in them, and settings are frozen.
         fabric.launch(partial(_sweep_share, options=options, settings=settings, load=load))
-    with _progress() as on_progress:
+    with progress() as on_progress:
         return probe_model(
             _placed(subject.model, options, device),
             subject.task,
@@ -317,7 +318,7 @@ def _sweep_share(
 ) -> None:
     """What each process does, with a copy of the model of its own."""
     subject = load(options)
-    with _progress() as on_progress:
+    with progress() as on_progress:
         sweep_share(
             fabric.global_rank,
             fabric.world_size,
@@ -348,7 +349,7 @@ def _finished(subject: Subject, found: Effects) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def progress(what: str = "probing", unit: str = " ablations") -> Iterator[Callable[[int, int], None]]:
     """A progress bar with an ETA; a line every ten seconds where nobody watches. It ends with its line."""
     with ExitStack() as bars:
         bar: tqdm | None = None
@@ -357,7 +358,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
             nonlocal bar
             if bar is None:
                 seconds, width = (0.1, None) if sys.stderr.isatty() else (10, 80)
-                bar = tqdm(total=total, unit=" ablations", desc="probing", mininterval=seconds, ncols=width)
+                bar = tqdm(total=total, unit=unit, desc=what, mininterval=seconds, ncols=width)
                 bars.callback(bar.close)
             bar.update(done - bar.n)
 

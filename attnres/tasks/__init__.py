@@ -21,7 +21,8 @@ def task_from_dict(settings: Mapping[str, Any]) -> Task | TextRecall:
     """The task that plain settings (`to_dict`) describe. Raises ValueError for an unknown task or bad settings."""
     name, known = settings.get("task"), {**TASKS, TextRecall.name: TextRecall}
     if not isinstance(name, str) or name not in known:
-        raise ValueError(f"task {reprlib.repr(name)} is not supported; choose from {', '.join(known)}")
+        here = sorted(task for task, kind in known.items() if kind.__module__.startswith(__name__))
+        raise ValueError(f"task {reprlib.repr(name)} is not supported; choose from {', '.join(here)}")
     return known[name].from_dict(settings)
 
 

@@ -140,7 +140,10 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(make_model, make_
         *[([*argv, "--devices", "2"], message) for argv, message in unfit],
         (["run", str(export), "--tokenizer", str(export), "--task", str(mqar), *out], "--tokenizer is for text_recall"),
         (["run", str(export), "--task", str(tmp_path / "poem.json"), *out], "template 'poem' does not exist; choose"),
-        (["run", str(export), "--task", str(tmp_path / "copy.json"), *out], "choose from mqar, text_recall"),
+        (
+            ["run", str(export), "--task", str(tmp_path / "copy.json"), *out],
+            "choose from hops, mqar, pointer, text_recall",
+        ),
     ]
     for argv, message in cases:
         capsys.readouterr()

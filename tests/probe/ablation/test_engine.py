@@ -228,7 +228,7 @@ def test_effects_do_not_depend_on_batching(make_model):
 def test_sequences_of_different_lengths(make_model):
     """Padding changes nothing: the same numbers as sequence by sequence, for kinds that need partners and means too."""
     model = make_model()
-    parts = [TASK.batch("probe", range(4), num_pairs=pairs) for pairs in (2, 4, 3)]
+    parts = [TASK.batch("probe", range(4), pairs) for pairs in (2, 4, 3)]
     rows = [(part.input_ids[i], part.labels[i], part.values[i]) for part in parts for i in range(len(part.keys))]
     inputs = Examples.collate(rows)
     assert inputs.lengths.tolist() == [6] * 4 + [12] * 4 + [9] * 4

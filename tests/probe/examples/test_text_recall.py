@@ -155,8 +155,8 @@ def test_the_ready_made_task_is_the_one_that_is_documented():
         ({"num_pairs": "8"}, "task setting num_pairs must be an integer, got '8'"),
         ({"num_pairs": True}, "task setting num_pairs must be an integer, got True"),
         ({"template": 3}, "task setting template must be a string, got 3"),
-        ({"task": "copy"}, "task 'copy' is not supported; choose from mqar, text_recall"),
-        ({"task": ["mqar"]}, r"task \['mqar'\] is not supported; choose from mqar, text_recall"),
+        ({"task": "copy"}, "task 'copy' is not supported; choose from hops, mqar, pointer, text_recall"),
+        ({"task": ["mqar"]}, r"task \['mqar'\] is not supported; choose from hops, mqar, pointer, text_recall"),
         ({"task": "\x1b[2J"}, r"task '\\x1b\[2J' is not supported"),
     ],
 )
