@@ -34,8 +34,8 @@ def trace(options: Namespace) -> None:
     _check(options)
     checkpoint = load_model(options.checkpoint)
     task = task_of(options, checkpoint)
-    if not isinstance(task, TokenTask):
-        raise ValueError("a trace takes a task in token ids: prompts in words differ in length when a value is changed")
+    if not isinstance(task, TokenTask):  # prompts in words differ in length when a value is changed
+        raise ValueError("a trace takes a task in token ids, not one in words")
     task.check_sizes(checkpoint.model.config)
     check_finite(checkpoint.model)
     flips, places = flips_of_task(task.task, options.num_sequences, options.seed)
@@ -77,11 +77,11 @@ def describe(checkpoint: Checkpoint, task: Task, flips: Flips, found: TraceResul
     for kind in dict.fromkeys(table["site"]):
         strongest = denoise.loc[[kind]].sort_values("strength", ascending=False)
         shown = strongest[strongest["strength"] >= SHOWN].head(MOST_LINES)
-        lines += ["", f"{kind:<30}{'at':<14}{'comes back [95 % CI]':<28}lost when it is spoiled"]
+        lines += ["", f"{kind:<38}{'at':<12}{'comes back [95 % CI]':<28}lost when it is spoiled"]
         for key, row in shown.iterrows():
             assert isinstance(key, tuple)
             back, lost = (_share(each) for each in (row, noise.loc[key]))
-            lines.append(f"  {_site(dict(zip(keys, key, strict=True))):<28}{key[-1]:<14}{back:<28}{lost}")
+            lines.append(f"  {_site(dict(zip(keys, key, strict=True))):<36}{key[-1]:<12}{back:<28}{lost}")
         if shown.empty:
             lines.append(f"  none carries {SHOWN:.0%} of the answer".replace("%", " %"))
     return "\n".join(lines)

@@ -52,6 +52,6 @@ def _changed(task: Task, batch: TaskBatch, seed: int) -> tuple[tuple[Tensor, Ten
 def _places(flips: Flips) -> dict[str, Tensor]:
     value, query = flips.differs.long().argmax(1), flips.position
     places = {name: value + shift for name, shift in (("value - 1", -1), ("value", 0), ("value + 1", 1))}
-    before = range(min(BEFORE_QUERY, int((query - value).min()) - 2), 0, -1)
+    before = range(min(BEFORE_QUERY, int((query - value).min()) - 1), 0, -1)
     places |= {f"query - {shift}": query - shift for shift in before} | {"query": query}
     return {name: at for name, at in places.items() if bool((at >= 0).all() and (at <= query).all())}

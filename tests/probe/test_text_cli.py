@@ -142,7 +142,7 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(make_model, make_
         (["run", str(export), "--task", str(tmp_path / "poem.json"), *out], "template 'poem' does not exist; choose"),
         (
             ["run", str(export), "--task", str(tmp_path / "copy.json"), *out],
-            "choose from hops, mqar, pointer, text_recall",
+            "choose from hops, mqar",
         ),
     ]
     for argv, message in cases:

@@ -9,7 +9,7 @@ import torch
 
 from attnres.tasks import MQAR
 from probe.examples.examples import Examples
-from probe.examples.flip import flip_test, recall_accuracy
+from probe.examples.flip import FlipResult, flip_outcomes, recall_accuracy
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
 EXAMPLES = TASK.batch("probe", range(32))
@@ -29,6 +29,10 @@ class Scripted(torch.nn.Module):
         queries = input_ids[:, 8:]
         answers = torch.stack([self.rule(keys, values, queries[:, i]) for i in range(queries.shape[1])], 1)
         return SimpleNamespace(logits=torch.nn.functional.one_hot(answers, TASK.vocab_size).float())
+
+
+def flip_test(*args, **kwargs) -> FlipResult:
+    return FlipResult.of(flip_outcomes(*args, **kwargs))
 
 
 def lookup(keys, values, query):
