@@ -49,6 +49,7 @@ class Soak:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random, self.rounds = folder, random.Random(seed), 0
         self.nursery, self.stops = Nursery(), {stop.name: 0 for stop in STOPS}
+        self.hangs: list[str] = []
         clean = self._new("clean")
         self.seconds = {command: self._begun(command, clean, None) for command in (TRAIN, PROBE)}
         for command in AFTER:
@@ -102,7 +103,11 @@ class Soak:
                 self.stops[stop[0].name] += 1
         if status is None:
             status = self.nursery.status(pid, LONGEST)
-        if status is None or (stop is None and status):
+        if status is None:
+            os.kill(pid, signal.SIGKILL)
+            self.nursery.status(pid, LONGEST)
+            self.hangs.append(f"{' '.join(command[:2])}, {stop}")
+        if stop is None and status:
             raise RuntimeError(f"{' '.join(command[:2])}: {status}, {(self.folder / 'begun.txt').read_text()[-2000:]}")
         return time.monotonic() - started
 
@@ -183,9 +188,9 @@ def main() -> int:
                 print(f"round {len(rounds)}: {rounds[-1]}", flush=True)
         finally:
             soak.close()
-    found = summary(rounds) | {"stopped by": soak.stops}
+    found = summary(rounds) | {"stopped by": soak.stops, "hangs": soak.hangs}
     add(args.output, "soak", found, time.monotonic() - started, seed=args.seed)
-    return int(bool(found["differ"]) or not is_flat(found))
+    return int(bool(found["differ"] or soak.hangs) or not is_flat(found))
 
 
 if __name__ == "__main__":

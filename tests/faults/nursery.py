@@ -56,6 +56,7 @@ HEAVY = (
 )
 PROGRAMS = {"attnres-train": "train.cli:main", "attnres-probe": "probe.cli:main"}
 ENVIRONMENT = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT |= {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # jemalloc has a thread, beside which a fork may hang
 Injection = Callable[[], None]
 """Called in the process, before its command: sees to it that something goes wrong. To be pickled."""
 
