@@ -3,7 +3,8 @@
     attnres-train study --config configs/pointer_study.yaml --dir runs/pointer
     python -m benchmarks.learned runs/pointer/*-seed? --output benchmarks/results/learned.json
 
-Accuracies are of validation, at the end of training; minutes are those of a training that was not stopped. The flip test has 1,024 sequences of the split probe.
+Accuracies are of validation, at the end of training; minutes are those of a training that was not stopped.
+The flip test has 1,024 sequences of the split probe.
 """
 
 from __future__ import annotations
