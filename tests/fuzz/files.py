@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from attnres.tasks import MQAR, TextRecall, task_from_dict
+from attnres.tasks import MQAR, Hops, Pointer, Task, TextRecall, task_from_dict
 from attnres.tasks.text_recall import read_data
 from probe.examples.prompt_file import PromptTask
 from probe.files.checkpoints import read_json
@@ -25,6 +25,8 @@ TASKS = (
     MQAR(num_pairs=3, vocab_size=30, noise_tokens=2, noise_vocab_size=4, min_pairs=1).to_dict(),
     {"task": "text_recall", "num_pairs": 3, "alphabet": "letters", "code_length": 2, "template": "sentences"},
     TextRecall(num_pairs=4, distractor_similarity=1, distance=2).to_dict(),
+    Pointer(address_bits=2, vocab_size=12).to_dict(),
+    Hops(num_facts=6, num_entities=9, max_hops=3, min_hops=0).to_dict(),
 )
 PLAUSIBLE = st.one_of(st.integers(0, 20), st.integers(0, 20), st.sampled_from(("list", "question", "digits", "words")))
 
@@ -57,7 +59,7 @@ def check_task(world: World, content: bytes) -> bool:
         with untouched(folder):
             found = outcome(reading(lambda: task_from_dict(read_json(path))))
     value = parsed(content)
-    right = isinstance(value, dict) and {"mqar": is_mqar, "text_recall": is_text_recall}.get(
+    right = isinstance(value, dict) and ACCEPTABLE.get(
         value["task"] if isinstance(value.get("task"), str) else "", lambda _: False
     )({key: item for key, item in value.items() if key != "task"})
     keeps_its_word(found.accepted, bool(right), value)
@@ -97,21 +99,44 @@ def is_text_recall(value: dict[str, Any]) -> bool:
     return pairs <= parts ** min(length - shared, 20)
 
 
+def is_pointer(value: dict[str, Any]) -> bool:
+    value = {"address_bits": 4, "vocab_size": 67, "seed": 0} | value
+    if len(value) > 3 or not all(type(item) is int for item in value.values()):
+        return False
+    bits, vocabulary, seed = (value[name] for name in ("address_bits", "vocab_size", "seed"))
+    return 0 <= seed < 2**63 and 1 <= bits <= 12 and 2**bits + 3 <= vocabulary < 2**31
+
+
+def is_hops(value: dict[str, Any]) -> bool:
+    value = {"num_facts": 8, "num_entities": 8, "max_hops": 2, "min_hops": 1, "seed": 0} | value
+    if len(value) > 5 or not all(type(item) is int for item in value.values()):
+        return False
+    facts, entities, most, least, seed = (
+        value[name] for name in ("num_facts", "num_entities", "max_hops", "min_hops", "seed")
+    )
+    return 0 <= seed < 2**63 and 0 <= least <= most <= 16 and most >= 1 and most + 2 <= facts <= entities <= 1024
+
+
+ACCEPTABLE = {"mqar": is_mqar, "text_recall": is_text_recall, "pointer": is_pointer, "hops": is_hops}
+
+
 def small(value: dict[str, Any]) -> bool:
     return all(item < 1000 for name, item in value.items() if isinstance(item, int) and name != "seed")
 
 
-def draws(task: MQAR | TextRecall) -> None:
+def draws(task: Task | TextRecall) -> None:
     """Fails the test unless the task makes examples that are of its settings."""
     if isinstance(task, TextRecall):
         example = task.example(0)
         assert len(set(example.names)) == len(set(example.codes)) == task.num_pairs
         assert len(example.sentences) == task.distance
         return
+    if task.num_tokens * len(task.groups) > 10_000:
+        return
     batch = task.batch("probe", range(2))
-    assert batch.input_ids.shape == (2, 3 * task.num_pairs + task.noise_tokens)
+    assert batch.input_ids.shape == (2, task.num_tokens)
     assert 0 <= batch.input_ids.min() <= batch.input_ids.max() < task.vocab_size
-    assert all(len(set(row.tolist())) == task.num_pairs for row in (*batch.keys, *batch.values))
+    assert all(len(set(row.tolist())) == round(1 / task.plateau_accuracy) for row in batch.candidates)
 
 
 PROMPTS = (
