@@ -31,7 +31,7 @@ HELD = 0.95
 def learned(run: Path) -> dict[str, Any]:
     """Of one run."""
     metrics = pd.read_csv(run / "metrics.csv")
-    names = [name for name in metrics if name.startswith("val/accuracy") and "position" not in name]
+    names = [name for name in metrics.columns.astype(str) if name.startswith("val/accuracy") and "position" not in name]
     curves = metrics[["step", *names]].dropna().assign(step=lambda rows: rows["step"] + 1).set_index("step")
     below = {name: curves.index[curves[name] < HELD] for name in names}
     held = {name: curves.index[curves.index > (steps[-1] if len(steps) else -1)] for name, steps in below.items()}
