@@ -203,6 +203,7 @@ def plan_probe(model: AttnResForCausalLM, task: Task | ProbeTask, settings: Prob
     examples = check_probe(model, task, settings)
     plan = _engine(model, examples, settings).plan(examples)
     flips = as_probe_task(task).num_flips if settings.flip else 0
+    flips += bool(flips)  # the run before the changes
     return Plan(plan.forward_passes + flips, plan.readouts + flips)
 
 

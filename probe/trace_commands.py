@@ -31,15 +31,16 @@ SHOWN = 0.05
 
 
 def trace(options: Namespace) -> None:
-    _check(options)
+    device = _check(options)
     checkpoint = load_model(options.checkpoint)
     task = task_of(options, checkpoint)
     if not isinstance(task, TokenTask):  # prompts in words differ in length when a value is changed
         raise ValueError("a trace takes a task in token ids, not one in words")
     task.check_sizes(checkpoint.model.config)
+    task.check_count(options.num_sequences)
     check_finite(checkpoint.model)
     flips, places = flips_of_task(task.task, options.num_sequences, options.seed)
-    checkpoint.model.to(options.device or "cpu")  # type: ignore[arg-type]
+    checkpoint.model.to(device)  # type: ignore[arg-type]
     how = {"sites": options.sites, "batch_size": options.batch_size, "positions": places}
     cost = plan(checkpoint.model, flips, **how)
     saved = f"{cost.forward_passes:,.0f} forward passes where a naive loop takes {cost.naive:,}"
@@ -53,21 +54,21 @@ def trace(options: Namespace) -> None:
         say(f"\nwritten: {options.output}")
 
 
-def _check(options: Namespace) -> None:
+def _check(options: Namespace) -> str:
+    """Of what can be known before work starts; returns the device."""
     check_resampling(options.num_resamples, options.seed)
-    check_device(options)
-    if options.output is None:
-        return
-    if os.path.lexists(options.output):
-        raise ValueError(f"--output {options.output} exists: choose another folder, nothing is overwritten")
-    check_can_be_made("--output", options.output)
+    if options.output is not None:
+        if os.path.lexists(options.output):
+            raise ValueError(f"--output {options.output} exists: choose another folder, nothing is overwritten")
+        check_can_be_made("--output", options.output)
+    return check_device(options)
 
 
 def describe(checkpoint: Checkpoint, task: Task, flips: Flips, found: TraceResult, table: pd.DataFrame) -> str:
     """The gap, and of each kind of site the strongest, with what they lose when they are spoiled beside it."""
     clean, corrupted = float(found.clean.mean()), float(found.corrupted.mean())
     lines = [
-        f"trace of {checkpoint.run}, step {checkpoint.step}, task {task.name}: {len(flips):,} contexts, a value of "
+        f"trace of {checkpoint.title}, task {task.name}: {len(flips):,} contexts, a value of "
         f"each changed; margin {clean:+.2f} nats before, {corrupted:+.2f} after"
     ]
     if reason := table["no_strength"].iloc[0]:
@@ -108,5 +109,5 @@ def _write(folder: Path, checkpoint: Checkpoint, task: Task, found: TraceResult,
         (part / "trace.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if not table["no_strength"].iloc[0]:
             for direction in DIRECTIONS:
-                title = f"{checkpoint.run}, step {checkpoint.step}"
+                title = checkpoint.title
                 style.save(plot_trace(table, direction, title), part / f"trace_{direction}")

@@ -12,9 +12,8 @@ from attnres.tasks.pointer import Pointer
 from attnres.tasks.task import IGNORE_INDEX, SPLITS, TASKS, Flip, Task, TaskBatch
 from attnres.tasks.text_recall import TextExample, TextRecall
 
-for _module in pkgutil.iter_modules(__path__):  # a task is known once its file is here
-    if _module.name != "stream":  # imports datasets when it is used
-        import_module(f"{__name__}.{_module.name}")
+for _module in pkgutil.iter_modules(__path__):  # a task whose file is put here is known, and named nowhere else
+    import_module(f"{__name__}.{_module.name}")
 
 
 def task_from_dict(settings: Mapping[str, Any]) -> Task | TextRecall:

@@ -65,9 +65,9 @@ class HopsBatch(TaskBatch):
     def answers(self) -> Tensor:
         """(batch, q): where the hops lead."""
         found = self.asked
+        leads_to = self.keys.new_zeros(len(self), int(self.first_hop[0])).scatter(1, self.keys, self.values)
         for hop in range(int(self.hops.max())):
-            fact = (self.keys.unsqueeze(1) == found.unsqueeze(2)).long().argmax(-1)
-            found = torch.where(hop < self.hops, self.values.gather(1, fact), found)
+            found = torch.where(hop < self.hops, leads_to.gather(1, found), found)
         return found
 
     @property
@@ -95,8 +95,7 @@ class Hops(Task):
 
     Args:
         num_facts: n, facts of a context, each of an entity of its own.
-        num_entities: token ids of entities; a context has n of them. The fewer there are beside, the sooner it is
-            learned.
+        num_entities: token ids of entities, of which a context has n; the fewer beyond n, the sooner it is learned.
         max_hops: the most hops that are asked for.
         min_hops: the fewest; 0 asks for the entity itself.
         seed: names the training and validation streams.
@@ -107,7 +106,7 @@ class Hops(Task):
     """
 
     name: ClassVar[str] = "hops"
-    unit: ClassVar[str] = "facts and hops"
+    unit: ClassVar[str] = "facts and further hops"
 
     num_facts: int = 8
     num_entities: int = 8

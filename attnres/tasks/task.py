@@ -80,7 +80,7 @@ class TaskBatch(ABC):
 
 @dataclass(frozen=True)
 class Flip:
-    """A batch with one value of each context changed; a query whose label is another now was asked for it.
+    """A batch with one value of each context changed: what was asked for, to queries whose label is another now.
 
     Attributes:
         changed: the batch afterwards.
@@ -112,7 +112,9 @@ class Task(ABC):
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):
-            TASKS[cls.name] = cls
+            known = TASKS.setdefault(cls.name, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"{cls.__name__}.name is {cls.name}, which {known.__module__} has: choose another")
 
     @property
     @abstractmethod
@@ -156,7 +158,7 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, split: str, indices: Iterable[int], size: int) -> TaskBatch:
-        """Examples `indices` of `split`, of `size`; both are known to be right. `rng` is of one example."""
+        """Examples `indices` of `split`, of `size`, which are checked already; each has an `rng` of its own."""
 
     @abstractmethod
     def collate(self, columns: Mapping[str, Any]) -> TaskBatch:

@@ -13,8 +13,8 @@ OUTCOMES = ("follows", "moves")
 def flip_shares(outcomes: pd.DataFrame) -> pd.DataFrame:
     """A row for each group of queries and of all, and for what was changed.
 
-    Intervals are Wilson's (1927), 95 %, as if each sequence were a single answer, which is the most that clustering can
-    cost; a bootstrap has none where every output follows, or none.
+    Intervals are Wilson's (1927), 95 %, as if each sequence were a single answer: the most that clustering can cost
+    where sequences have equally many queries. A bootstrap has none where every output follows, or none.
 
     Args:
         outcomes: of `probe.examples.flip.flip_outcomes`.
@@ -22,7 +22,7 @@ def flip_shares(outcomes: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns `group`, `asked`, of each outcome its share, `_low` and `_high`, `n_queries`, `n_sequences`.
     """
-    groups = list(dict.fromkeys(outcomes["group"].sort_values()))
+    groups = sorted(outcomes["group"].unique(), key=lambda name: (len(name), name))  # position_2 before position_10
     rows = []
     for group in [ALL, *(groups if len(groups) > 1 else [])]:
         chosen = outcomes if group == ALL else outcomes[outcomes["group"] == group]
@@ -52,5 +52,5 @@ def flip_text(shares: pd.DataFrame) -> str:
         lines.append(f"{row['group']:<14}{changed:<16}{cells[0]:<26}{cells[1]:<26}{row['n_queries']:>8,}")
     lines += ["", "follows: the output is right after the change (another value: it is the new one, which is wrong);"]
     return "\n".join(
-        [*lines, "moves: it is another than before. A model that looks up what is asked for has 1, 1, 0, 0."]
+        [*lines, "moves: its first token is another than before. A lookup of answers of one token has 1, 1, 0, 0."]
     )

@@ -24,11 +24,11 @@ from probe.examples.examples import Examples
 
 @dataclass(frozen=True)
 class FlipResult:
-    """Shares of queries whose output is the new value, after the value of one key was changed.
+    """Shares of queries whose output follows the change of one value of their context.
 
     Attributes:
-        follows_queried: over queries of the changed key (should be 1); NaN where there are none.
-        follows_other: over queries of the other keys of the same context (should be 0).
+        follows_queried: over queries whose answer it changes (should be 1); NaN where there are none.
+        follows_other: over the other queries of the same context (should be 0).
         n_queried, n_other: the queries these rest on.
         n_sequences: contexts.
     """

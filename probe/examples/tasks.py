@@ -21,7 +21,7 @@ from probe.examples.examples import Examples
 from probe.examples.flip import FlipResult, flip_outcomes
 from probe.settings import fewest_sequences
 
-FEWER_TOKENS = "make the settings that decide its length smaller (num_pairs, noise_tokens, distance, ...)"
+FEWER_TOKENS = "make the task's settings that decide its length smaller"
 
 
 class ProbeTask(ABC):
@@ -103,11 +103,17 @@ class SyntheticTask(ProbeTask):
         self._check_length(config, max(part.input_ids.shape[1] for part in examples))
 
     def _check_length(self, config: PreTrainedConfig, longest: int) -> None:
-        if longest > (most := config.max_position_embeddings):
+        most = getattr(config, "max_position_embeddings", None)  # not all models have a limit; -1 is none, too
+        if most is not None and 0 < most < longest:
             raise ValueError(
                 f"the task's longest sequence has at least {longest:,} tokens, the model is made for {most:,} "
                 f"(max_position_embeddings): {FEWER_TOKENS}"
             )
+
+    def check_count(self, count: int) -> None:
+        """Raise a ValueError for more examples than memory can hold."""
+        what = f"{count:,} sequences of {self.least_tokens:,} tokens"
+        check_memory(what, 32 * count * self.least_tokens, "take fewer (num_sequences)")
 
     def describe(self, examples: Examples) -> dict[str, Any]:
         return self.settings

@@ -42,6 +42,11 @@ class Checkpoint:
     seed: int
     step: int
 
+    @property
+    def title(self) -> str:
+        """The run and, where it is known, the step."""
+        return self.run if self.step == UNKNOWN else f"{self.run}, step {self.step}"
+
 
 def load_model(source: str, any_causal_lm: bool = False) -> Checkpoint:
     """Load from a run directory (its `hf/`), an exported folder, a Lightning `.ckpt` or a hub id.

@@ -273,6 +273,8 @@ def training_curves(directory: Path) -> pd.DataFrame | None:
         raise ValueError(f"{path} is not a readable table ({error})") from None
     if "step" not in metrics.columns:
         raise ValueError(f"{path} lacks the column step; was it written by attnres-train?")
+    if "train/pairs" in metrics:  # as an earlier version called it
+        metrics["train/size"] = metrics.get("train/size", metrics["train/pairs"]).fillna(metrics["train/pairs"])
     wanted = {"val/accuracy": "accuracy", "train/size": "size"}
     metrics = metrics.reindex(columns=["step", *wanted]).rename(columns=wanted)
     if len(metrics) and not all(is_numeric_dtype(metrics[column]) for column in metrics.columns):

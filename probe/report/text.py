@@ -51,7 +51,7 @@ NOT_LEARNED = (
     "of its effects, dissociations or motifs speaks of the task"
 )
 FLIP = (
-    "  flip test: follows the queried key {follows_queried:.4f} (n = {n_queried}), another key {follows_other:.4f} "
+    "  flip test: follows what is asked for {follows_queried:.4f} (n = {n_queried}), another value {follows_other:.4f} "
     "(n = {n_other})"
 )
 READS = (

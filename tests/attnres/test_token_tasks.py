@@ -27,6 +27,13 @@ def test_each_task_is_here():
     assert ALL.keys() == {name for name, known in TASKS.items() if known.__module__.startswith("attnres.")}
 
 
+def test_a_name_is_given_once():
+    with pytest.raises(ValueError, match=r"Mine.name is pointer, which attnres.tasks.pointer has: choose another"):
+
+        class Mine(Pointer):
+            name = "pointer"
+
+
 def test_shapes_and_groups(task):
     for size in range(task.first_size, task.size + 1):
         batch = task.batch("train", range(7), size)
@@ -144,7 +151,7 @@ def test_a_changed_fact_leads_elsewhere():
         (lambda: Hops(num_facts=9), "; got 9"),
         (lambda: Hops(min_hops=3), "min_hops must be at most 2, got 3"),
         (lambda: Hops(max_hops=0), "max_hops must be at least 1, got 0"),
-        (lambda: Hops().batch("train", [0], 3), "the number of facts and hops must be between 4 and 8, got 3"),
+        (lambda: Hops().batch("train", [0], 3), "the number of facts and further hops must be between 4 and 8, got 3"),
         (lambda: Pointer().batch("test", [0]), "split 'test' does not exist"),
         (lambda: task_from_dict({"task": "hops", "num_pairs": 3}), "unknown task setting 'num_pairs'"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from attnres.tasks import Hops, Pointer, task_from_dict
 from probe.analysis.flips import flip_shares
@@ -50,7 +50,7 @@ def test_an_untrained_model_does_not_tell_them_apart(make_model, tmp_path):
     assert shares.loc[True, "follows"] < 0.5
 
 
-@pytest.mark.parametrize("architecture", ["attnres", "vanilla", "gpt2"])
+@pytest.mark.parametrize("architecture", ["attnres", "vanilla", "gpt2", "bloom"])
 @torch.no_grad()
 def test_outcomes_are_those_of_one_sequence_at_a_time(make_model, make_vanilla, architecture, tmp_path):
     """And of any causal language model, by the names of the groups."""
@@ -58,6 +58,8 @@ def test_outcomes_are_those_of_one_sequence_at_a_time(make_model, make_vanilla, 
     sizes = {"vocab_size": task.vocab_size}
     if architecture == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=64, n_embd=16, n_layer=2, n_head=2)).eval()
+    elif architecture == "bloom":  # has no limit of positions
+        model = BloomForCausalLM(BloomConfig(**sizes, hidden_size=16, n_layer=2, n_head=2)).eval()
     else:
         model = (make_model if architecture == "attnres" else make_vanilla)(**sizes)
     shares_of(export(model, task, tmp_path / "model"), tmp_path, "--num_sequences=6", "--seed=2", "--batch_size=4")
@@ -94,6 +96,12 @@ def test_shares_are_means_of_their_rows_with_intervals_by_sequence():
     assert flip_shares(more).set_index("asked").loc[True, "follows_low"] == shares.loc[True, "follows_low"]
 
 
+def test_groups_are_in_the_order_of_their_numbers():
+    names = [f"position_{number}" for number in range(12)]
+    rows = [{"sequence": 0, "group": name, "asked": True, "follows": True, "moves": True} for name in names[::-1]]
+    assert flip_shares(pd.DataFrame(rows))["group"].tolist() == ["all", *names]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -103,6 +111,9 @@ def test_shares_are_means_of_their_rows_with_intervals_by_sequence():
         (["--task=large.json"], "the model's vocabulary (11) is smaller than the task's (67)"),
         (["--task=long.json"], "the task's longest sequence has at least 16 tokens, the model is made for 7"),
         (["--num_sequences=0"], "num_sequences"),
+        (["--num_sequences=1000000000000"], "1,000,000,000,000 sequences of 7 tokens would take"),
+        (["--seed=-1"], "seed"),
+        ([f"--seed={2**70}"], f"--seed must be at most {2**63 - 1:,}"),
         (["--tokenizer=gpt2"], "the task pointer has token ids of its own"),
     ],
 )

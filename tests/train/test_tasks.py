@@ -59,7 +59,7 @@ def test_a_task_is_trained_probed_and_reported(options, sizes, groups, architect
 
 def test_estimate_takes_any_task(capsys):
     assert train.cli.main(["estimate", *SIZE, *TASKS["hops"][0]]) == 0
-    assert "hops with 6 facts" in capsys.readouterr().out
+    assert "hops, facts and further hops 6" in capsys.readouterr().out
 
 
 def test_the_seed_is_that_of_the_run(capsys, tmp_path):

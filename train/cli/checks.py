@@ -147,6 +147,11 @@ def make_run_dir(folder: Path) -> None:
         raise ValueError(f"--run_dir '{folder}' cannot be written to: Permission denied; give another folder")
 
 
+OF_THE_TASK = {"task": "data.task", "seed": "seed_everything"}
+DATA = "TaskDataModule"
+"""What Lightning calls the data in a checkpoint."""
+
+
 def check_same_model(config: Mapping[str, Any], state: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> None:
     """Raises ValueError naming the first option, or tensor, in which the configured model and the checkpoint differ."""
     saved = checkpoint["hyper_parameters"]["model_config"]
@@ -165,7 +170,12 @@ def check_same_run(hparams: Mapping[str, Any], task: Mapping[str, Any], checkpoi
     for key, value in checkpoint["hyper_parameters"].get("optimizer", {}).items():
         _compare(f"model.{key}", value, hparams["optimizer"].get(key))
     for key, value in checkpoint.get("datamodule_hyper_parameters", {}).get("task", {}).items():
-        _compare(f"data.{key}", value, task.get(key))
+        _compare(OF_THE_TASK.get(key, f"data.task.{key}"), value, task.get(key))
+    if "size" not in checkpoint.get(DATA, {}).get("curriculum", {}):
+        raise ValueError(
+            "--ckpt_path is of an earlier version, whose curriculum this one cannot take up: go on with that version, "
+            "or start another run"
+        )
 
 
 def _compare(option: str, saved: Any, configured: Any) -> None:

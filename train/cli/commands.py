@@ -19,7 +19,7 @@ from probe.command_line import lazily, run_program
 PROGRAM = "attnres-train"
 COMMANDS = {
     "fit": ("Train a model into a run directory.", lazily("train.cli.fit:fit")),
-    "validate": ("Measure a checkpoint's accuracy at all K pairs; writes nothing.", lazily("train.cli.fit:validate")),
+    "validate": ("Measure a checkpoint's accuracy on the full task; writes nothing.", lazily("train.cli.fit:validate")),
     "estimate": (
         "Say what training will cost: parameters, FLOPs, memory, tokens, hours; writes nothing.",
         lazily("train.cli.estimate:estimate"),
@@ -31,4 +31,4 @@ COMMANDS = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `attnres-train`; `args` defaults to the command line's. Returns the exit status."""
-    return run_program(PROGRAM, "Train Block AttnRes and vanilla Qwen3 models on recall.", COMMANDS, args)
+    return run_program(PROGRAM, "Train Block AttnRes and vanilla Qwen3 models on synthetic tasks.", COMMANDS, args)

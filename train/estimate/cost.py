@@ -117,7 +117,7 @@ class ConfiguredRun:
         devices = f"{self.num_devices} device" + "s" * (self.num_devices > 1)
         return (
             f"{self.module.condition}, {config.num_hidden_layers} layers, hidden {config.hidden_size}; "
-            f"{data.task.name} with {data.task.size} {data.task.unit}, {batches}, {trainer['precision']}, "
+            f"{data.task.name}, {data.task.unit} {data.task.size}, {batches}, {trainer['precision']}, "
             f"{trainer['max_steps']:,} steps on {devices}"
         )
 

@@ -16,7 +16,7 @@ class CurriculumConfig:
         kind: `off` (size K from the start), `linear` (with the step number) or `when_solved` (with the accuracy).
         steps: linear: the number of steps after which size K is reached.
         threshold: when_solved: the running training accuracy at the current size, in (0, 1), above which it grows.
-        growth: when_solved: `double` (1, 2, 4, ..., K) or `increment` (1, 2, 3, ..., K).
+        growth: when_solved: `double` (1, 2, 4, ..., K, from a smallest size of 1) or `increment` (1, 2, 3, ..., K).
 
     Raises:
         ValueError: `steps` is not positive or `threshold` is outside (0, 1).

@@ -21,7 +21,7 @@ from train.recall.curriculum import Curriculum, CurriculumConfig
 
 @dataclass(frozen=True)
 class SizedBatches:
-    """Batches whose number is known. Of others, Lightning fetches one ahead: before the curriculum knows its pairs."""
+    """Batches whose number is known. Of others, Lightning fetches one ahead: before the curriculum knows its size."""
 
     start: Callable[[], Iterator[TaskBatch]]
     count: int
@@ -43,7 +43,7 @@ class TaskDataModule(LightningDataModule):
         num_validation_examples: Sequences per validation, always of the full task.
         num_workers: Processes that draw training examples ahead of the step; 0 draws them in the training process.
             When the curriculum changes the size, they start again.
-        curriculum: How the size of training examples grows to that of the task: of mqar the number of pairs.
+        curriculum: How the size of training examples grows to that of the task; what a task counts is its `unit`.
 
     Raises:
         ValueError: a size that is not positive, or a seed in the task that is not `seed`.

@@ -17,7 +17,7 @@ from attnres.tasks import MQAR
 from probe.analysis.inference import Inference
 from probe.cli import main
 from probe.files import tables as storage
-from probe.files.runs import load_emergence, load_run
+from probe.files.runs import load_emergence, load_run, training_curves
 from probe.runner import probe_model
 from probe.settings import ProbeSettings
 from probe.vocabulary import ROUTE, Route
@@ -55,6 +55,13 @@ def test_emergence_of_a_directory(run_dir, tmp_path):
     assert (named[str(EARLY_ATTENTION)]["onset"], named[str(EARLY_MLP)]["onset"]) == (80, None)
     assert summary["accuracy_half"] == 120  # 0.36, past half of the mean of 0.49, 0.64 and 0.81
     assert summary["steps"] == list(STEPS)
+
+
+def test_the_size_of_training_examples_is_read_as_an_earlier_version_called_it(run_dir):
+    (run_dir / "metrics.csv").write_text("step,train/pairs,val/accuracy\n10,4,\n119,16,\n119,,0.5\n")
+    assert training_curves(run_dir)["size"].dropna().tolist() == [4, 16]
+    (run_dir / "metrics.csv").write_text("step,train/pairs,train/size\n10,4,\n119,,16\n")  # gone on with
+    assert training_curves(run_dir)["size"].dropna().tolist() == [4, 16]
 
 
 @pytest.mark.parametrize("notes", [b'{"columns": [', b"\xe1"])

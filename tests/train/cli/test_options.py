@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.train.cli.test_fit import TINY, refused
 from train.cli import main
@@ -77,7 +78,7 @@ def test_what_a_resumed_run_would_not_take_up_is_refused(tmp_path, capsys):
     for option, message in (
         ("--model.learning_rate=0.5", "a run with model.learning_rate 0.02, the configuration says 0.5"),
         ("--model.routing_learning_rates.queries=0.1", "a run with model.routing_learning_rates"),
-        ("--seed_everything=7", "a run with data.seed 0, the configuration says 7"),
+        ("--seed_everything=7", "a run with seed_everything 0, the configuration says 7"),
     ):
         place = [f"--run_dir={tmp_path / 'run'}", "--ckpt_path=last"]
         assert message in refused(capsys, "fit", *place, *TINY, *SHORT, option)
@@ -86,6 +87,20 @@ def test_what_a_resumed_run_would_not_take_up_is_refused(tmp_path, capsys):
     train_losses(tmp_path / "run", "--ckpt_path=last")
     for command in ("validate", "estimate"):
         assert main([command, f"--config={tmp_path / 'run' / 'config.yaml'}"]) == 0
+
+
+def test_a_checkpoint_of_an_earlier_version_is_not_gone_on_with(tmp_path, capsys):
+    """Its curriculum is under another name: it would begin anew, without a word."""
+    train_losses(tmp_path / "run", "--trainer.max_steps=2")
+    path = tmp_path / "run/checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["MQARDataModule"] = {"curriculum": {"pairs": 1, "running_accuracy": 0.0}}
+    del content["TaskDataModule"]
+    torch.save(content, path)
+    (tmp_path / "run/checkpoints/manifest.json").unlink()
+    capsys.readouterr()
+    place = [f"--run_dir={tmp_path / 'run'}", f"--ckpt_path={path}"]
+    assert "--ckpt_path is of an earlier version" in refused(capsys, "fit", *place, *TINY, *SHORT)
 
 
 def test_a_run_directory_may_end_like_an_option(tmp_path, monkeypatch):
