@@ -190,6 +190,24 @@ def integrity() -> list[str]:
     return [*parts, line("**all**", "", f"**{demo['share']:.2%}**")]
 
 
+def learned() -> list[str]:
+    """By run: accuracy of all queries and by group, the step from which it holds, and the flip test's shares."""
+    found = []
+    for name in ("pointer", "hops"):
+        for row in results("learned", name):
+            accuracy, held = row["accuracy"], row["from_step"]["accuracy"]
+            groups = [f"{value:.3f}" for group, value in accuracy.items() if group != "accuracy"]
+            flips = {part["asked"]: part for part in row["flip"] if part["group"] == "all"}
+            follows = [_with_interval(flips[asked], "follows") for asked in (True, False)]
+            about = (name, row["condition"], str(row["seed"]), f"{accuracy['accuracy']:.4f}", ", ".join(groups) or "—")
+            found.append(line(*about, "—" if held is None else str(held), *follows))
+    return found
+
+
+def _with_interval(row: dict[str, float], name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+
+
 TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "statistics.md": (coverage, family_wise_error, degenerate, equivalence, detectable, noise_logits, thresholds),
     "emergence.md": (onsets, false_onsets),
@@ -197,6 +215,7 @@ TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "motifs.md": MOTIF_TABLES,
     "faults.md": (faults, hostile, integrity),
     "trace.md": (traces,),
+    "tasks.md": (learned,),
 }
 """What each page of the documentation has."""
 

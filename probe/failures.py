@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -57,16 +58,22 @@ def raising_signals() -> Iterator[None]:
             signal.raise_signal(number)
             return
         Stopped.pending = Stopped(number)
+        sys.excepthook = _say_nothing  # threads of multiprocessing print tracebacks when workers end before them
         raise Stopped.pending
 
     is_main = threading.current_thread() is threading.main_thread()
     heeded = [number for number in SIGNALS if is_main and signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heeded}
+    before, hook = {number: signal.signal(number, stop) for number in heeded}, sys.excepthook
     try:
         yield
     finally:
+        sys.excepthook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say_nothing(*_: object) -> None:
+    """In place of `sys.excepthook`."""
 
 
 def ignore_signals() -> None:

@@ -57,6 +57,7 @@ def test_a_signal_ends_a_real_training_with_its_status_and_the_command_that_goes
         process.send_signal(number)
         _, shown = process.communicate(timeout=60)
     assert process.returncode == 128 + number
+    assert shown.count("\n") == 1, shown
     (line,) = shown.splitlines()
     assert line.startswith(
         f"attnres-train fit: stopped by {number.name}; go on with: attnres-train fit '--run_dir={run}'"
