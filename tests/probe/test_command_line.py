@@ -6,7 +6,9 @@ import errno
 import os
 import resource
 import signal
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -75,6 +77,24 @@ def test_no_guard_against_failures_keeps_a_signal():
 
     with raising_signals(), pytest.raises(Stopped):
         guarded()
+
+
+def test_what_threads_lose_by_a_stop_is_not_printed(capsys):
+    """multiprocessing's print what they were told by workers that are gone, by `sys.excepthook`."""
+
+    def stop() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            thread = threading.Thread(target=lambda: sys.excepthook(OSError, OSError("a connection is gone"), None))
+            thread.start()
+            thread.join()
+
+    hook = sys.excepthook
+    status, line = ended(capsys, stop)
+    assert status == 130
+    assert "stopped by SIGINT; go on with: " in line
+    assert sys.excepthook is hook
 
 
 def test_a_forked_process_dies_of_a_signal_as_ever():
