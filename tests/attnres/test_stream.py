@@ -4,12 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from datasets import IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from attnres.tasks import MQAR, SPLITS, TextRecall
+from attnres.tasks import MQAR, SPLITS, Hops, Pointer, TextRecall
 from attnres.tasks.stream import CHUNK, fingerprint, stream
 
 TASK = MQAR(num_pairs=4, vocab_size=64, seed=3, noise_tokens=2, min_pairs=2)
@@ -35,6 +36,14 @@ def test_workers_change_nothing():
     shared: Any = stream(TASK, "train", 12, num_batches=5, num_shards=2)
     loaded = [row["input_ids"].tolist() for row in DataLoader(shared, batch_size=None, num_workers=2)]
     assert loaded == [row["input_ids"].tolist() for row in alone]
+
+
+@pytest.mark.parametrize("task", [TASK, Pointer(3, 40), Hops(6, 9, max_hops=3)], ids=lambda task: task.name)
+def test_a_row_of_any_task_is_its_batch_again(task):
+    (row,) = stream(task, "validation", 5, num_batches=1)
+    batch = task.batch("validation", range(5))
+    assert torch.equal(task.collate(row).labels, batch.labels)
+    assert row["input_ids"].tolist() == batch.input_ids.tolist()
 
 
 def test_text_is_streamed_too():

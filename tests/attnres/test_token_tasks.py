@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from attnres.tasks import IGNORE_INDEX, MQAR, SPLITS, TASKS, Hops, Pointer, task_from_dict
-from attnres.tasks.stream import stream
 
 ALL = {
     "mqar": MQAR(num_pairs=5, vocab_size=40, noise_tokens=2, noise_vocab_size=4),
@@ -70,12 +69,11 @@ def test_an_example_is_a_function_of_its_number(task):
     assert all(not torch.equal(a, b) for i, a in enumerate(contents) for b in contents[:i])
 
 
-def test_settings_and_rows_come_back(task):
+def test_settings_and_columns_come_back(task):
     assert task_from_dict(task.to_dict()) == task
-    (row,) = stream(task, "validation", 5, num_batches=1)
-    batch = task.batch("validation", range(5))
-    assert torch.equal(task.collate(row).labels, batch.labels)
-    assert row["input_ids"].tolist() == batch.input_ids.tolist()
+    batch, columns = task.batch("validation", range(5)), task.columns("validation", range(5))
+    assert torch.equal(task.collate(columns).labels, batch.labels)
+    assert columns["input_ids"].tolist() == batch.input_ids.tolist()
 
 
 def test_flips_change_one_value_of_each_context(task):
