@@ -200,7 +200,9 @@ def test_probes_are_those_that_a_run_makes(tmp_path, monkeypatch):
         assert summary["flip"] is None
         assert found["sequences"] == summary["probe"]["n_sequences"]
         assert found["forward_passes"] == pytest.approx(summary["probe"]["forward_passes"])
-    assert found["last_forward_passes"] == pytest.approx(last["probe"]["forward_passes"] + 4)  # and the flip test
+    assert found["last_forward_passes"] == pytest.approx(
+        last["probe"]["forward_passes"] + 5
+    )  # and the flip test: before and after four changes
 
 
 @pytest.mark.parametrize(
