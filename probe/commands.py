@@ -30,7 +30,7 @@ from probe.analysis.compare import comparison_table
 from probe.analysis.inference import Inference
 from probe.examples.flip import recall_accuracy
 from probe.examples.prompt_file import PromptTask
-from probe.examples.tasks import ProbeTask, TokenTask
+from probe.examples.tasks import ProbeTask, SyntheticTask, TokenTask
 from probe.examples.text_recall import TextPrompts
 from probe.files.checkpoints import Checkpoint, load_model, load_tokenizer, read_json
 from probe.files.layout import CONFIG, EXPORT, PAGE, PARTS, PROBE, RUN_FILE, SUMMARY, SWEEP, TASK_FILE
@@ -243,7 +243,7 @@ def _task(options: Namespace, checkpoint: Checkpoint) -> ProbeTask:
     return PromptTask.read(options.prompts, load_tokenizer(source), source)
 
 
-def task_of(options: Namespace, checkpoint: Checkpoint) -> ProbeTask:
+def task_of(options: Namespace, checkpoint: Checkpoint) -> SyntheticTask:
     """The task that --task names, or that lies beside the checkpoint. Raises ValueError where none does."""
     task = checkpoint.task if options.task is None else task_from_dict(read_json(options.task))
     if task is None:

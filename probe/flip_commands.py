@@ -7,7 +7,6 @@ from jsonargparse import Namespace
 from attnres.inputs import LARGEST_INTEGER, check_number
 from probe.analysis.flips import flip_shares, flip_text
 from probe.commands import check_device, check_table_can_be_made, say, task_of, write_table
-from probe.examples.tasks import SyntheticTask
 from probe.files.checkpoints import load_model
 from probe.runner import check_finite
 
@@ -23,7 +22,6 @@ def flip(options: Namespace) -> None:
     task.check_sizes(model.config)
     check_finite(model)
     count = task.count(options.num_sequences)
-    assert isinstance(task, SyntheticTask)
     task.check_count(count)
     task.check(model.config, [task.examples(count), *task.flipped(count, options.seed)])
     outcomes = task.flip_outcomes(model.to(device), count, options.seed, options.batch_size)  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ class Hops(Task):
             )
 
     @property
-    def vocab_size(self) -> int:  # type: ignore[override]
+    def vocab_size(self) -> int:  # type: ignore[override]  # a field of other tasks, made of two fields here
         """Entities, then the hop tokens from no hop on."""
         return self.num_entities + self.max_hops + 1
 

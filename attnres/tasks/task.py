@@ -193,7 +193,7 @@ class Task(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain settings, as saved beside a model. `from_dict` reads them."""
-        return {"task": self.name, **asdict(self)}  # type: ignore[call-overload]
+        return {"task": self.name, **asdict(self)}  # type: ignore[call-overload]  # a subclass is a dataclass
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:

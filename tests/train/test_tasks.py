@@ -10,7 +10,6 @@ import pytest
 import probe.cli
 import train.cli
 from attnres.tasks import task_from_dict
-from tests.support.own_task import First
 
 SIZE = ["--model.hidden_size=16", "--model.intermediate_size=16", "--model.num_hidden_layers=4", "--model.head_dim=8"]
 SIZE += ["--model.num_attention_heads=2", "--model.num_key_value_heads=2", "--model.attnres_num_blocks=2"]
@@ -79,4 +78,3 @@ def test_a_task_that_is_not_known_is_named(capsys, tmp_path):
 def test_the_seed_of_a_run_reaches_its_task(tmp_path):
     assert train.cli.main(["fit", f"--run_dir={tmp_path / 'run'}", *SIZE, "--seed_everything=5"]) == 0
     assert json.loads((tmp_path / "run/hf/task.json").read_text())["seed"] == 5
-    assert First(seed=5) != First()

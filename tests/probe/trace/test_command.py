@@ -10,7 +10,7 @@ import torch
 
 from attnres.tasks import MQAR, Hops, Pointer, TextRecall
 from probe.cli import main
-from probe.trace import Flips, trace
+from probe.trace import trace
 from probe.trace.of_tasks import flips_of_task
 from tests.probe.test_flip_command import POINTER, export
 
@@ -99,5 +99,8 @@ def test_bad_input_is_one_line(options, words, tmp_path, monkeypatch, capsys):
     assert words in error
 
 
-def test_flips_have_an_answer_to_change():
-    assert isinstance(flips_of_task(MQAR(1, 32), 3)[0], Flips)  # one pair, and one value to change it to
+def test_a_context_of_one_pair_has_its_only_value_changed():
+    flips, places = flips_of_task(MQAR(1, 32), 3)
+    assert places["value"].tolist() == [1] * 3
+    assert flips.position.tolist() == [2] * 3
+    assert torch.equal(flips.flipped_answer, flips.corrupted_ids[:, 1])
