@@ -41,6 +41,10 @@ TASK_HELP = (
 TOKENIZER_HELP = (
     "For prompts and tasks in words: a folder or a hub id with tokenizer files. null for the checkpoint's own."
 )
+GROUP_HELP = (
+    "Only queries of this group: of hops, hops_1, hops_2 and so on; of other tasks position_0 and so on, as in "
+    "val/accuracy_hops_1. null for all."
+)
 PROMPTS_HELP = (
     'Prompts to probe on, in place of a task: a file with a JSON object a line, such as {"prompt": "The capital of '
     'Peru is", "answer": " Lima", "distractors": [" Quito", " Oslo"], "cluster": "Peru"}; cluster can be left out. The '
@@ -108,6 +112,7 @@ def add_trace(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=str, help=CHECKPOINT_HELP + ", with depth routing or without.")
     parser.add_argument("--task", type=Path | None, help=TASK_HELP)
     parser.add_argument("--tokenizer", type=str | None, help=TOKENIZER_HELP)
+    parser.add_argument("--group", type=str | None, help=GROUP_HELP)
     parser.add_argument("--num_sequences", type=PositiveInt, default=64, help="Contexts; a value of each is changed.")
     kinds = "Kinds of sites: stream, output, input, source. null for all that the model has."
     parser.add_argument("--sites", type=list[Literal["stream", "output", "input", "source"]] | None, help=kinds)
@@ -139,6 +144,7 @@ def add_export(parser: ArgumentParser) -> None:
 
 def add_probe_options(parser: ArgumentParser) -> None:
     parser.add_argument("--task", type=Path | None, help=TASK_HELP)
+    parser.add_argument("--group", type=str | None, help=GROUP_HELP)
     parser.add_argument("--prompts", type=Path | None, help=PROMPTS_HELP)
     parser.add_argument("--tokenizer", type=str | None, help=TOKENIZER_HELP)
     parser.add_class_arguments(ProbeSettings, None)

@@ -239,6 +239,8 @@ def _load_wrapped(options: Namespace) -> Subject:
 def _task(options: Namespace, checkpoint: Checkpoint) -> ProbeTask:
     if options.prompts is None:
         return task_of(options, checkpoint)
+    if options.group is not None:
+        raise ValueError("--group is for tasks in token ids: leave it out with --prompts")
     source = options.tokenizer or options.checkpoint
     return PromptTask.read(options.prompts, load_tokenizer(source), source)
 
@@ -251,11 +253,13 @@ def task_of(options: Namespace, checkpoint: Checkpoint) -> SyntheticTask:
             f"nothing beside {options.checkpoint} says which task to probe on: give --task FILE or --prompts FILE"
         )
     if isinstance(task, TextRecall):
+        if options.get("group") is not None:
+            raise ValueError("--group is for tasks in token ids: this one is in words")
         source = options.tokenizer or options.checkpoint
         return TextPrompts(task, load_tokenizer(source), source)
     if options.tokenizer is not None:
         raise ValueError(f"--tokenizer is for text_recall and --prompts; the task {task.name} has token ids of its own")
-    return TokenTask(task)
+    return TokenTask(task, options.get("group"))
 
 
 def _probe(

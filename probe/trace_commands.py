@@ -39,7 +39,7 @@ def trace(options: Namespace) -> None:
     task.check_sizes(checkpoint.model.config)
     task.check_count(options.num_sequences)
     check_finite(checkpoint.model)
-    flips, places = flips_of_task(task.task, options.num_sequences, options.seed)
+    flips, places = flips_of_task(task.task, options.num_sequences, options.seed, task.group)
     checkpoint.model.to(device)  # type: ignore[arg-type]
     how = {"sites": options.sites, "batch_size": options.batch_size, "positions": places}
     cost = plan(checkpoint.model, flips, **how)

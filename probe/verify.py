@@ -23,7 +23,7 @@ from probe.ablation.grid import Kind, build_grid
 from probe.ablation.interventions import Ablation
 from probe.analysis.effects import CELL_KEYS
 from probe.commands import say
-from probe.examples.tasks import ProbeTask, as_probe_task
+from probe.examples.tasks import GROUP, ProbeTask, TokenTask
 from probe.examples.text_recall import TextPrompts
 from probe.files.checkpoints import Checkpoint, load_model, load_tokenizer
 from probe.files.layout import (
@@ -190,7 +190,7 @@ def _repeat(run: Path, num_cells: int) -> Iterator[Line]:
     if not num_cells or rows.empty:
         return
     model, why = _model_of(run, probed.summary["step"])
-    task = None if model is None else _task(model, run)
+    task = None if model is None else _task(model, run, (probed.summary.get("task") or {}).get(GROUP))
     if model is None or task is None:
         yield SKIPPED, f"{run}: no cell is measured again: {why or 'nothing beside the model says on which task'}"
         return
@@ -225,7 +225,7 @@ def _model_of(run: Path, step: int) -> tuple[Checkpoint | None, str]:
     return found, ""
 
 
-def _task(found: Checkpoint, run: Path) -> ProbeTask | None:
+def _task(found: Checkpoint, run: Path, group: str | None) -> ProbeTask | None:
     if found.task is None or not isinstance(found.task, TextRecall):
-        return None if found.task is None else as_probe_task(found.task)
+        return None if found.task is None else TokenTask(found.task, group)
     return TextPrompts(found.task, load_tokenizer(str(run)), str(run))

@@ -52,9 +52,22 @@ class Examples:
     clusters: Tensor
 
     @classmethod
-    def from_batch(cls, examples: TaskBatch) -> Examples:
-        """Of a task's examples, whose answers are one token each."""
+    def from_batch(cls, examples: TaskBatch, group: int | None = None) -> Examples:
+        """Of a task's examples, whose answers are one token each.
+
+        Args:
+            group: take only the queries of this group (`TaskBatch.groups`).
+
+        Raises:
+            ValueError: an example has no query of the group.
+        """
         ids, labels = examples.input_ids, examples.labels
+        if group is not None:
+            others = torch.zeros_like(labels, dtype=torch.bool)
+            others[:, examples.query_positions] = examples.groups != group
+            labels = labels.masked_fill(others, IGNORE_INDEX)
+            if (none := (labels == IGNORE_INDEX).all(1)).any():
+                raise ValueError(f"sequence {int(none.nonzero()[0])} has no query of this group")
         lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
         clusters = torch.arange(len(ids), device=ids.device)
         return cls(ids, labels, examples.candidates.unsqueeze(-1), labels != IGNORE_INDEX, lengths, clusters)

@@ -20,7 +20,10 @@ from attnres.tasks import Task, TextRecall
 from probe.examples.examples import Examples
 from probe.examples.flip import FlipResult, flip_outcomes
 from probe.settings import fewest_sequences
+from probe.vocabulary import check_names
 
+GROUP = "group"
+"""What a summary calls the group of queries that were probed, if not all were."""
 FEWER_TOKENS = "make the task's settings that decide its length smaller"
 
 
@@ -121,12 +124,27 @@ class SyntheticTask(ProbeTask):
 
 @dataclass(frozen=True)
 class TokenTask(SyntheticTask):
-    """A task in token ids of its own."""
+    """A task in token ids of its own.
+
+    Args:
+        group: probe only the queries of this one of `task.groups`; `None`: all.
+
+    Raises:
+        ValueError: the task has no such group.
+    """
 
     task: Task
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.group is not None:
+            check_names("group of queries", [self.group], self.task.groups)
 
     def count(self, wanted: int | None) -> int:
         return wanted or fewest_sequences(self.task.num_queries)
+
+    def describe(self, examples: Examples) -> dict[str, Any]:
+        return self.settings | ({} if self.group is None else {GROUP: self.group})
 
     @property
     def num_flips(self) -> int:
@@ -141,11 +159,16 @@ class TokenTask(SyntheticTask):
         super().check_sizes(config)
 
     def examples(self, count: int) -> Examples:
-        return Examples.from_batch(self.task.batch("probe", range(count)))
+        return Examples.from_batch(self.task.batch("probe", range(count)), self._asked)
+
+    @property
+    def _asked(self) -> int | None:
+        return None if self.group is None else self.task.groups.index(self.group)
 
     def flip_outcomes(self, model: PreTrainedModel, count: int, seed: int, batch_size: int) -> pd.DataFrame | None:
         contexts = self.task.batch("probe", range(count))
-        return flip_outcomes(model, self.task, contexts, seed, batch_size) if self.num_flips else None
+        found = flip_outcomes(model, self.task, contexts, seed, batch_size) if self.num_flips else None
+        return found if found is None or self.group is None else found[found["group"] == self.group]
 
 
 def as_probe_task(task: Task | ProbeTask) -> ProbeTask:

@@ -13,12 +13,15 @@ BEFORE_QUERY = 8
 """The most tokens before the query that are patched by name."""
 
 
-def flips_of_task(task: Task, count: int, seed: int = 0) -> tuple[Flips, dict[str, Tensor]]:
+def flips_of_task(task: Task, count: int, seed: int = 0, group: str | None = None) -> tuple[Flips, dict[str, Tensor]]:
     """The first `count` contexts of the split probe, a flip of each, and the places to look at, by name.
 
     Of each context the first change of `task.flips` is taken that another answer follows from, and of the queries that
     it changes a random one. Places are `value`, which is changed, the tokens next to it, and the query with the tokens
     before it. Left out are places that not every sequence has, and those before the query that reach back to the value.
+
+    Args:
+        group: take only queries of this one of `task.groups`.
 
     Raises:
         ValueError: the task has no value left to change one to, or a context has no query that a change is of.
@@ -26,7 +29,7 @@ def flips_of_task(task: Task, count: int, seed: int = 0) -> tuple[Flips, dict[st
     if not task.num_flips:
         raise ValueError("a trace needs a value that is not in the context, and this task has none left")
     batch = task.batch("probe", range(count))
-    corrupted, query = _changed(task, batch, seed)
+    corrupted, query = _changed(task, batch, seed, group)
     rows = torch.arange(count)
     position = batch.query_positions[query]
     answers = [part[rows, position] for part in (batch.labels, corrupted[1])]
@@ -34,12 +37,15 @@ def flips_of_task(task: Task, count: int, seed: int = 0) -> tuple[Flips, dict[st
     return flips, _places(flips)
 
 
-def _changed(task: Task, batch: TaskBatch, seed: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+def _changed(task: Task, batch: TaskBatch, seed: int, group: str | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """(input_ids, labels) with a value changed, each (batch, seq), and (batch,) a query whose answer is another now."""
     rng = np.random.default_rng(seed)
     ids, labels, query = batch.input_ids.clone(), batch.labels.clone(), torch.full((len(batch),), -1)
+    taken = (
+        torch.ones_like(batch.groups, dtype=torch.bool) if group is None else batch.groups == task.groups.index(group)
+    )
     for flip in task.flips(batch, seed):
-        differs = (flip.changed.labels != batch.labels)[:, batch.query_positions]
+        differs = (flip.changed.labels != batch.labels)[:, batch.query_positions] & taken
         for row in ((query < 0) & differs.any(1)).nonzero().flatten().tolist():
             ids[row], labels[row] = flip.changed.input_ids[row], flip.changed.labels[row]
             query[row] = int(rng.choice(differs[row].nonzero().flatten().numpy()))
