@@ -56,6 +56,23 @@ def test_a_task_is_trained_probed_and_reported(options, sizes, groups, architect
     assert probe.cli.main(["report", str(run if architecture == "attnres" else tmp_path / "out")]) == 0
 
 
+@pytest.mark.parametrize("options", [options for options, *_ in TASKS.values()], ids=TASKS.keys())
+def test_a_run_goes_on_amid_its_curriculum(options, tmp_path):
+    """Whatever its sizes are: the same losses of the same sizes as a run that nothing has stopped."""
+    small = [*SIZE, *options, "--data.curriculum.steps=5", "--trail.every_n_steps=0", "--probe.enabled=false"]
+    small += ["--model.warmup_steps=9"]  # the rate does not depend on the number of steps, then
+
+    def fit(run: str, *words: str) -> pd.DataFrame:
+        assert train.cli.main(["fit", f"--run_dir={tmp_path / run}", *small, *words]) == 0
+        return pd.read_csv(tmp_path / run / "metrics.csv")[["step", "train/loss", "train/size"]].dropna()
+
+    whole = fit("whole", "--trainer.max_steps=6")
+    fit("half", "--trainer.max_steps=3")
+    resumed = fit("half", "--ckpt_path=last", "--trainer.max_steps=6")
+    pd.testing.assert_frame_equal(resumed, whole)
+    assert whole["train/size"].iloc[2] < whole["train/size"].iloc[-1] == whole["train/size"].max()
+
+
 def test_estimate_takes_any_task(capsys):
     assert train.cli.main(["estimate", *SIZE, *TASKS["hops"][0]]) == 0
     assert "hops, facts and further hops 6" in capsys.readouterr().out
