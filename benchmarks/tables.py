@@ -204,6 +204,22 @@ def learned() -> list[str]:
     return found
 
 
+def counts() -> list[str]:
+    """By shape, step and model: ratios to vanilla of what is launched, moved and computed."""
+    found = []
+    for shape in ("8x64", "12x512", "28x1024"):
+        rows = results("counts", shape)
+        for row in rows:
+            base = next(r for r in rows if (r["step"], r["autocast"]) == (row["step"], row["autocast"]))
+            if row is base:
+                continue
+            least = f"{1 + row['least_bytes'] / base['bytes']:.2f}" if "least_bytes" in row else "—"
+            ratios = (f"{row[name] / base[name]:.2f}" for name in ("operators", "bytes", "flops"))
+            step = row["step"] + (", bf16" if row["autocast"] else "")
+            found.append(line(shape.replace("x", " × "), step, row["model"], *ratios, least))
+    return found
+
+
 def _with_interval(row: dict[str, float], name: str) -> str:
     return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
@@ -216,6 +232,7 @@ TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "faults.md": (faults, hostile, integrity),
     "trace.md": (traces,),
     "tasks.md": (learned,),
+    "performance.md": (counts,),
 }
 """What each page of the documentation has."""
 
