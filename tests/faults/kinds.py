@@ -276,7 +276,7 @@ KINDS: Mapping[str, tuple[Kind, Mapping[str, int | None]]] = {
     "damage": (damage, dict.fromkeys(READERS, 20)),
     "not finite": (not_finite, {"fit": 5, "resume": 5, "run": 4, "baseline": 4, "trail": 4}),
     "memory": (too_little_memory, {"fit": 6, "run": 8, "baseline": 4, "trail": 6}),
-    "W&B": (wandb, {"fit": 12}),
+    "W&B": (wandb, {"fit": None}),
     "a worker": (worker, {"fit": 2, "resume": 2}),
     "signals": (
         signals,
