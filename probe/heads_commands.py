@@ -94,7 +94,7 @@ def describe(
 def answer(table: pd.DataFrame) -> str:
     """Which head the model relies on most, by each kind of ablation. `table`: rows of one metric that has strengths."""
     kinds = list(dict.fromkeys(table["kind"]))
-    strongest = [table.loc[table.loc[table["kind"] == kind, "strength"].idxmax()] for kind in kinds]
+    strongest = [table[table["kind"] == kind].sort_values("strength", kind="stable").iloc[-1] for kind in kinds]
     if all(row["p_matters"] > LEVEL for row in strongest):
         return f"No head by itself was shown to be worth more than {_percent(MATTERS)} of the margin."
     looks = _looks_up(table)
@@ -111,7 +111,7 @@ def _looks_up(table: pd.DataFrame) -> str:
     matter = table[(table["strength"] > 0) & (table["p_matters"] <= LEVEL) & table["attention_to_value"].notna()]
     if matter.empty:
         return ""
-    row = matter.loc[matter["attention_to_value"].idxmax()]
+    row = matter.sort_values("attention_to_value", kind="stable").iloc[-1]
     weight = f"{_percent(row['attention_to_value'])} of its weight where the answer is asked for"
     return f" Of the heads that matter, {_head(row)} looks most at the answer's value in the context: {weight}."
 
@@ -126,30 +126,32 @@ def _counts(found: HeadsResult, kind: str, table: pd.DataFrame, pairs: pd.DataFr
     clear = pairs.loc[pairs["p_matters"] <= LEVEL, "strength"]
     covers, needs = int((clear > 0).sum()), int((clear < 0).sum())
     among = "" if found.tested.all() else " among those that harm most"
-    return f"{text}; of {len(pairs)} pairs{among}: cover for each other {covers}, needed together {needs}"
+    return f"{text}; of {len(pairs)} pairs{among}: {covers} covering for each other, {needs} needed together"
 
 
 def _strongest_heads(found: HeadsResult, table: pd.DataFrame) -> list[str]:
     """A line for each head, with a column for each kind."""
-    of_kinds = table.set_index(["kind", "layer", "head"])
     largest = table.assign(size=table["strength"].abs()).groupby(["layer", "head"])["size"].max()
     header = "".join(f"{'margin lost, ' + kind if kind == found.kinds[0] else kind:<26}" for kind in found.kinds)
-    lines = [f"{'head':<20}{header}weight on the value"]
-    for layer, head in largest.sort_values(ascending=False, kind="stable").index[:MOST_LINES]:
-        rows = [of_kinds.loc[(kind, layer, head)] for kind in found.kinds]
+    has_weights = table["attention_to_value"].notna().any()
+    lines = [f"{'head':<20}{header}{'weight on the value' if has_weights else ''}".rstrip()]
+    for head in largest.sort_values(ascending=False, kind="stable").index[:MOST_LINES]:
+        of_kinds = table[(table["layer"] == head[0]) & (table["head"] == head[1])]
+        rows = [row for _, row in of_kinds.iterrows()]  # in the order of kinds
         shares = "".join(f"{_share(row) + (' *' if row['p_matters'] <= LEVEL else ''):<26}" for row in rows)
-        weight = rows[0]["attention_to_value"]
-        lines.append(f"  {Head(layer, head)!s:<18}{shares}{'—' if pd.isna(weight) else f'{weight:.2f}'}")
+        weight = f"{rows[0]['attention_to_value']:.2f}" if has_weights else ""
+        lines.append(f"  {_head(rows[0]):<18}{shares}{weight}".rstrip())
     return [*lines, f"  * more than {_percent(MATTERS)}, adjusted p ≤ {LEVEL}"]
 
 
 def _strongest_pairs(kind: str, pairs: pd.DataFrame) -> list[str]:
     """A line for each pair of a kind whose interaction is clear."""
-    clear = pairs[pairs["p_matters"] <= LEVEL]
     if pairs.empty:
         return []
+    clear = pairs[pairs["p_matters"] <= LEVEL]
+    clear = clear.sort_values("strength", key=abs, ascending=False, kind="stable")
     lines = ["", f"{'pairs, ' + kind:<36}{'alone':<16}{'both':<8}both less alone [95 % CI]"]
-    for _, row in clear.loc[clear["strength"].abs().sort_values(ascending=False).index].head(MOST_LINES).iterrows():
+    for _, row in clear.head(MOST_LINES).iterrows():
         pair = f"layer {row['layer_a']} head {row['head_a']} + layer {row['layer_b']} head {row['head_b']}"
         alone = f"{_percent(row['strength_a'])} + {_percent(row['strength_b'])}"
         what = "cover for each other" if row["strength"] > 0 else "needed together"
@@ -164,12 +166,12 @@ def _head(row: pd.Series) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:z.0f} %"
 
 
 def _share(row: pd.Series) -> str:
     numbers = (100 * row[name] for name in ("strength", "strength_low", "strength_high"))
-    return "{:.0f} % [{:.0f}, {:.0f}]".format(*numbers)
+    return "{:z.0f} % [{:z.0f}, {:z.0f}]".format(*numbers)
 
 
 def _write(

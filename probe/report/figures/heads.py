@@ -16,8 +16,8 @@ from probe.report.figures import style
 from probe.report.view import COLORS, Scale
 from probe.vocabulary import LEVEL
 
-MOST_NUMBERS = 16
-"""Columns of a panel up to which its cells have numbers."""
+MOST_NUMBERS = 10
+"""Columns of a panel up to which its cells have numbers, not dots where they are clear."""
 KIND_TITLES = {"zero": "set to zero", "mean": "set to their mean", "resample": "of another sequence"}
 ROW, EMPTY = 0.165, "#e4e4e4"
 
@@ -34,6 +34,15 @@ class _Panel:
     labels: tuple[str, str]
     is_weight: bool = False
 
+    @property
+    def has_numbers(self) -> bool:
+        return len(self.columns) <= MOST_NUMBERS
+
+    @property
+    def width(self) -> float:
+        """Relative to others."""
+        return max(3, len(self.columns)) * (1 if self.has_numbers else 0.4)
+
     def draw(self, axes: Axes, scale: Scale) -> None:
         norm = Normalize(0, 1) if self.is_weight else AsinhNorm(scale.width, -scale.limit, scale.limit)
         colors = COLORS["mass" if self.is_weight else "value"]
@@ -44,19 +53,19 @@ class _Panel:
         axes.set_title(self.title)
         axes.set_xlabel(self.labels[0])
         axes.set_ylabel(self.labels[1])
-        many = len(self.columns) > MOST_NUMBERS
         axes.set_xticks(range(len(self.columns)), self.columns, rotation=90 if max(map(len, self.columns)) > 2 else 0)
         axes.set_yticks(range(len(self.rows)), self.rows)
-        axes.tick_params(length=0, labelsize="xx-small" if many else "medium")
+        axes.tick_params(length=0, labelsize="medium" if self.has_numbers else "xx-small")
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        for (row, column), value in () if many else np.ndenumerate(self.values):
-            if np.isnan(value):
+        for (row, column), value in np.ndenumerate(self.values):
+            if np.isnan(value) or not (self.has_numbers or self.bold[row, column]):
                 continue
             red, green, blue, _ = image.to_rgba(np.array([np.clip(value, -limit, limit)]))[0]
             ink = "w" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "k"
             weight, text = "bold" if self.bold[row, column] else "normal", f"{value:.2f}"
             text = text if self.is_weight else f"{100 * value:z.0f}".replace("-", "−")
+            text = text if self.has_numbers else "•"
             axes.text(column, row, text, ha="center", va="center", color=ink, weight=weight)
 
 
@@ -71,14 +80,18 @@ def plot_heads(table: pd.DataFrame, pairs: pd.DataFrame, kind: str, metric: str,
     scale = Scale(metric)
     heads, tested = (part[(part["kind"] == kind) & (part["metric"] == metric)] for part in (table, pairs))
     panels = _panels(heads, tested)
-    widths = [max(3, len(panel.columns)) for panel in panels]
-    height = 1.75 + ROW * max(10, *(len(panel.rows) for panel in panels))
+    rows = max(10, *(len(panel.rows) for panel in panels))
+    widths = [panel.width for panel in panels]
+    height = 1.75 + ROW * rows
     figure = Figure(figsize=(style.PAGE, height), layout="constrained")
     drawn: Sequence[Axes] = np.atleast_1d(  # type: ignore[assignment]
         figure.subplots(1, len(panels), gridspec_kw={"width_ratios": widths})
     )
     for axes, panel in zip(drawn, panels, strict=True):
         panel.draw(axes, scale)
+        if 2 * len(panel.rows) <= rows:  # not stretched to the height of others
+            axes.set_box_aspect(1)
+            axes.set_anchor("N")
     shares = [axes for axes, panel in zip(drawn, panels, strict=True) if not panel.is_weight]
     bar = figure.colorbar(shares[0].get_images()[0], ax=list(drawn), location="bottom", aspect=50, shrink=0.7, pad=0.03)
     ticks = scale.ticks(-scale.limit, scale.limit)
@@ -124,6 +137,6 @@ def _of_pairs(pairs: pd.DataFrame) -> _Panel:
 
 
 def _legend(scale: Scale) -> list[Artist]:
-    label = f"more than {scale.matters:.0%} either way, adjusted p ≤ {LEVEL}".replace("%", " %")
+    label = f"or •: more than {scale.matters:.0%} (pairs: either way), adjusted p ≤ {LEVEL}".replace("%", " %")
     marker = r"$\mathbf{74}$"
     return [style.entry(label, marker=marker, markersize=9, linestyle="", color="k", markeredgewidth=0)]

@@ -47,7 +47,8 @@ def test_an_answer_of_several_tokens_stands_where_all_of_them_do(make_vanilla):
     row = ([9, 4, 8, 4, 2, 7, 4], [-100] * 5 + [4, 2], [[4, 8], [4, 2]])
     absent = ([9, 4, 2, 4, 2, 7, 4], [-100] * 5 + [4, 8], [[4, 8], [4, 2]])  # its tokens stand nowhere in a row
     twice = ([9, 4, 2, 4, 2, 7, 4], [-100] * 5 + [4, 2], [[4, 8], [4, 2]])
-    examples = Examples.collate([tuple(torch.tensor(part) for part in each) for each in (row, absent, twice)])
+    rows = (map(torch.tensor, each) for each in (row, absent, twice))
+    examples = Examples.collate([(ids, labels, candidates) for ids, labels, candidates in rows])
     assert value_places(examples).tolist() == [[0, 5, 3]]
     found = measure_heads(make_vanilla(num_hidden_layers=2), examples, ("zero",), pairs=0)
     assert np.isfinite(found.attention_to_value[:, 0]).all()

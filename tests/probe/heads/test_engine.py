@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attnres import wrap_qwen3
-from attnres.tasks import MQAR, Pointer
+from attnres.tasks import MQAR, Pointer, Task
 from probe.ablation.metrics import CleanRun
 from probe.analysis.inference import Inference
 from probe.examples.examples import Examples
@@ -31,7 +31,7 @@ MODELS = {
 PAIRS = [((0, 1), (0, 0)), ((0, 0), (2, 1)), ((1, 1), (2, 0)), ((2, 0), (2, 1))]
 
 
-def examples_of(count: int = 4, task=TASK) -> Examples:
+def examples_of(count: int = 4, task: Task = TASK) -> Examples:
     return Examples.from_batch(task.batch("probe", range(count)))
 
 
