@@ -126,7 +126,9 @@ def _counts(found: HeadsResult, kind: str, table: pd.DataFrame, pairs: pd.DataFr
     clear = pairs.loc[pairs["p_matters"] <= LEVEL, "strength"]
     covers, needs = int((clear > 0).sum()), int((clear < 0).sum())
     among = "" if found.tested.all() else " among those that harm most"
-    return f"{text}; of {len(pairs)} pairs{among}: {covers} covering for each other, {needs} needed together"
+    return (
+        f"{text}; of {len(pairs)} pairs{among}: {covers} covering for each other, {needs} worth less without each other"
+    )
 
 
 def _strongest_heads(found: HeadsResult, table: pd.DataFrame) -> list[str]:
@@ -154,7 +156,7 @@ def _strongest_pairs(kind: str, pairs: pd.DataFrame) -> list[str]:
     for _, row in clear.head(MOST_LINES).iterrows():
         pair = f"layer {row['layer_a']} head {row['head_a']} + layer {row['layer_b']} head {row['head_b']}"
         alone = f"{_percent(row['strength_a'])} + {_percent(row['strength_b'])}"
-        what = "cover for each other" if row["strength"] > 0 else "needed together"
+        what = "cover for each other" if row["strength"] > 0 else "worth less without each other"
         lines.append(f"  {pair:<34}{alone:<16}{_percent(row['strength_both']):<8}{_share(row):<22}{what}")
     if clear.empty:
         lines.append(f"  none is shown to be more than {_percent(MATTERS)} of the margin")
