@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from attnres.tasks import MQAR, Hops, Pointer, TextRecall, task_from_dict
+from attnres.tasks import MQAR, Hops, Pointer, TextRecall
 from probe.analysis.inference import Inference
 from probe.cli import main
 from probe.examples.tasks import TokenTask
@@ -39,7 +39,7 @@ def test_a_trained_pointer_is_measured_and_written(tmp_path, capsys):
     for name in names:
         for suffix in (".png", ".pdf"):
             assert (folder / name).with_suffix(suffix).stat().st_size > 5_000
-    model, task = load_model(str(POINTER)).model, task_from_dict(about["task"])
+    model, task = load_model(str(POINTER)).model, Pointer.from_dict(about["task"])
     expected = measure_heads(model, TokenTask(task).examples(40), pairs=3)
     how = Inference(num_resamples=50)
     for file, table in (("heads", expected.table(how)), ("pairs", expected.pair_table(how))):
