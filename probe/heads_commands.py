@@ -23,6 +23,8 @@ from probe.runner import check_finite
 from probe.settings import check_resampling
 from probe.vocabulary import LEVEL, MARGIN, MATTERS
 
+LOOKS = 0.25
+"""From this share of its weight on the answer's value, a head is said to look at it."""
 MOST_LINES = 10
 """Heads that are printed, and pairs of each kind: the strongest."""
 
@@ -107,13 +109,18 @@ def answer(table: pd.DataFrame) -> str:
 
 
 def _looks_up(table: pd.DataFrame) -> str:
-    """Which of the heads that matter looks most at the answer's value, if its place is known."""
-    matter = table[(table["strength"] > 0) & (table["p_matters"] <= LEVEL) & table["attention_to_value"].notna()]
-    if matter.empty:
+    """Which of the heads that matter looks most at the answer's value, if its place is known; else, which head does."""
+    known = table[table["attention_to_value"].notna()].sort_values("attention_to_value", kind="stable")
+    if known.empty:
         return ""
-    row = matter.sort_values("attention_to_value", kind="stable").iloc[-1]
-    weight = f"{_percent(row['attention_to_value'])} of its weight where the answer is asked for"
-    return f" Of the heads that matter, {_head(row)} looks most at the answer's value in the context: {weight}."
+    matter = known[(known["strength"] > 0) & (known["p_matters"] <= LEVEL)]
+    if len(matter) and (row := matter.iloc[-1])["attention_to_value"] >= LOOKS:
+        weight = f"{_percent(row['attention_to_value'])} of its weight where the answer is asked for"
+        return f" Of the heads that matter, {_head(row)} looks most at the answer's value in the context: {weight}."
+    row = known.iloc[-1]
+    weight = f"{_percent(row['attention_to_value'])} of its weight"
+    none = " No head that matters looks much at the answer's value in the context"
+    return f"{none}; {_head(row)} does most ({weight}), and costs {_share(row)} ({row['kind']})."
 
 
 def _counts(found: HeadsResult, kind: str, table: pd.DataFrame, pairs: pd.DataFrame) -> str:
