@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,10 @@ OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 """What is wrong with the disk as a whole, not with one file."""
 OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 """What is wrong with a path that somebody gave."""
+STARTS_A_THREAD = {threading.Thread.start.__code__, ThreadPoolExecutor._adjust_thread_count.__code__}
+"""Whoever is stopped in here leaves a thread behind that nobody knows of, and for which the interpreter waits at its end."""
+SOON = 0.01
+"""Seconds until a signal is heeded that came there."""
 OURS = [Path(__file__).resolve().parents[1] / package for package in ("attnres", "probe", "train")]
 
 
@@ -51,6 +56,7 @@ def raising_signals() -> Iterator[None]:
     Does nothing outside of the main thread, nor to a signal that is ignored, as SIGINT in a shell's background job.
     """
     owner, Stopped.pending = os.getpid(), None
+    later: list[Callable[[], None]] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:
@@ -58,6 +64,11 @@ def raising_signals() -> Iterator[None]:
             signal.raise_signal(number)
             return
         Stopped.pending = Stopped(number)
+        if _starts_a_thread(frame):
+            later.append(_alarm(lambda frame: stop(number, frame)))
+            return
+        for disarm in later:
+            disarm()
         sys.excepthook = _say_nothing  # threads of multiprocessing print tracebacks when workers end before them
         raise Stopped.pending
 
@@ -70,6 +81,33 @@ def raising_signals() -> Iterator[None]:
         sys.excepthook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+        for disarm in later:
+            disarm()
+
+
+def _starts_a_thread(frame: FrameType | None) -> bool:
+    """Whether a frame, or one that has called it, is about to start a thread."""
+    while frame is not None and frame.f_code not in STARTS_A_THREAD:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _alarm(ring: Callable[[FrameType | None], None]) -> Callable[[], None]:
+    """Have `ring` called soon, in this thread; what is returned sees to it that it is not."""
+    armed = [signal.getsignal(signal.SIGALRM) or signal.SIG_DFL]
+
+    def disarm() -> None:
+        if armed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, armed.pop())
+
+    def rung(_: int, frame: FrameType | None) -> None:
+        disarm()
+        ring(frame)
+
+    signal.signal(signal.SIGALRM, rung)
+    signal.setitimer(signal.ITIMER_REAL, SOON)
+    return disarm
 
 
 def _say_nothing(*_: object) -> None:

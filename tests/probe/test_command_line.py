@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -20,6 +21,7 @@ from attnres.files import replacing
 from probe.command_line import TRACEBACK, run_program
 from probe.failures import CannotGoOn, Stopped, disk_error, is_out_of_memory, raising_signals
 from probe.settings import ProbeSettings
+from tests.support.paths import ROOT
 
 FULL = "/dev/full"  # Linux's disk that is full
 
@@ -77,6 +79,36 @@ def test_no_guard_against_failures_keeps_a_signal():
 
     with raising_signals(), pytest.raises(Stopped):
         guarded()
+
+
+STOPPED_WHILE_A_THREAD_STARTS = """
+import signal, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from probe.failures import Stopped, raising_signals
+
+def waits(event, timeout=None):  # for the thread to have started
+    threading.Event.wait = wait
+    signal.raise_signal(signal.SIGTERM)
+    return wait(event, timeout)
+
+wait, threading.Event.wait = threading.Event.wait, waits
+pool, began = ThreadPoolExecutor(1), time.monotonic()
+try:
+    with raising_signals():
+        done = pool.submit(int)
+        while time.monotonic() < began + 20:
+            time.sleep(0.01)
+except Stopped as stop:
+    print(stop, done.result(), signal.getsignal(signal.SIGALRM))
+"""
+
+
+def test_a_signal_while_a_thread_starts_leaves_none_behind_that_is_waited_for():
+    """An executor that is stopped there has not noted its thread, and the interpreter waits for it without end."""
+    words = [sys.executable, "-c", STOPPED_WHILE_A_THREAD_STARTS]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert ended.stdout == "stopped by SIGTERM 0 0\n"
+    assert ended.returncode == 0
 
 
 def test_what_threads_lose_by_a_stop_is_not_printed(capsys):
