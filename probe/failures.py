@@ -28,7 +28,7 @@ OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 """What is wrong with a path that somebody gave."""
 STARTS_A_THREAD = {threading.Thread.start.__code__, ThreadPoolExecutor._adjust_thread_count.__code__}
-"""Whoever is stopped in here leaves a thread behind that nobody knows of, and for which the interpreter waits at its end."""
+"""Whoever is stopped in here leaves a thread that nobody knows of, and for which the interpreter waits at its end."""
 SOON = 0.01
 """Seconds until a signal is heeded that came there."""
 OURS = [Path(__file__).resolve().parents[1] / package for package in ("attnres", "probe", "train")]
