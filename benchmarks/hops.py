@@ -32,13 +32,14 @@ from probe.examples.flip import recall_accuracy
 from probe.examples.tasks import TokenTask
 from probe.files.checkpoints import load_model
 from probe.trace import Flips, trace
+from probe.trace.sites import OUTPUT, SOURCE, STREAM
 from probe.vocabulary import FINAL, MARGIN, layer_scope
 
 SEQUENCES, SEED = 64, 0
 SHOWN = 0.01
 """The least strength, either way, that is recorded; of keeping alone, all are."""
 KINDS = ("mask_renormalise", "keep_only")
-MASKS = ["sublayer", "scope", "family", "kind", "positions", "mass", "strength", "strength_low", "strength_high"]
+MASKS = ["sublayer", "scope", "family", "kind", "mass", "strength", "strength_low", "strength_high"]
 SITES = ["direction", "site", "read", "layer", "sublayer", "source", "family", "position"]
 
 
@@ -90,18 +91,24 @@ def masks(model: AttnResForCausalLM, task: Hops, group: str) -> dict[str, Any]:
     scopes = [layer_scope(layer) for layer in range(model.config.num_hidden_layers)]
     scopes += [FINAL] if model.model.sites[-1].sublayer == FINAL else []
     settings = ProbeSettings(
-        kinds=KINDS, sublayers=("self_attn", "mlp"), scopes=tuple(scopes), seed=SEED, num_resamples=1000
+        kinds=KINDS,
+        sublayers=("self_attn", "mlp"),
+        scopes=tuple(scopes),
+        positions=("all",),
+        seed=SEED,
+        num_resamples=1000,
     )
     effects = measure(model, TokenTask(task, group).examples(SEQUENCES), settings).effects
     rows = effects[(effects["metric"] == MARGIN) & effects["applicable"]]
-    shown = rows[(rows["kind"] == "keep_only") & (rows["positions"] == "all") | (rows["strength"].abs() >= SHOWN)]
+    shown = rows[(rows["kind"] == "keep_only") | (rows["strength"].abs() >= SHOWN)]
     return {"margin": float(rows["margin"].iloc[0]), "masks": _records(shown, [*MASKS, "p_matters"])}
 
 
 def traced(model: Any, task: Hops, hops: int, fact: int) -> dict[str, Any]:
     """Shares of the answer that come back, and are lost, at each site and place, where one fact is changed."""
     flips, places = flips_of(task, hops, fact)
-    found = trace(model, flips, positions=places)
+    kinds = [STREAM, OUTPUT, SOURCE] if isinstance(model, AttnResForCausalLM) else [STREAM, OUTPUT]
+    found = trace(model, flips, kinds, positions=places)
     table = found.table(Inference(num_resamples=1000, seed=SEED))
     clean, corrupted = (float(margin.mean()) for margin in (found.clean, found.corrupted))
     columns = [*SITES, "strength", "strength_low", "strength_high", "p_adjusted"]
