@@ -17,7 +17,7 @@ GAP_NOT_POSITIVE = "the gap between the clean and the corrupted margin is not cl
 """Why there are no shares of it."""
 TRACE_COLUMNS = [
     *("direction", "site", "read", "layer", "sublayer", "scope", "source", "family", "aliased", "with_aliases"),
-    *("position", "metric", "clean", "corrupted", *OF_EFFECT),
+    *("head", "position", "live", "weight", "metric", "clean", "corrupted", *OF_EFFECT),
     *("normalised_margin", *OF_STRENGTH, "no_strength", "floor", "below_floor", "n_sequences", "n_clusters"),
 ]
 
@@ -31,6 +31,10 @@ class TraceResult:
     Attributes:
         logits: (D, S, P, B, 2) of the answer and the flipped answer, float32.
         clean_logits, corrupted_logits: (B, 2) of the two runs.
+        weights: (S, P, B) of the clean run: of an edge the attention weight, of a source its routing mass
+            (`probe.trace.weights`); NaN of other sites.
+        live: (S, P, B) whether the two runs can differ there and the answer depend on it; what is not live carries
+            nothing by construction.
         clusters: (B,) the cluster of each sequence.
         logit_sizes: (B,) the largest absolute logit of both runs, to which rounding is relative.
         forward_passes: of the whole model that the trace took, as `Plan` counts them.
@@ -43,6 +47,8 @@ class TraceResult:
     logits: np.ndarray
     clean_logits: np.ndarray
     corrupted_logits: np.ndarray
+    weights: np.ndarray
+    live: np.ndarray
     clusters: np.ndarray
     logit_sizes: np.ndarray
     precision: torch.dtype
@@ -85,7 +91,8 @@ class TraceResult:
         clean and corrupted margin that the patch moves (sum over sum): recovered by denoising, lost by noising, for
         which `normalised_margin` (0 corrupted, 1 clean) is one less it. Intervals and tests are of linear contrasts,
         clustered (`probe.analysis.inference`); the sites of one kind in one direction are one grid. Where the gap's
-        interval is not clear of zero there is no strength, and `no_strength` says so.
+        interval is not clear of zero there is no strength, and `no_strength` says
+        so. `weight` is the mean over sequences; `live` whether any sequence is, see `live` above.
         """
         how = how or Inference()
         rows, margins = [], self.margins
@@ -94,7 +101,7 @@ class TraceResult:
             for kind in dict.fromkeys(site.kind for site in self.sites):
                 chosen = [i for i, site in enumerate(self.sites) if site.kind == kind]
                 moved = (margins[number, chosen] - base).reshape(-1, len(base)).T  # (B, sites x positions)
-                about = [self._about(direction, self.sites[i], position) for i in chosen for position in self.positions]
+                about = [self._about(direction, i, place) for i in chosen for place in range(len(self.positions))]
                 rows.append(pd.concat([pd.DataFrame(about), self._statistics(direction, moved, how)], axis=1))
         table = pd.concat(rows, ignore_index=True)
         lost = table["direction"] == NOISE
@@ -117,11 +124,14 @@ class TraceResult:
         reason = GAP_NOT_POSITIVE if grid.no_strength else ""
         return pd.DataFrame(found).assign(no_strength=reason, below_floor=grid.is_rounding)
 
-    def _about(self, direction: str, site: Site, position: str | int) -> dict[str, Any]:
+    def _about(self, direction: str, index: int, place: int) -> dict[str, Any]:
+        site = self.sites[index]
         scope = FINAL if site.layer is None else layer_scope(site.layer)
         about = {"direction": direction, "site": site.kind, "read": site.read, "layer": site.layer}
         about |= {"sublayer": site.sublayer, "scope": scope, "source": site.source, "family": site.family}
-        return about | {"aliased": site.aliased, "position": position}
+        about |= {"aliased": site.aliased, "head": site.head, "position": self.positions[place]}
+        weight, live = self.weights[index, place].mean(), self.live[index, place].any()
+        return about | {"live": bool(live), "weight": float(weight)}
 
 
 def _margin(logits: np.ndarray) -> np.ndarray:
