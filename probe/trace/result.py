@@ -84,6 +84,10 @@ class TraceResult:
         """The effect in nats below which a difference of two runs in this precision is rounding."""
         return FLOOR * torch.finfo(self.precision).eps / 2 * float(self.logit_sizes.mean())
 
+    def no_strength(self, how: Inference) -> str:
+        """Why there are no shares of the gap; empty where there are."""
+        return GAP_NOT_POSITIVE if self._grid(np.empty((len(self.clusters), 0)), how).no_strength else ""
+
     def table(self, how: Inference | None = None) -> pd.DataFrame:
         """The columns `TRACE_COLUMNS`, a row for each direction, site and position.
 
@@ -91,8 +95,8 @@ class TraceResult:
         clean and corrupted margin that the patch moves (sum over sum): recovered by denoising, lost by noising, for
         which `normalised_margin` (0 corrupted, 1 clean) is one less it. Intervals and tests are of linear contrasts,
         clustered (`probe.analysis.inference`); the sites of one kind in one direction are one grid. Where the gap's
-        interval is not clear of zero there is no strength, and `no_strength` says
-        so. `weight` is the mean over sequences; `live` whether any sequence is, see `live` above.
+        interval is not clear of zero there is no strength, and `no_strength` says so.
+        `weight` is the mean over sequences; `live` whether it is so in any, see `live` above.
         """
         how = how or Inference()
         rows, margins = [], self.margins
@@ -114,15 +118,18 @@ class TraceResult:
 
     def _statistics(self, direction: str, moved: np.ndarray, how: Inference) -> pd.DataFrame:
         """`Grid.statistics` of `moved` (B, cells), with the gap in the place of the clean margin."""
-        counts = np.bincount(self.clusters).astype(np.float64)
-        moved, gap = (_summed(values, self.clusters) for values in (moved, self.clean - self.corrupted))
-        grid = Grid(moved, counts, MARGIN, gap, self.floor, how)
+        grid = self._grid(moved, how)
         found = dict(zip(OF_EFFECT, grid.of_effect(), strict=True))
         # A strength is of harm, a fall of the margin: what denoising recovers is the fall that is undone.
-        fallen = grid if direction == NOISE else replace(grid, sums=-moved)
+        fallen = grid if direction == NOISE else replace(grid, sums=-grid.sums)
         found |= dict(zip(OF_STRENGTH, fallen.of_strength(), strict=True))
-        reason = GAP_NOT_POSITIVE if grid.no_strength else ""
-        return pd.DataFrame(found).assign(no_strength=reason, below_floor=grid.is_rounding)
+        return pd.DataFrame(found).assign(no_strength=self.no_strength(how), below_floor=grid.is_rounding)
+
+    def _grid(self, moved: np.ndarray, how: Inference) -> Grid:
+        """Of `moved` (B, cells)."""
+        counts = np.bincount(self.clusters).astype(np.float64)
+        moved, gap = (summed(values, self.clusters) for values in (moved, self.clean - self.corrupted))
+        return Grid(moved, counts, MARGIN, gap, self.floor, how)
 
     def _about(self, direction: str, index: int, place: int) -> dict[str, Any]:
         site = self.sites[index]
@@ -139,7 +146,7 @@ def _margin(logits: np.ndarray) -> np.ndarray:
     return logits[..., 0] - logits[..., 1]
 
 
-def _summed(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+def summed(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """(clusters, …) sums of `values` (B, …)."""
     sums = np.zeros((int(clusters.max()) + 1, *values.shape[1:]))
     np.add.at(sums, clusters, values)
