@@ -4,8 +4,8 @@
     python -m benchmarks.memory runs/memory/*-seed? --output benchmarks/results/memory.json
 
 Of each run: accuracy and flip test as in `benchmarks.learned`; a trace of 64 contexts that denoises edges and sources;
-attention at the addressed cell; and whether weights tell what flows (`probe.trace.flow`). A run is a part of the record:
-those of other runs stay.
+attention at the addressed cell; and whether weights tell what flows (`probe.trace.flow`). A run is a part of the
+record: those of other runs stay.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from attnres import AttnResForCausalLM
+from attnres.tasks import Pointer
 from benchmarks.learned import learned
 from benchmarks.record import add
 from probe.analysis.inference import Inference
@@ -37,21 +38,17 @@ def memory(run: Path) -> dict[str, Any]:
     """Of one run."""
     loaded = load_model(str(run))
     model, task = loaded.model, loaded.task
+    assert isinstance(task, Pointer)
     routed = isinstance(model, AttnResForCausalLM)
     flips, places = flips_of_task(task, SEQUENCES)
     found = trace(model, flips, [EDGE, SOURCE] if routed else [EDGE], [DENOISE], places)
     row = learned(run) | {"architecture": model.config.attnres_source if routed else "vanilla"}
-    row |= {"cells": 2**task.address_bits, "contexts": SEQUENCES, "reading": None, "routing": None}
-    row["attention_at_the_cell"] = concentration(found)
-    for kind, name in ((EDGE, "attention"), (SOURCE, "routing")):
-        numbers = flow(found, kind, HOW)
-        row[name] = None if numbers is None else numbers.to_dict() | extremes(numbers)
-        if (read := reading(found, HOW)) is None or numbers is None:
-            continue
-        row["reading"] = (row["reading"] or {}) | read.to_dict()
-        if kind == SOURCE:
-            row["reading"]["sources"] = sources_at(numbers, 2 * read.layer, read.position)
-    return row
+    row |= {"cells": task.num_cells, "contexts": SEQUENCES, "attention_at_the_cell": concentration(found)}
+    flows = {name: flow(found, kind, HOW) for kind, name in ((EDGE, "attention"), (SOURCE, "routing"))}
+    read, routing = reading(found, HOW), flows["routing"]
+    row |= {name: None if each is None else each.to_dict() | extremes(each) for name, each in flows.items()}
+    sources = None if read is None or routing is None else sources_at(routing, 2 * read.layer, read.position)
+    return row | {"reading": None if read is None else read.to_dict() | {"sources": sources}}
 
 
 def concentration(found: TraceResult) -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from jsonargparse import Namespace
@@ -19,12 +20,12 @@ from probe.examples.tasks import TokenTask
 from probe.files.checkpoints import Checkpoint, load_model
 from probe.report.figures import style
 from probe.report.figures.trace import plot_trace
+from probe.report.figures.trace_flow import plot_flow
 from probe.runner import check_finite
 from probe.settings import check_resampling
-from probe.report.figures.trace_flow import plot_flow
 from probe.trace import DIRECTIONS, Flips, TraceResult, plan, trace_sites
 from probe.trace import trace as run_trace
-from probe.trace.flow import FLOW_KINDS, Estimate, Flow, Reading, flow, reading
+from probe.trace.flow import FLOW_KINDS, HEAVY, Estimate, Flow, Reading, flow, reading
 from probe.trace.of_tasks import flips_of_task
 from probe.trace.sites import EDGE, SOURCE
 
@@ -32,7 +33,10 @@ MOST_LINES = 12
 """Sites of a kind that are printed, the strongest."""
 SHOWN = 0.05
 """The least share of the answer, either way, of what is printed."""
-WORDS = {EDGE: ("attention", "edges (heads x places)", "heads"), SOURCE: ("routing", "sources (reads x places)", "reads")}
+WORDS = {
+    EDGE: ("attention", "edges (heads x places)", "heads"),
+    SOURCE: ("routing", "sources (reads x places)", "reads"),
+}
 
 
 def trace(options: Namespace) -> None:
@@ -104,10 +108,10 @@ def describe(checkpoint: Checkpoint, task: Task, flips: Flips, found: TraceResul
     return "\n".join(lines)
 
 
-def _site(key: dict[str, object]) -> str:
-    layer = "" if pd.isna(key["layer"]) else f"layer {int(key['layer'])} "  # type: ignore[call-overload]
-    source = "" if pd.isna(key["source"]) else f", {key['family']} ({int(key['source'])})"  # type: ignore[call-overload]
-    head = "" if pd.isna(key["head"]) else f", head {int(key['head'])}"  # type: ignore[call-overload]
+def _site(key: Mapping[str, Any]) -> str:
+    layer = "" if pd.isna(key["layer"]) else f"layer {int(key['layer'])} "
+    source = "" if pd.isna(key["source"]) else f", {key['family']} ({int(key['source'])})"
+    head = "" if pd.isna(key["head"]) else f", head {int(key['head'])}"
     return f"{layer}{key['sublayer']}{source}{head}"
 
 
@@ -116,6 +120,14 @@ def flow_lines(found: Flow) -> list[str]:
     what, cells, softmaxes = WORDS[found.kind]
     count, matters = int(found.carries.sum()), _percent(found.matters)
     lines = [f"{what} and flow: rank agreement {_interval(found.agreement)} over {len(found.cells):,} {cells}"]
+    if found.heavy_cells:
+        heavy = found.heavy.value * found.heavy_cells
+        lines.append(
+            f"  {found.heavy_cells} have a weight of {HEAVY} or more: {heavy:.0f} of them carry {matters} of the "
+            f"answer or more, {_interval(found.heavy, True)}"
+        )
+    else:
+        lines.append(f"  none has a weight of {HEAVY} or more")
     if count:
         share, told = found.found.value * count, found.told.value * found.carrying_softmaxes
         lines.append(
@@ -124,7 +136,7 @@ def flow_lines(found: Flow) -> list[str]:
         )
         lines.append(
             f"  {softmaxes} that carry: in {told:.0f} of {found.carrying_softmaxes} the largest weight is where most "
-            f"flows, {_interval(found.told, True)}"
+            f"flows, {_interval(found.told, True)}; by chance {_percent(found.told_by_chance)}"
         )
     else:
         lines.append(f"  none carries {matters} of the answer")

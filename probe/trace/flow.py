@@ -2,10 +2,10 @@
 
 A *cell* is one weight of one softmax, with what flows along it:
 
-| softmax | its weights | what flows: the strength of |
-|---|---|---|
-| a head of a layer, at the position that asks | attention, to each position | the `edge`: keys and values there, as this head sees them from there |
-| a read, at a position | routing mass, of each source | the `source`, as this read sees it |
+- of a head of a layer at the position that asks: the attention to each position. What flows is the strength of the
+  `edge`: keys and values there, as this head sees them.
+- of a read at a position: the routing mass of each source. What flows is the strength of the `source`, as this read
+  sees it.
 
 What flows is what of the flipped value comes back by denoising (sufficiency), a share of the gap; an edge that pushes
 the other way carries as well, so its size counts. Cells that can carry nothing by construction take no part: positions
@@ -35,6 +35,8 @@ QUERY = "query"
 """The name of the position that asks, from which nothing has to be read."""
 FEWEST_CELLS = 8
 """Fewer have no rank agreement of their own."""
+HEAVY = 0.5
+"""A weight from here on is large: no other of its softmax is larger."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ class Flow:
         matters: the strength, either way, from which a cell carries.
         agreement: Spearman's rank correlation of weight and the size of strength, over all cells.
         by_layer: the same within each layer that has `FEWEST_CELLS`; NaN where nothing varies.
+        heavy: of the cells whose weight is `HEAVY` or more, the share that carries; NaN if there are none.
         found: of the cells that carry, the share that is among as many of the largest weight; NaN if none does.
         told: of the softmaxes with a cell that carries, the share whose largest weight is where most flows.
+        told_by_chance: what `told` would be if any of a softmax's cells were as likely to have the largest weight.
     """
 
     kind: str
@@ -73,13 +77,19 @@ class Flow:
     matters: float
     agreement: Estimate
     by_layer: dict[int | None, Estimate]
+    heavy: Estimate
     found: Estimate
     told: Estimate
+    told_by_chance: float
 
     @property
     def carries(self) -> np.ndarray:
         """(C,) bool."""
         return np.abs(self.strength) >= self.matters
+
+    @property
+    def heavy_cells(self) -> int:
+        return int((self.weight >= HEAVY).sum())
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """The cells' rows, in their order, of the table of the same trace."""
@@ -95,9 +105,10 @@ class Flow:
     def to_dict(self) -> dict[str, Any]:
         """What `trace.json` holds."""
         layers = {"final" if layer is None else str(layer): each.to_dict() for layer, each in self.by_layer.items()}
-        numbers = {name: getattr(self, name).to_dict() for name in ("agreement", "found", "told")}
-        counts = {"cells": len(self.cells), "carrying": int(self.carries.sum())}
-        counts |= {"carrying_softmaxes": self.carrying_softmaxes}
+        numbers = {name: getattr(self, name).to_dict() for name in ("agreement", "heavy", "found", "told")}
+        counts = {"cells": len(self.cells), "heavy_cells": self.heavy_cells, "carrying": int(self.carries.sum())}
+        chance = None if np.isnan(self.told_by_chance) else self.told_by_chance
+        counts |= {"carrying_softmaxes": self.carrying_softmaxes, "told_by_chance": chance}
         return numbers | counts | {"matters": self.matters, "agreement_by_layer": layers}
 
 
@@ -138,11 +149,11 @@ def flow(result: TraceResult, kind: str, how: Inference | None = None) -> Flow |
         strength=strength,
         matters=how.matters,
         agreement=sample.estimate(spearman),
-        by_layer={
-            layer: sample.estimate(within(rows)) for layer, rows in layers.items() if rows.sum() >= FEWEST_CELLS
-        },
+        by_layer={layer: sample.estimate(within(rows)) for layer, rows in layers.items() if rows.sum() >= FEWEST_CELLS},
+        heavy=sample.estimate(lambda weight, strength: _heavy(weight, strength, how.matters)),
         found=sample.estimate(lambda weight, strength: _found(weight, strength, how.matters)),
         told=sample.estimate(lambda weight, strength: _told(weight, strength, carrying)),
+        told_by_chance=float(np.mean([1 / len(rows) for rows in carrying])) if carrying else np.nan,
     )
 
 
@@ -173,8 +184,8 @@ class _Sample:
         site, position = np.array(chosen).T
         moved = result.margins[result.directions.index(DENOISE), site, position] - result.corrupted
         parts = (result.weights[site, position].T, moved.T, result.clean - result.corrupted)
-        sums = (summed(part, result.clusters) for part in parts)
-        return cls(*sums, np.bincount(result.clusters).astype(float), result.floor, how)
+        weights, sums, gap = (summed(part, result.clusters) for part in parts)
+        return cls(weights, sums, gap, np.bincount(result.clusters).astype(float), result.floor, how)
 
     def once(self) -> tuple[np.ndarray, np.ndarray]:
         """(C,) weight and strength of the sample itself."""
@@ -207,13 +218,19 @@ def spearman(weight: np.ndarray, strength: np.ndarray) -> np.ndarray:
         return (one * other).sum(1) / np.where(size > 0, size, np.nan)
 
 
+def _heavy(weight: np.ndarray, strength: np.ndarray, matters: float) -> np.ndarray:
+    """(R,) of the cells of large weight, the share that carries."""
+    heavy = weight >= HEAVY
+    count = heavy.sum(1)
+    return (heavy & (np.abs(strength) >= matters)).sum(1) / np.where(count, count, np.nan)
+
+
 def _found(weight: np.ndarray, strength: np.ndarray, matters: float) -> np.ndarray:
     """(R,) of the K cells that carry, the share that is among the K of the largest weight."""
     carries = np.abs(strength) >= matters
     count = carries.sum(1)
     place = np.argsort(np.argsort(-weight, axis=1, kind="stable"), axis=1)
-    with np.errstate(invalid="ignore"):
-        return (carries & (place < count[:, None])).sum(1) / np.where(count, count, np.nan)
+    return (carries & (place < count[:, None])).sum(1) / np.where(count, count, np.nan)
 
 
 def _told(weight: np.ndarray, strength: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:

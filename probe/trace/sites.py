@@ -93,8 +93,8 @@ def trace_sites(model: Any, kinds: Sequence[str] | None = None) -> tuple[Site, .
         for at in model.sites:
             for source, family in enumerate(at.families):
                 found.append(site(SOURCE, at.index, source, family, source in at.aliased_sources))
-    for layer, layer_type in enumerate(model.config.layer_types):
-        window = model.config.sliding_window if layer_type == "sliding_attention" else None
+    attention: list[Any] = [layer.self_attn for layer in model.model.layers]
+    for layer, window in enumerate(each.sliding_window for each in attention):
         for head in (None, *range(model.config.num_attention_heads)):
             found.append(Site(EDGE, 2 * layer, layer, SUBLAYERS[0], head=head, window=window))
     return tuple(each for each in found if each.kind in kinds)

@@ -15,9 +15,9 @@ from probe.trace.stack import Run, Stack
 def clean_weights(stack: Stack, runs: Run, sites: Sequence[Site], masks: Tensor, position: Tensor) -> Tensor:
     """(sites, positions, sequences) weights of the clean run, float64 on the CPU; NaN at sites that have none.
 
-    Of an edge: the attention weight that its head gives, from the position that asks, to the positions of a mask, summed
-    over them; the mean of the heads where all of a layer are one site. Of a source: its routing mass in its read, the
-    mean over the positions of a mask, 0 where it has none.
+    Of an edge: the attention weight that its head gives, from the position that asks, to the positions of a mask,
+    summed over them; the mean of the heads where all of a layer are one site. Of a source: its routing mass in its
+    read, the mean over the positions of a mask, 0 where it has none.
 
     Args:
         runs: the clean run of each sequence, and maybe others after them.

@@ -25,18 +25,21 @@ WEIGHTS = {EDGE: "attention weight of the query", SOURCE: "routing mass"}
 
 @style.paper_style()
 def plot_flow(flows: Sequence[Flow], table: pd.DataFrame, title: str = "") -> Figure:
-    """A panel for each kind of cell: weight of the clean run on the horizontal axis, what comes back on the vertical
-    one, with 95 % intervals. Edges have the colour of their layer, sources that of their family.
+    """A panel for each kind of cell: the clean run's weight on the horizontal axis, what comes back on the other.
+
+    Intervals (95 %) are drawn where that is not equivalent to nothing. Edges have the colour of their layer, sources
+    that of their family.
 
     Args:
         table: of the same `TraceResult`.
     """
-    figure = Figure(figsize=(style.PAGE if len(flows) > 1 else style.COLUMN, 3.0), layout="constrained")
+    figure = Figure(figsize=(style.PAGE if len(flows) > 1 else 0.6 * style.PAGE, 3.3), layout="constrained")
     panels: Sequence[Axes] = np.atleast_1d(figure.subplots(1, len(flows), sharey=True))  # type: ignore[assignment]
     scale, values = Scale(), []
     for axes, flow in zip(panels, flows, strict=True):
         rows = flow.rows(table)
-        values += rows[["strength", "strength_low", "strength_high"]].to_numpy(float).ravel().tolist()
+        ends = rows.loc[flow.carries, ["strength_low", "strength_high"]]  # of others, some run out of the picture
+        values += [*rows["strength"], *ends.to_numpy(float).ravel()]
         _draw(axes, flow, rows, scale)
     style.value_axis(panels[0], "y", scale, values, 1.8)
     panels[0].set_ylabel("comes back through it: share of the answer (%)")
@@ -47,20 +50,17 @@ def plot_flow(flows: Sequence[Flow], table: pd.DataFrame, title: str = "") -> Fi
 def _draw(axes: Axes, flow: Flow, rows: pd.DataFrame, scale: Scale) -> None:
     style.draw_thresholds(axes, "y", scale)
     for look, part in _looks(flow, rows):
-        weight, ends = part["weight"], (part["strength_low"], part["strength_high"])
-        style.draw_intervals(axes, weight, *ends, color=look["color"], linewidth=0.6, alpha=0.6)
-        axes.plot(weight, part["strength"], linestyle="", markersize=3, **look)
+        seen = part[part["strength"].abs() >= scale.equivalent]  # of others, intervals would hide the points
+        ends = (seen["strength_low"], seen["strength_high"])
+        style.draw_intervals(axes, seen["weight"], *ends, color=look["color"], linewidth=0.6, alpha=0.6)
+        axes.plot(part["weight"], part["strength"], linestyle="", markersize=3, **look)
     agreement = flow.agreement
     numbers = f"rank agreement {agreement.value:.2f} [{agreement.low:.2f}, {agreement.high:.2f}]"
-    axes.set_title(f"{TITLES[flow.kind]}\n{numbers}")
+    axes.set_title("\n".join([TITLES[flow.kind], numbers, *_named(axes, flow)]))
     axes.set_xlabel(f"{WEIGHTS[flow.kind]} in the clean run")
     axes.set_xlim(-0.03, 1.03)
-    columns = 2 if flow.kind == EDGE else 1
-    axes.legend(loc="upper left", fontsize="x-small", handletextpad=0.2, ncols=columns, columnspacing=0.6)
-    _name(axes, flow, int(np.argmax(np.abs(flow.strength))), "most flow")
-    heaviest = int(np.argmax(flow.weight))
-    if not flow.carries[heaviest]:
-        _name(axes, flow, heaviest, "largest weight")
+    columns = 4 if flow.kind == EDGE else 2
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), handletextpad=0.2, ncols=columns, columnspacing=0.9)
 
 
 def _looks(flow: Flow, rows: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
@@ -85,12 +85,17 @@ def _colors(count: int) -> list[Any]:
     return [colormaps["viridis_r"](0.1 + 0.9 * i / max(1, count - 1)) for i in range(count)]
 
 
-def _name(axes: Axes, flow: Flow, index: int, what: str) -> None:
-    """Say at its point which one it is."""
-    site, place = flow.cells[index]
-    which = f"head {site.head}, from {place}" if flow.kind == EDGE else f"{site.family}, at {place}"
-    read = "final" if site.layer is None else f"layer {site.layer} {SHORT[site.sublayer]}"
-    weight, strength = float(flow.weight[index]), float(flow.strength[index])
-    side, shift = ("right", -5) if weight > 0.5 else ("left", 5)
-    text = axes.annotate(f"{what}: {read}, {which}", (weight, strength), (shift, 6), textcoords="offset points", ha=side)
-    text.set(fontsize="x-small", path_effects=[withStroke(linewidth=1.5, foreground="w")])
+def _named(axes: Axes, flow: Flow) -> list[str]:
+    """Letters at the two points that say most; what they are, in words."""
+    most, heaviest = int(np.argmax(np.abs(flow.strength))), int(np.argmax(flow.weight))
+    lines = []
+    for letter, name, index in (("A", "most flow", most), ("B", "largest weight", heaviest)):
+        site, place = flow.cells[index]
+        which = f"head {site.head}, from {place}" if flow.kind == EDGE else f"{site.family}, at {place}"
+        read = "final" if site.layer is None else f"layer {site.layer} {SHORT[site.sublayer]}"
+        lines.append(f"{letter} {name}: {read}, {which}")
+        text = letter if most != heaviest else "A B"
+        at = float(flow.weight[index]), float(flow.strength[index])
+        drawn = axes.annotate(text, at, (0, 5), textcoords="offset points", ha="center", weight="bold")
+        drawn.set_path_effects([withStroke(linewidth=1.5, foreground="w")])
+    return lines
