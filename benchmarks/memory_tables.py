@@ -60,6 +60,23 @@ def number(kind: str, name: str) -> Number:
     return lambda row: row[kind] and row[kind][name]["value"]
 
 
+def pooled() -> list[str]:
+    """By kind, over all models that follow the flip: large weights that carry, and softmaxes told of those that do."""
+    found = []
+    for kind in ("attention", "routing"):
+        rows = [row[kind] for row in runs() if reads_memory(row) and row[kind]]
+        parts = (("heavy", "heavy_cells"), ("told", "carrying_softmaxes"))
+        counts = [(sum(_count(row, name, of) for row in rows), sum(row[of] for row in rows)) for name, of in parts]
+        chance = sum(row["told_by_chance"] * row["carrying_softmaxes"] for row in rows if row["carrying_softmaxes"])
+        shares = [f"{count} of {total} ({100 * count / total:.0f} %)" for count, total in counts]
+        found.append(line(kind, str(len(rows)), *shares, f"{100 * chance / counts[1][1]:.0f} %"))
+    return found
+
+
+def _count(numbers: dict[str, Any], name: str, of: str) -> int:
+    return round((numbers[name]["value"] or 0) * numbers[of])
+
+
 def attention() -> list[str]:
     """By architecture and size, of the models that follow the flip: means over seeds, and their range."""
     return list(_over_seeds([*PLACES.values(), *(number("attention", name) for name in TOLD)]))
@@ -113,7 +130,7 @@ def _kind(numbers: dict[str, Any] | None) -> list[str]:
     if numbers is None:
         return ["—"] * 3
     counts = (("heavy", "heavy_cells"), ("told", "carrying_softmaxes"))
-    shares = [f"{(numbers[name]['value'] or 0) * numbers[of]:.0f} of {numbers[of]}" for name, of in counts]
+    shares = [f"{_count(numbers, name, of)} of {numbers[of]}" for name, of in counts]
     return [_interval(numbers["agreement"]), *shares]
 
 
@@ -122,7 +139,7 @@ def _interval(numbers: dict[str, float | None]) -> str:
     return f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-MEMORY_TABLES = (attention, routing, by_run, told_by_run)
+MEMORY_TABLES = (pooled, attention, routing, by_run, told_by_run)
 
 
 def plot() -> Any:
