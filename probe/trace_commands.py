@@ -62,9 +62,10 @@ def trace(options: Namespace) -> None:
     flows = [each for kind in FLOW_KINDS if (each := flow(found, kind, inference)) is not None]
     read = reading(found, inference)
     say(describe(checkpoint, task.task, flips, found, table))
-    say("\n".join(line for each in flows for line in ("", *flow_lines(each))))
-    if read is not None:
-        say(reading_line(read))
+    for each in flows:
+        say("\n".join(["", *flow_lines(each)]))
+        if each.kind == EDGE and read is not None:
+            say(reading_line(read))
     if options.output is not None:
         _write(options.output, checkpoint, task.task, found, table, flows, read)
         say(f"\nwritten: {options.output}")
