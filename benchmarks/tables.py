@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory_tables import MEMORY_TABLES
 from benchmarks.motif_tables import MOTIF_TABLES, line
 
 RESULTS = Path(__file__).parent / "results"
@@ -229,6 +230,7 @@ TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "emergence.md": (onsets, false_onsets),
     "probes.md": (integrated,),
     "motifs.md": MOTIF_TABLES,
+    "memory.md": MEMORY_TABLES,
     "faults.md": (faults, hostile, integrity),
     "trace.md": (traces,),
     "tasks.md": (learned,),

@@ -116,9 +116,11 @@ def add_trace(parser: ArgumentParser) -> None:
     parser.add_argument("--tokenizer", type=str | None, help=TOKENIZER_HELP)
     parser.add_argument("--group", type=str | None, help=GROUP_HELP)
     parser.add_argument("--num_sequences", type=PositiveInt, default=64, help="Contexts; a value of each is changed.")
-    kinds = "Kinds of sites: stream, output, input, source. null for all that the model has."
-    parser.add_argument("--sites", type=list[Literal["stream", "output", "input", "source"]] | None, help=kinds)
-    parser.add_argument("--output", type=Path | None, help="New folder for trace.parquet, trace.json and two figures.")
+    kinds = "Kinds of sites: stream, output, input, source, edge. null for all that the model has."
+    parser.add_argument("--sites", type=list[Literal["stream", "output", "input", "source", "edge"]] | None, help=kinds)
+    parser.add_argument(
+        "--output", type=Path | None, help="New folder for trace.parquet, trace.json and three figures."
+    )
     parser.add_argument("--batch_size", type=PositiveInt, default=16, help="Contexts whose runs are kept at a time.")
     parser.add_argument("--num_resamples", type=int, default=2000, help="Bootstrap resamples and sign flips.")
     parser.add_argument("--seed", type=int, default=0, help="Of the changes, resamples and flips.")

@@ -266,7 +266,7 @@ class _Measurement:
             for metric in MARGINS:
                 self.clean[metric][chosen] = sum_by_sequence(batch.clean_metrics[metric], starts)
             self.logit_sizes[chosen] = sum_by_sequence(batch.clean.logit_sizes, starts)
-            self.attention[:, :, chosen] = attention_to_value(stack, batch.run, batch.attention, batch.examples)
+            self.attention[:, :, chosen] = attention_to_value(stack, batch.run, batch.examples)
             self._ablate(batch, chosen, task.singles, self.singles)
             if with_pairs:
                 if pairs is None:  # all that they are chosen on comes first

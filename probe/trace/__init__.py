@@ -6,6 +6,17 @@
 from probe.trace.engine import Plan, plan, trace
 from probe.trace.flips import Flips
 from probe.trace.result import TraceResult
-from probe.trace.sites import DIRECTIONS, SITE_KINDS, Site, trace_sites
+from probe.trace.sites import DEPTH_KINDS, DIRECTIONS, SITE_KINDS, Site, trace_sites
 
-__all__ = ["DIRECTIONS", "SITE_KINDS", "Flips", "Plan", "Site", "TraceResult", "plan", "trace", "trace_sites"]
+__all__ = [
+    "DEPTH_KINDS",
+    "DIRECTIONS",
+    "SITE_KINDS",
+    "Flips",
+    "Plan",
+    "Site",
+    "TraceResult",
+    "plan",
+    "trace",
+    "trace_sites",
+]

@@ -25,11 +25,13 @@ from torch import Tensor
 
 from attnres import AttnResForCausalLM
 from attnres.inputs import LARGEST_INTEGER, check_number
+from probe.trace.attention import Asking
 from probe.trace.flips import Flips, Positions, masks_of
 from probe.trace.passes import Rows, Work, cost, plan_work
 from probe.trace.result import TraceResult
-from probe.trace.sites import DIRECTIONS, NOISE, OUTPUT, SOURCE, STREAM, Site, trace_sites
+from probe.trace.sites import DIRECTIONS, EDGE, NOISE, OUTPUT, SOURCE, STREAM, Site, live_positions, trace_sites
 from probe.trace.stack import KeysBefore, Run, Stack, as_stack
+from probe.trace.weights import clean_weights
 from probe.vocabulary import check_names
 
 
@@ -66,7 +68,7 @@ def trace(
     Args:
         model: with or without depth routing, in eval mode; it is neither changed nor moved.
         flips: pairs of sequences, clean and corrupted.
-        sites: kinds of sites (`SITE_KINDS`); `None`: all that the model has.
+        sites: kinds of sites (`SITE_KINDS`); `None`: those of `DEPTH_KINDS` that the model has.
         directions: "denoise" (the corrupted run with one site of the clean one), "noise" (the reverse).
         positions: where in the sequence, see `Positions`; `None`: every position by itself.
         with_aliases: patch a source together with the one that is the same tensor, at reads that have one.
@@ -90,7 +92,7 @@ def trace(
             done += 1
             if on_progress is not None:
                 on_progress(done, total)
-        found.append((batch.logits, _on_cpu(batch.runs.logits)))
+        found.append((batch.logits, _on_cpu(batch.runs.logits), batch.weights))
     unit = stack.num_sublayers * task.flips.clean_ids.numel()
     return task.result(found, stack.spent / unit, time.perf_counter() - started)
 
@@ -170,15 +172,18 @@ class _Task:
         directions = [DIRECTIONS.index(name) for name in self.directions]
         return plan_work(self.sites, masks, self.flips.take(rows), directions, self.tokens_per_pass, about)
 
-    def result(self, parts: Sequence[tuple[Tensor, Tensor]], forward_passes: float, seconds: float) -> TraceResult:
-        """The result of all batches: patched logits, and those of the kept runs, first the clean."""
+    def result(self, parts: Sequence[tuple[Tensor, ...]], forward_passes: float, seconds: float) -> TraceResult:
+        """The result of all batches: patched logits, those of the kept runs, first the clean, and its weights."""
         flips, chosen = self.flips, [DIRECTIONS.index(name) for name in self.directions]
-        clean, corrupted = (torch.cat([part.chunk(2)[i] for _, part in parts]) for i in (0, 1))
-        patched = torch.cat([part for part, _ in parts], dim=3)[chosen]
+        clean, corrupted = (torch.cat([part.chunk(2)[i] for _, part, _ in parts]) for i in (0, 1))
+        patched = torch.cat([part for part, *_ in parts], dim=3)[chosen]
+        weights = torch.cat([part for *_, part in parts], dim=2)
         if not all(bool(logits.isfinite().all()) for logits in (clean, corrupted, patched)):
             dtype = str(self.model.dtype).removeprefix("torch.")
             raise ValueError(f"the model's logits are not finite: it overflows in {dtype}; try another dtype")
         pair = torch.stack((flips.answer, flips.flipped_answer), dim=1)
+        masks, num_layers = torch.stack(list(self.masks.values())), self.model.config.num_hidden_layers
+        live = torch.stack([(masks & live_positions(site, num_layers, flips)).any(-1) for site in self.sites])
         assert flips.clusters is not None
         return TraceResult(
             sites=self.sites,
@@ -188,6 +193,8 @@ class _Task:
             logits=patched.numpy(),
             clean_logits=clean.gather(1, pair).numpy(),
             corrupted_logits=corrupted.gather(1, pair).numpy(),
+            weights=weights.numpy(),
+            live=live.numpy(),
             clusters=flips.clusters.numpy(),
             logit_sizes=torch.maximum(clean.abs().amax(1), corrupted.abs().amax(1)).double().numpy(),
             precision=self.model.dtype,
@@ -202,6 +209,7 @@ class _Batch:
     Attributes:
         runs: the clean run of each sequence, then the corrupted ones.
         logits: (directions, sites, positions, sequences, 2) of the answer and the flipped answer.
+        weights: (sites, positions, sequences) of the clean run, see `clean_weights`.
     """
 
     def __init__(self, stack: Stack, task: _Task, rows: slice, work: Work) -> None:
@@ -216,6 +224,8 @@ class _Batch:
         base = torch.stack((corrupted, clean)).view(len(DIRECTIONS), 1, 1, self.size, 2)
         whole = work.whole[None, :, :, :, None]
         self.logits = torch.where(whole, base.flip(0), base.expand(-1, *work.whole.shape, 2))
+        masks = torch.stack([mask[rows] for mask in task.masks.values()])
+        self.weights = clean_weights(stack, self.runs, task.sites, masks.to(device), position)
 
     def patch(self, rows: Rows) -> None:
         """Run one pass."""
@@ -237,6 +247,9 @@ class _Pass:
         self.begin, self.end = rows.span
         if rows.at_answer:
             self.mask = torch.ones((len(rows), 1), dtype=torch.bool, device=rows.mask.device)
+        elif rows.kind == EDGE:  # what has another output is the position that asks
+            seq = torch.arange(self.begin, self.end, device=rows.mask.device)
+            self.mask = seq == rows.position[:, None]
         else:
             self.mask = rows.mask[:, self.begin : self.end]
         row, column = self.mask.nonzero().unbind(1)
@@ -261,6 +274,8 @@ class _Pass:
         if kind == STREAM:
             other = runs.streams[read][self.other[self.row], self.at]
             return self._resumed(read, self.put(self.take(runs.streams[read]), other), alone=True)
+        if kind == EDGE:
+            return self._after(read, self._attended(read // 2))
         if kind == OUTPUT:
             return self._after(read, runs.outputs[read][self.other[self.row], self.at])
         mixed = self._inputs(read)
@@ -272,6 +287,20 @@ class _Pass:
         output = stack.sublayer(read, hidden, self.attention, self.cache)
         stream = self.take(runs.streams[read]) + output if stack.adds_to_stream(read) else output
         return self._resumed(read + 1, stream, alone=False)
+
+    def _attended(self, layer: int) -> Tensor:
+        """(N, H) a layer's attention at the position that asks, with a head's keys and values of the other run."""
+        ours, other = (
+            Asking.of(self.stack, self.runs, layer, run, self.rows.position) for run in (self.ours, self.other)
+        )
+        num_heads = ours.queries.shape[1]
+        heads = torch.ones((len(self.sites), num_heads), dtype=torch.bool)
+        for index, site in enumerate(self.sites):
+            if site.head is not None:
+                heads[index] = torch.arange(num_heads) == site.head
+        self.stack.spent += len(self.rows)
+        chosen = heads[self.rows.site].to(self.mask.device)  # (N, heads)
+        return ours.patched(other, chosen[..., None] & self.rows.mask[:, None]).output()
 
     def _after(self, sublayer: int, output: Tensor) -> Tensor:
         """`last_hidden` where a sublayer writes `output` (patched positions, H)."""

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from probe.trace.flips import Flips
-from probe.trace.sites import INPUT, OUTPUT, SOURCE, Site, is_cut, live_positions
+from probe.trace.sites import EDGE, INPUT, OUTPUT, SOURCE, Site, is_cut, live_positions
 
 FIRST_SHARE = 0.75
 """A row of fewer positions than this share of the longest one's begins a pass of its own, if that has enough tokens."""
 ENOUGH_TOKENS = 512
+KEYS_OF_A_TOKEN = 4
+"""Keys and values that an edge's row sees, each taken from a kept run, count as a token of a pass for so many."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Rows:
 
     @property
     def first(self) -> Tensor:
-        """(N,) the first position that is patched."""
-        return self.mask.int().argmax(1)
+        """(N,) the first position that is another: where it is patched, or of an edge, where it is seen."""
+        return self.position if self.kind == EDGE else self.mask.int().argmax(1)
 
     @property
     def span(self) -> tuple[int, int]:
@@ -130,7 +132,7 @@ def _rows_of(
     return Rows(
         kind=kind,
         read=read,
-        at_answer=read + (kind == OUTPUT) >= 2 * model["num_layers"] - 1,
+        at_answer=read + (kind in (OUTPUT, EDGE)) >= 2 * model["num_layers"] - 1,
         site=torch.full_like(place, index),
         place=place,
         sequence=sequence,
@@ -152,7 +154,8 @@ def _passes(rows: Rows, tokens_per_pass: int) -> Iterator[Rows]:
     done, first = 0, rows.first.tolist()
     while done < len(rows):
         width = 1 if rows.at_answer else int(rows.position.max()) + 1 - first[done]
-        end = min(len(rows), done + max(1, tokens_per_pass // width))
+        held = -(-first[done] // KEYS_OF_A_TOKEN) if rows.kind == EDGE else width
+        end = min(len(rows), done + max(1, tokens_per_pass // max(held, width)))
         if not rows.at_answer:
             longer = (x for x in range(done + -(-ENOUGH_TOKENS // width), end))
             end = next((x for x in longer if width - (first[x] - first[done]) < FIRST_SHARE * width), end)
@@ -168,7 +171,9 @@ def cost(rows: Rows, num_layers: int) -> int:
     if rows.kind == INPUT and read <= last:  # the sublayer that takes it; later ones as of a stream
         alone = bool(read % 2)
         spent += patched if alone else everywhere
-    read += rows.kind in (INPUT, OUTPUT)
+    if rows.kind == EDGE:
+        spent += count
+    read += rows.kind in (INPUT, OUTPUT, EDGE)
     for sublayer in range(read, last + 1):
         if sublayer == last:
             spent += count

@@ -18,7 +18,7 @@ GAP_NOT_POSITIVE = "the gap between the clean and the corrupted margin is not cl
 """Why there are no shares of it."""
 TRACE_COLUMNS = [
     *("direction", "site", "read", "layer", "sublayer", "scope", "source", "family", "aliased", "with_aliases"),
-    *("position", "metric", "clean", "corrupted", *OF_EFFECT),
+    *("head", "position", "live", "weight", "metric", "clean", "corrupted", *OF_EFFECT),
     *("normalised_margin", *OF_STRENGTH, "no_strength", "floor", "below_floor", "n_sequences", "n_clusters"),
 ]
 
@@ -32,6 +32,10 @@ class TraceResult:
     Attributes:
         logits: (D, S, P, B, 2) of the answer and the flipped answer, float32.
         clean_logits, corrupted_logits: (B, 2) of the two runs.
+        weights: (S, P, B) of the clean run: of an edge the attention weight, of a source its routing mass
+            (`probe.trace.weights`); NaN of other sites.
+        live: (S, P, B) whether the two runs can differ there and the answer depend on it; what is not live carries
+            nothing by construction.
         clusters: (B,) the cluster of each sequence.
         logit_sizes: (B,) the largest absolute logit of both runs, to which rounding is relative.
         forward_passes: of the whole model that the trace took, as `Plan` counts them.
@@ -44,6 +48,8 @@ class TraceResult:
     logits: np.ndarray
     clean_logits: np.ndarray
     corrupted_logits: np.ndarray
+    weights: np.ndarray
+    live: np.ndarray
     clusters: np.ndarray
     logit_sizes: np.ndarray
     precision: torch.dtype
@@ -79,6 +85,10 @@ class TraceResult:
         """The effect in nats below which a difference of two runs in this precision is rounding."""
         return FLOOR * torch.finfo(self.precision).eps / 2 * float(self.logit_sizes.mean())
 
+    def no_strength(self, how: Inference) -> str:
+        """Why there are no shares of the gap; empty where there are."""
+        return GAP_NOT_POSITIVE if self._grid(np.empty((len(self.clusters), 0)), how).no_strength else ""
+
     def table(self, how: Inference | None = None) -> pd.DataFrame:
         """The columns `TRACE_COLUMNS`, a row for each direction, site and position.
 
@@ -87,6 +97,7 @@ class TraceResult:
         which `normalised_margin` (0 corrupted, 1 clean) is one less it. Intervals and tests are of linear contrasts,
         clustered (`probe.analysis.inference`); the sites of one kind in one direction are one grid. Where the gap's
         interval is not clear of zero there is no strength, and `no_strength` says so.
+        `weight` is the mean over sequences; `live` whether it is so in any, see `live` above.
         """
         how = how or Inference()
         rows, margins = [], self.margins
@@ -95,7 +106,7 @@ class TraceResult:
             for kind in dict.fromkeys(site.kind for site in self.sites):
                 chosen = [i for i, site in enumerate(self.sites) if site.kind == kind]
                 moved = (margins[number, chosen] - base).reshape(-1, len(base)).T  # (B, sites x positions)
-                about = [self._about(direction, self.sites[i], position) for i in chosen for position in self.positions]
+                about = [self._about(direction, i, place) for i in chosen for place in range(len(self.positions))]
                 rows.append(pd.concat([pd.DataFrame(about), self._statistics(direction, moved, how)], axis=1))
         table = pd.concat(rows, ignore_index=True)
         lost = table["direction"] == NOISE
@@ -108,21 +119,27 @@ class TraceResult:
 
     def _statistics(self, direction: str, moved: np.ndarray, how: Inference) -> pd.DataFrame:
         """`Grid.statistics` of `moved` (B, cells), with the gap in the place of the clean margin."""
-        counts = np.bincount(self.clusters).astype(np.float64)
-        moved, gap = (sum_by_cluster(values, self.clusters) for values in (moved, self.clean - self.corrupted))
-        grid = Grid(moved, counts, MARGIN, gap, self.floor, how)
+        grid = self._grid(moved, how)
         found = dict(zip(OF_EFFECT, grid.of_effect(), strict=True))
         # A strength is of harm, a fall of the margin: what denoising recovers is the fall that is undone.
-        fallen = grid if direction == NOISE else replace(grid, sums=-moved)
+        fallen = grid if direction == NOISE else replace(grid, sums=-grid.sums)
         found |= dict(zip(OF_STRENGTH, fallen.of_strength(), strict=True))
-        reason = GAP_NOT_POSITIVE if grid.no_strength else ""
-        return pd.DataFrame(found).assign(no_strength=reason, below_floor=grid.is_rounding)
+        return pd.DataFrame(found).assign(no_strength=self.no_strength(how), below_floor=grid.is_rounding)
 
-    def _about(self, direction: str, site: Site, position: str | int) -> dict[str, Any]:
+    def _grid(self, moved: np.ndarray, how: Inference) -> Grid:
+        """Of `moved` (B, cells)."""
+        counts = np.bincount(self.clusters).astype(np.float64)
+        moved, gap = (sum_by_cluster(values, self.clusters) for values in (moved, self.clean - self.corrupted))
+        return Grid(moved, counts, MARGIN, gap, self.floor, how)
+
+    def _about(self, direction: str, index: int, place: int) -> dict[str, Any]:
+        site = self.sites[index]
         scope = FINAL if site.layer is None else layer_scope(site.layer)
         about = {"direction": direction, "site": site.kind, "read": site.read, "layer": site.layer}
         about |= {"sublayer": site.sublayer, "scope": scope, "source": site.source, "family": site.family}
-        return about | {"aliased": site.aliased, "position": position}
+        about |= {"aliased": site.aliased, "head": site.head, "position": self.positions[place]}
+        weight, live = self.weights[index, place].mean(), self.live[index, place].any()
+        return about | {"live": bool(live), "weight": float(weight)}
 
 
 def _margin(logits: np.ndarray) -> np.ndarray:

@@ -110,6 +110,10 @@ class Stack:
         """What a read hands on, (N, W, H), with these `sources` from where `take_other` takes them."""
         raise NotImplementedError("a vanilla model has no sources of depth")
 
+    def masses(self, run: Run, read: int) -> Tensor:
+        """(B, T, sources) the routing weights of a read of a run."""
+        raise NotImplementedError("a vanilla model has no sources of depth")
+
     # What it leaves as it is.
 
     def map(self, state: DepthState, function: Callable[[Tensor], Tensor]) -> DepthState:
@@ -255,6 +259,9 @@ class RoutedStack(Stack):
         logits = tuple(of(i)(value).unbind(-1) for i, value in held)
         current = of(site.num_completed)(ours.streams[read]) if site.has_current else None
         return routing.read(self.router_apart, DepthState(completed, logits, current, read))[0]
+
+    def masses(self, run: Run, read: int) -> Tensor:
+        return routing.read(self.router, self.resume(run, read, lambda value: value))[1]
 
     def map(self, state: DepthState, function: Callable[[Tensor], Tensor]) -> DepthState:
         return map_state(len(self.sites), state, function)

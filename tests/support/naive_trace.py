@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from transformers.models.qwen3 import modeling_qwen3
 
 from attnres import AttnResForCausalLM
 from attnres.routing import Read
@@ -98,16 +100,40 @@ class NaiveTrace:
 
             return self._forward(ids, intervention=intervene)
         if kind == "output":
-            patch = _hooked_output(self.sublayer(read), lambda _: mixed("outputs"))
+            patched = _hooked_output(self.sublayer(read), lambda _: mixed("outputs"))
         elif kind == "input":
-            patch = _hooked_input(self.norm(read), mixed("inputs"))
+            patched = _hooked_input(self.norm(read), mixed("inputs"))
         elif read == 0:
-            patch = _hooked_output(self.model.model.embed_tokens, lambda _: mixed("streams"))
+            patched = _hooked_output(self.model.model.embed_tokens, lambda _: mixed("streams"))
         else:  # the sublayer before writes what is missing, so that the stream is what it is to be
             missing = mixed("streams") - ours["streams"][read]
-            patch = _hooked_output(self.sublayer(read - 1), lambda output: output + missing)
-        with patch:
+            patched = _hooked_output(self.sublayer(read - 1), lambda output: output + missing)
+        with patched:
             return self._forward(ids, **kwargs)
+
+    def edge_logits(self, base: str, layer: int, head: int | None, mask: Tensor, position: Tensor) -> Tensor:
+        """(B, T, vocabulary) of the run `base` whose `position` (B,) alone sees, in one head of a layer or in all, keys
+        and values as in the other run at the positions `mask` (B, T)."""
+        other: dict[str, Tensor] = {}
+
+        def keep(keys: Tensor, values: Tensor, attend: Any) -> Any:
+            other["keys"], other["values"] = keys, values
+            return attend(keys, values)
+
+        def put(keys: Tensor, values: Tensor, attend: Any) -> Any:
+            output, weights = attend(keys, values)  # (B, T, heads, size of a head)
+            where = mask[:, None, :, None]
+            patched = [torch.where(where, other[name], ours) for name, ours in (("keys", keys), ("values", values))]
+            changed, output = attend(*patched)[0], output.clone()
+            for row, at in enumerate(position.tolist()):
+                for each in range(output.shape[2]) if head is None else [head]:
+                    output[row, at, each] = changed[row, at, each]
+            return output, weights
+
+        with _attention(layer, keep):
+            self._forward(self.ids["corrupted" if base == "clean" else "clean"])
+        with _attention(layer, put):
+            return self._forward(self.ids[base])
 
 
 def _keep_input(kept: dict, index: int):
@@ -143,3 +169,17 @@ def _hooked_input(module: Any, value: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _attention(layer: int, change: Any) -> Iterator[None]:
+    """Eager attention of a layer is `change(keys, values, attend)`, where `attend` is it as it was."""
+    eager = modeling_qwen3.eager_attention_forward
+
+    def changed(module, query, key, value, *args, **kwargs):
+        if module.layer_idx != layer:
+            return eager(module, query, key, value, *args, **kwargs)
+        return change(key, value, lambda keys, values: eager(module, query, keys, values, *args, **kwargs))
+
+    with patch.object(modeling_qwen3, "eager_attention_forward", changed):
+        yield

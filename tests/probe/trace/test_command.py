@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from scipy import stats as scipy_stats
 
 from attnres.tasks import MQAR, Hops, Pointer, TextRecall
 from probe.cli import main
@@ -49,9 +50,29 @@ def test_a_trained_pointer_is_traced_from_the_cell_to_the_query(tmp_path, capsys
     assert {path.suffix for path in (tmp_path / "new/trace").iterdir()} == {".parquet", ".json", ".png", ".pdf"}
     about = json.loads((tmp_path / "new/trace/trace.json").read_text())
     assert about["task"]["task"] == "pointer"
+    names = {path.stem for path in (tmp_path / "new/trace").glob("*.png")}
+    assert names == {"trace_denoise", "trace_noise", "trace_flow"}
+    edges = table[(table["site"] == "edge") & (table["direction"] == "denoise") & table["head"].notna() & table["live"]]
+    attention = about["flow"]["attention"]
+    assert attention["cells"] == len(edges)
+    expected = scipy_stats.spearmanr(edges["weight"], edges["strength"].abs().where(~edges["below_floor"], 0)).statistic
+    assert attention["agreement"]["value"] == pytest.approx(expected)
+    assert about["reading"]["layer"] in (0, 1)
+    assert f"attention and flow: rank agreement {expected:.2f}" in printed.out
+    assert "routing and flow: rank agreement" in printed.out
+    assert "read most in layer" in printed.out
     assert "comes back [95 % CI]" in printed.out
     assert "layer 0 self_attn" in printed.out
     assert "forward passes where a naive loop takes" in printed.err
+
+
+def test_edges_alone_are_traced_and_drawn_without_heat_maps(tmp_path, capsys):
+    options = ["--num_sequences=16", "--num_resamples=50", "--device=cpu", "--sites=[edge]"]
+    assert main(["trace", str(POINTER), f"--output={tmp_path / 'out'}", *options]) == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"trace_flow.png"}
+    about = json.loads((tmp_path / "out/trace.json").read_text())
+    assert set(about["flow"]) == {"attention"}
+    assert "routing and flow" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("architecture", ["attnres", "vanilla"])
