@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.hops_tables import HOPS_TABLES
 from benchmarks.memory_tables import MEMORY_TABLES
 from benchmarks.motif_tables import MOTIF_TABLES, line
 
@@ -235,6 +236,7 @@ TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "trace.md": (traces,),
     "tasks.md": (learned,),
     "performance.md": (counts,),
+    "hops.md": HOPS_TABLES,
 }
 """What each page of the documentation has."""
 
