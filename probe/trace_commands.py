@@ -16,6 +16,7 @@ from probe.analysis.inference import Inference
 from probe.commands import check_can_be_made, check_device, progress, say, task_of
 from probe.examples.tasks import TokenTask
 from probe.files.checkpoints import Checkpoint, load_model
+from probe.files.layout import TRACE_ABOUT, TRACE_TABLE
 from probe.report.figures import style
 from probe.report.figures.trace import plot_trace
 from probe.runner import check_finite
@@ -104,9 +105,9 @@ def _write(folder: Path, checkpoint: Checkpoint, task: Task, found: TraceResult,
     numbers = {"forward_passes": found.forward_passes, "seconds": found.seconds}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(folder) as part:
-        table.assign(**about).to_parquet(part / "trace.parquet", index=False)
+        table.assign(**about).to_parquet(part / TRACE_TABLE, index=False)
         content = about | {"task": task.to_dict(), "sites": sorted(set(table["site"])), **numbers}
-        (part / "trace.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (part / TRACE_ABOUT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if not table["no_strength"].iloc[0]:
             for direction in DIRECTIONS:
                 title = checkpoint.title

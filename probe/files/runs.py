@@ -35,7 +35,7 @@ from probe.files.layout import (
     result_folders,
     table_file,
 )
-from probe.files.tables import read_table
+from probe.files.tables import read_curves, read_table, read_trace
 from probe.vocabulary import primary_rows
 
 SUMMARY_KEYS = (
@@ -126,6 +126,17 @@ class ProbedRun:
         regions = regions_of(read_summary(self.training)["model"]["num_hidden_layers"])
         return find_emergence(effects, clusters, sizes, how, regions)
 
+    @cached_property
+    def behaviour(self) -> pd.DataFrame | None:
+        """Curves of behaviour and flow on the steps of its trail (`attnres-probe curves`), where they were measured."""
+        found = map(read_curves, (self.directory / PROBE, self.directory))
+        return next((table for table in found if table is not None), None)
+
+    @cached_property
+    def trace(self) -> pd.DataFrame | None:
+        """What `attnres-probe trace RUN --output RUN/trace` found, where it was made."""
+        return read_trace(self.directory)
+
     @property
     def condition(self) -> str:
         """Printable, as `label` is: it is from a file."""
@@ -165,6 +176,7 @@ def load_run(directory: Path) -> ProbedRun:
         raise ValueError(f"{directory} holds no probe results: {_what_instead(directory)}")
     run = ProbedRun(directory)
     _ = run.effects, read_table(run.results, "clusters", rows=False), run.summary, run.geometry, run.coalitions
+    _ = run.behaviour, run.trace
     return run
 
 

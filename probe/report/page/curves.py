@@ -1,0 +1,110 @@
+"""Panels of the page about behaviour and flow: curves through training, and the trace as heat maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.colors import to_hex
+
+from probe.report import curves as shown
+from probe.report.figures.trace import DIRECTION_TITLES, Map, trace_maps
+from probe.report.page.panels import Panel
+from probe.report.page.style import FAINT, GREY, HOVER, axes_of, rule
+from probe.report.view import View
+
+HEIGHT, LINE = 170, 15
+"""Pixels of a plot of curves, and of a line of a heat map."""
+COLUMNS = 3
+
+
+def curves(view: View, number: int) -> Panel:
+    """A plot for each panel of `probe.report.curves`, over the steps of training."""
+    assert view.run.behaviour is not None
+    table = shown.known_curves(view.run.behaviour)
+    found = [panel for panels in shown.curve_panels(table).values() for panel in panels]
+    steps = sorted(set(table["step"]))
+    panel = Panel(f"curves-{number}", view.name, columns=COLUMNS)
+    panel.titles = {int(step): _state(rows, int(step)) for step, rows in table.groupby("step")}  # type: ignore
+    last, traces = max(int(steps[-1]), 1), []
+    x = {"range": [-0.03 * last, 1.03 * last], "title": {"text": "training step"}, "nticks": 5}
+    for plot, each in enumerate(found):
+        is_share = each.unit == "share"
+        y = {"range": [-0.08, 1.08]} if is_share else {"title": {"text": each.unit}}
+        panel.plots.append({"title": each.title, "height": HEIGHT, "x": x, "y": y})
+        panel.shapes.append(rule(plot, "y", 0.5 if is_share else 0.0, line={"dash": "dot"}))
+        panel.shapes.append(rule(plot, "x", last, name="cursor", line={"width": 1.5}))
+        traces += [_accuracy(each.accuracy) | axes_of(plot)] if is_share else []
+        traces += [trace | axes_of(plot) for line in each.lines for trace in _line(line, is_share)]
+    panel.frames = {int(steps[0]): traces}
+    return panel
+
+
+def _state(rows: pd.DataFrame, step: int) -> str:
+    whole = rows[(rows["group"] == shown.ALL) & (rows["place"] == "")].set_index("quantity")["value"]
+    said = [f"{name.replace('_', ' ')} {whole[name]:.3f}" for name in ("accuracy", "follows", "moves") if name in whole]
+    return f"step {step}: {', '.join(said)}; {rows['n_sequences'].max()} contexts"
+
+
+def _accuracy(rows: pd.DataFrame) -> dict[str, Any]:
+    texts = [f"step {row.step}: accuracy {row.value:.3f} on the same queries" for row in rows.itertuples()]
+    look = {"mode": "lines", "line": {"color": GREY, "width": 5}, "opacity": 0.35, "name": "accuracy"}
+    return {"type": "scatter", "x": rows["step"], "y": rows["value"], "hovertext": texts, **look, **HOVER}
+
+
+def _line(line: shown.Line, is_share: bool) -> list[dict[str, Any]]:
+    """A curve with its band and, where it has begun, a triangle on its interval."""
+    rows, color = line.rows, line.color
+    known = rows[rows["value"].notna()]
+    edge = {"x": [*known["step"], *known["step"][::-1]], "y": [*known["high"], *known["low"][::-1]], "fill": "toself"}
+    band = edge | {"mode": "lines", "fillcolor": color, "opacity": 0.15, "line": {"width": 0}, "hoverinfo": "skip"}
+    texts = [
+        f"<b>{line.label}</b>, step {row.step}<br>{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        for row in known.itertuples()
+    ]
+    look = {"color": color, "width": 1.8, "dash": "dash" if line.dashed else "solid"}
+    drawn = {"x": known["step"], "y": known["value"], "mode": "lines+markers", "line": look, "hovertext": texts}
+    traces = [band, drawn | {"marker": {"color": color, "size": 4}, **HOVER}]
+    if np.isfinite(line.onset["onset"]):
+        x = [line.onset[name] for name in ("onset_low", "onset", "onset_high")]
+        text = f"<b>{line.label}</b>: stays above from step {x[1]:.0f} [{x[0]:.0f}, {x[2]:.0f}]"
+        marker = {"symbol": "triangle-down", "size": [0, 11, 0], "color": color, "opacity": 1}
+        mark = {"x": x, "y": [0.5 if is_share else 0.0] * 3, "mode": "lines+markers", "marker": marker}
+        traces.append(mark | {"line": {"color": color, "width": 1.5}, "hovertext": [text] * 3, **HOVER})
+    return [trace | {"type": "scatter", "name": line.label} for trace in traces]
+
+
+def traces_of(view: View, number: int) -> list[Panel]:
+    """A panel for each direction of the run's trace, if it has one: heat maps, layer by place in the sequence."""
+    table, found = view.run.trace, []
+    if table is None or table["no_strength"].iloc[0]:
+        return []
+    for direction in dict.fromkeys(table["direction"]):
+        maps = trace_maps(table, direction)
+        panel = Panel(f"trace-{direction}-{number}", view.name, columns=COLUMNS)
+        step = int(table["step"].iloc[0]) if "step" in table else -1
+        at = "" if step < 0 else f", step {step}"
+        panel.titles = {step: f"{DIRECTION_TITLES[direction]}{at}; {table['n_sequences'].iloc[0]} contexts"}
+        for each in maps:
+            y = {"type": "category", "showgrid": False, "autorange": "reversed", "tickfont": {"size": 9}}
+            x = {"type": "category", "showgrid": False, "tickangle": 90, "tickfont": {"size": 9}}
+            panel.plots.append({"title": each.title, "height": 90 + LINE * len(each.lines), "x": x, "y": y})
+        panel.frames = {step: [_map(each) | axes_of(plot) for plot, each in enumerate(maps)]}
+        colors = [[i / 16, to_hex(mpl.colormaps["RdBu_r"](i / 16))] for i in range(17)]
+        bar = {"orientation": "h", "thickness": 9, "len": 0.4, "yref": "container", "yanchor": "bottom", "y": 0}
+        axis = {"colorscale": colors, "cmin": -1, "cmax": 1, "colorbar": bar | {"tickvals": [-1, 0, 1], "tickangle": 0}}
+        panel.options = {"plot_bgcolor": FAINT, "margin": {"l": 64, "b": 130}, "coloraxis": axis}
+        found.append(panel)
+    return found
+
+
+def _map(each: Map) -> dict[str, Any]:
+    values = each.values.to_numpy(float)
+    texts = [
+        [f"<b>{line}, {place}</b><br>share {value:.3f}" for place, value in zip(each.places, row, strict=True)]
+        for line, row in zip(each.lines, values, strict=True)
+    ]
+    drawn = {"type": "heatmap", "z": values, "x": each.places, "y": each.lines, "hovertext": texts, "name": each.title}
+    return drawn | {"coloraxis": "coloraxis", "xgap": 1, "ygap": 1, "hoverongaps": False, **HOVER}
