@@ -7,6 +7,7 @@
     attnres-probe report runs/mine runs/wrapped
     attnres-probe flip runs/mine                      # whether its output follows a changed value
     attnres-probe trace runs/mine --output runs/mine/trace   # by which sites and sources of depth it does
+    attnres-probe heads runs/mine --output runs/mine/heads   # which attention heads it relies on
     attnres-probe verify runs/mine                    # whether it holds what was measured
     attnres-probe trail runs/mine --num_probes 40     # steps of the training, where most happens
     attnres-probe curves runs/mine                    # since when its output follows changes, and by which way
@@ -33,6 +34,7 @@ from probe.settings import ProbeSettings
 
 PROGRAM = "attnres-probe"
 Metric = Literal["logit_diff", "logit_diff_mean", "nll", "kl", "accuracy"]
+HeadKind = Literal["zero", "mean", "resample"]
 CHECKPOINT_HELP = "A run directory, a .ckpt file, an exported folder or a hub id"
 DEVICE_HELP = "Torch device. null for cuda where there is one, else cpu."
 TASK_HELP = (
@@ -119,6 +121,25 @@ def add_trace(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str | None, help=DEVICE_HELP)
 
 
+def add_heads(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help=CHECKPOINT_HELP + ", with depth routing or without.")
+    parser.add_argument("--task", type=Path | None, help=TASK_HELP)
+    parser.add_argument("--tokenizer", type=str | None, help=TOKENIZER_HELP)
+    parser.add_argument("--num_sequences", type=PositiveInt, default=256, help="Sequences of the probe split.")
+    kinds = "What stands in for a head's output: zero, its mean, that of another sequence (resample)."
+    parser.add_argument("--kinds", type=list[HeadKind], default=["zero", "mean", "resample"], help=kinds)
+    among = (
+        "Test all pairs among so many heads, those that harm most by themselves on half of the sequences, on the other "
+        "half. 0 for no pairs; the number of all heads, or more, for every pair, on all sequences."
+    )
+    parser.add_argument("--pairs_among", type=NonNegativeInt, default=8, help=among)
+    parser.add_argument("--output", type=Path | None, help="New folder for heads.parquet, pairs.parquet and figures.")
+    parser.add_argument("--batch_size", type=PositiveInt, default=32, help="Sequences whose runs are kept at a time.")
+    parser.add_argument("--num_resamples", type=int, default=2000, help="Bootstrap resamples and sign flips.")
+    parser.add_argument("--seed", type=int, default=0, help="Of partners, halves, resamples and flips.")
+    parser.add_argument("--device", type=str | None, help=DEVICE_HELP)
+
+
 def add_trail(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="A run directory with a trail; its config.yaml says how it is probed.")
     number = "Steps to have been probed in all. null for probe.trail_probes of the run."
@@ -167,6 +188,7 @@ OPTIONS = {
     "report": ("Print one table for all runs, write each run's figures and one HTML page of all runs.", add_report),
     "flip": ("Change a value of each context: does the output follow where it is asked for, and only there?", add_flip),
     "trace": ("Change a value, put single activations back, and see where the answer comes back from.", add_trace),
+    "heads": ("Ablate attention heads, one by one and in pairs: which it relies on, and which cover up.", add_heads),
     "verify": ("Say of every file and result of a run whether it is what was written and measured.", add_verify),
     "trail": ("Probe steps of a run's trail, the weights kept while it trained, where most happens.", add_trail),
     "curves": ("Measure on a run's trail since when its output follows changes, and by which way.", add_curves),
@@ -178,6 +200,7 @@ MODULES: dict[str, str] = dict.fromkeys(("trail", "prune", "export"), "probe.tra
     "verify": "probe.verify",
     "flip": "probe.flip_commands",
     "trace": "probe.trace_commands",
+    "heads": "probe.heads_commands",
     "curves": "probe.curve_commands",
 }
 """Where the function of a command is, if not in `probe.commands`. It may return an exit status."""

@@ -210,6 +210,14 @@ def _is_unfinished(output: Path, results: Path) -> bool:
     return False
 
 
+def check_new_folder(path: Path | None) -> None:
+    """Raise a ValueError unless the folder that --output names, if it names one, is new and can be made."""
+    if path is not None:
+        if os.path.lexists(path):
+            raise ValueError(f"--output {path} exists: choose another folder, nothing is overwritten")
+        check_can_be_made("--output", path)
+
+
 def check_can_be_made(option: str, path: Path) -> None:
     """Raise a ValueError unless the nearest folder above `path` can be written to."""
     parent = next(folder for folder in path.absolute().parents if folder.exists())

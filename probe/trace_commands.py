@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from jsonargparse import Namespace
 from attnres.files import replacing_folder
 from attnres.tasks import Task
 from probe.analysis.inference import Inference
-from probe.commands import check_can_be_made, check_device, progress, say, task_of
+from probe.commands import check_device, check_new_folder, progress, say, task_of
 from probe.examples.tasks import TokenTask
 from probe.files.checkpoints import Checkpoint, load_model
 from probe.files.layout import TRACE_ABOUT, TRACE_TABLE
@@ -58,10 +57,7 @@ def trace(options: Namespace) -> None:
 def _check(options: Namespace) -> str:
     """Of what can be known before work starts; returns the device."""
     check_resampling(options.num_resamples, options.seed)
-    if options.output is not None:
-        if os.path.lexists(options.output):
-            raise ValueError(f"--output {options.output} exists: choose another folder, nothing is overwritten")
-        check_can_be_made("--output", options.output)
+    check_new_folder(options.output)
     return check_device(options)
 
 

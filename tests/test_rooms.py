@@ -21,6 +21,7 @@ FLOORS = [  # from the bottom; a room may import from its own floor and those be
     ["probe.ablation"],
     ["probe.analysis"],
     ["probe.trace"],
+    ["probe.heads"],
     ["probe.curves"],
     ["probe.files"],
     ["probe.runner"],

@@ -6,6 +6,7 @@ and its margins are those at the token where the distractor that comes closest i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 
 from probe.vocabulary import MARGIN, MARGIN_TO_MEAN, MARGINS
+
+LOGITS_PER_PASS = 2**26
+"""Logits that are held at once: 256 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,14 @@ class CleanRun:
         all in nats. accuracy: whether the answer is the argmax.
         """
         return self.by_answer(self.by_position(logits))
+
+    def of_hidden(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """`metrics` of runs whose logits `head` makes of `hidden` (runs, P, hidden), some positions at a time."""
+        runs, positions, _ = hidden.shape
+        step = max(1, LOGITS_PER_PASS // (runs * self.log_probs.shape[-1]))
+        rows = [slice(first, first + step) for first in range(0, positions, step)]
+        parts = [self.by_position(head(hidden[:, part]), part) for part in rows]
+        return self.by_answer({name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]})
 
     def by_position(self, logits: Tensor | None = None, rows: slice = slice(None)) -> dict[str, Tensor]:
         """The same, (..., positions), of each token of an answer alone. `logits` are those of the positions `rows`."""

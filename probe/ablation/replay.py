@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -26,8 +25,6 @@ from probe.ablation.observer import Observer
 from probe.examples.examples import Examples
 
 NO_MASKS = {"full_attention": None, "sliding_attention": None}
-LOGITS_PER_PASS = 2**26
-"""Logits that are held at once: 256 MiB in float32."""
 
 
 class CleanBatch:
@@ -100,16 +97,8 @@ class CleanBatch:
             attention_mask=NO_MASKS,
             intervention=_together(ablations, lambda value: value[:, offset:][queries].unsqueeze(0)),
         )
-        metrics = self._metrics(outputs.last_hidden_state)
+        metrics = self.run.of_hidden(outputs.last_hidden_state, self.model.lm_head)
         return [{name: values[i] for name, values in metrics.items()} for i in range(count)]
-
-    def _metrics(self, hidden: Tensor) -> dict[str, Tensor]:
-        """Metrics (ablations, Q) of `hidden` (ablations, P, hidden), some query positions at a time."""
-        ablations, queries, _ = hidden.shape
-        step = max(1, LOGITS_PER_PASS // (ablations * self.model.config.vocab_size))
-        rows = [slice(first, first + step) for first in range(0, queries, step)]
-        parts = [self.run.by_position(self.model.lm_head(hidden[:, part]), part) for part in rows]
-        return self.run.by_answer({name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]})
 
     def _map(self, state, function: Callable[[Tensor], Tensor]):
         return map_state(len(self.model.model.sites), state, function)

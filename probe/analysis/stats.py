@@ -18,6 +18,17 @@ COLLAPSED = 0.3
 """A resample's error is no estimate below this share of the sample's (see `BootstrapT.p_adjusted`)."""
 
 
+def sum_by_cluster(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """(clusters, ...) sums of `values` (sequences, ...).
+
+    Args:
+        clusters: (sequences,) the cluster of each, numbered from 0 without a gap.
+    """
+    sums = np.zeros((int(clusters.max()) + 1, *values.shape[1:]))
+    np.add.at(sums, clusters, values)
+    return sums
+
+
 @lru_cache(maxsize=4)
 def resample_weights(num_clusters: int, num_resamples: int, seed: int = 0) -> np.ndarray:
     """(resamples, clusters) how often each cluster is drawn, with replacement. Read-only: calls share the array."""

@@ -209,7 +209,8 @@ class _Batch:
         flips, device = task.flips.take(rows), task.model.device
         self.size, position = len(flips), flips.position.to(device)
         both = (flips.clean_ids.to(device), flips.corrupted_ids.to(device))
-        self.runs = Run.join(*(stack.run(ids, position) for ids in both))
+        asked = torch.arange(self.size, device=device), position
+        self.runs = Run.join(*(stack.run(ids, asked) for ids in both))
         self.answers = torch.stack((flips.answer, flips.flipped_answer), dim=1)
         clean, corrupted = (_on_cpu(logits).gather(1, self.answers) for logits in self.runs.logits.chunk(2))
         base = torch.stack((corrupted, clean)).view(len(DIRECTIONS), 1, 1, self.size, 2)

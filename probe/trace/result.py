@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from probe.analysis.inference import OF_EFFECT, OF_STRENGTH, Grid, Inference
+from probe.analysis.stats import sum_by_cluster
 from probe.trace.sites import DENOISE, NOISE, Site
 from probe.vocabulary import FINAL, FLOOR, MARGIN, layer_scope
 
@@ -108,7 +109,7 @@ class TraceResult:
     def _statistics(self, direction: str, moved: np.ndarray, how: Inference) -> pd.DataFrame:
         """`Grid.statistics` of `moved` (B, cells), with the gap in the place of the clean margin."""
         counts = np.bincount(self.clusters).astype(np.float64)
-        moved, gap = (_summed(values, self.clusters) for values in (moved, self.clean - self.corrupted))
+        moved, gap = (sum_by_cluster(values, self.clusters) for values in (moved, self.clean - self.corrupted))
         grid = Grid(moved, counts, MARGIN, gap, self.floor, how)
         found = dict(zip(OF_EFFECT, grid.of_effect(), strict=True))
         # A strength is of harm, a fall of the margin: what denoising recovers is the fall that is undone.
@@ -127,10 +128,3 @@ class TraceResult:
 def _margin(logits: np.ndarray) -> np.ndarray:
     logits = logits.astype(np.float64)
     return logits[..., 0] - logits[..., 1]
-
-
-def _summed(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """(clusters, …) sums of `values` (B, …)."""
-    sums = np.zeros((int(clusters.max()) + 1, *values.shape[1:]))
-    np.add.at(sums, clusters, values)
-    return sums

@@ -32,7 +32,7 @@ class Run:
         outputs: what each sublayer writes.
         completed: every source that is ever completed, and its logits for the reads after it, (B, T, reads).
         keys, values: of each layer, (B, heads, T, head size).
-        logits: (B, vocabulary) where the answer is asked for.
+        logits: (positions, vocabulary) where answers are asked for.
     """
 
     streams: list[Tensor]
@@ -153,8 +153,8 @@ class Stack:
         parts = self.model.model.norm(hidden).split(at_once)
         return torch.cat([self.model.lm_head(part) for part in parts])
 
-    def run(self, input_ids: Tensor, position: Tensor) -> Run:
-        """A full run, kept; `position` (B,) is where logits are asked for."""
+    def run(self, input_ids: Tensor, asked: Any) -> Run:
+        """A full run, kept; `asked`, an index of (B, T), is where logits are asked for."""
         cache = DynamicCache()  # without a config: sliding layers keep all keys, too
         attention = self.attention_arguments(input_ids.shape[1])
         states = [self.start(self.model.model.embed_tokens(input_ids))]
@@ -169,7 +169,7 @@ class Stack:
         if self.has_final_read:
             inputs.append(final)
         held: list[Any] = list(cache.layers)
-        logits = self.head(final[torch.arange(len(position), device=final.device), position])
+        logits = self.head(final[asked])
         return Run(
             streams=[state.stream for state in states],
             inputs=inputs,

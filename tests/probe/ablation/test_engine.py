@@ -153,7 +153,7 @@ def test_answers_of_several_tokens_do_not_depend_on_batching(make_model, monkeyp
     cells = grid(model, scopes=["all", "layer:1"])
     whole = probe(model, cells, inputs)
     assert whole.counts.tolist() == [2] * 5
-    monkeypatch.setattr("probe.ablation.replay.LOGITS_PER_PASS", 1)
+    monkeypatch.setattr("probe.ablation.metrics.LOGITS_PER_PASS", 1)
     other = probe(model, cells, inputs, batch_size=2)
     for key, effects in whole.effects.items():
         for metric in METRICS:
