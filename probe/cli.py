@@ -152,8 +152,8 @@ def add_trail(parser: ArgumentParser) -> None:
 def add_curves(parser: ArgumentParser) -> None:
     about = "A run directory with a trail, of any architecture; its config.yaml says with which seed and batches."
     parser.add_argument("run", type=Path, help=about)
-    kinds = "What is measured: flip (does the output follow a changed value?), trace (by which sites?)."
-    parser.add_argument("--kinds", type=list[Literal["flip", "trace"]], default=["flip", "trace"], help=kinds)
+    kinds = "What is measured: flip (does the output follow a changed value?), trace (by which sites?), heads."
+    parser.add_argument("--kinds", type=list[Literal["flip", "trace", "heads"]], default=["flip", "trace"], help=kinds)
     number = "Steps to have been measured in all: those that were probed, and others where most happens."
     parser.add_argument("--num_steps", type=PositiveInt, default=24, help=number)
     parser.add_argument("--num_sequences", type=PositiveInt, default=64, help="Contexts; values of each are changed.")

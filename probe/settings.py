@@ -14,7 +14,7 @@ MIN_SEQUENCES, MIN_QUERIES = 64, 1024
 MOST_RESAMPLES = 100_000
 FEWEST_CONTEXTS = 8
 """Of a curve."""
-CURVE_NAMES = ("flip", "trace")
+CURVE_NAMES = ("flip", "trace", "heads")
 """Kinds of curves that can be asked for."""
 NAMED = ("kinds", "families", "sublayers", "scopes", "positions", "coalitions")
 """The settings that are lists of names."""
@@ -128,7 +128,8 @@ class TrainingProbeSettings(ProbeSettings):
             happens. 0 for none after training.
         stop_when_settled: End training when the task is learned and the motifs, at least one, stay the same.
         settled_probes: For how many probes in a row they must stay the same.
-        curves: Kinds of curves that are measured when training has ended, on as many steps of the trail: flip, trace.
+        curves: Kinds of curves that are measured when training has ended, on as many steps of the trail: flip, trace,
+            heads.
             Vanilla models have them, too.
     """
 
@@ -187,8 +188,8 @@ class CurveSettings:
     """What curves of behaviour and flow are measured through training, and on what.
 
     Args:
-        kinds: Kinds of curves: flip (whether the output follows a changed value), trace (by which sites it does).
-            Accuracy is measured beside any.
+        kinds: Kinds of curves: flip (whether the output follows a changed value), trace (by which sites it does), heads
+            (what each is worth). Accuracy is measured beside any.
         num_steps: Steps of the trail to have been measured in all, where most happens.
         num_sequences: Contexts of the probe split.
         batch_size: Contexts of a forward pass.

@@ -5,9 +5,10 @@
 
 from probe.curves.behaviour import Accuracy, Flip
 from probe.curves.flow import Trace
+from probe.curves.heads import Heads
 from probe.curves.kind import Contexts, CurveKind, quantities_of
 
-CURVE_KINDS: dict[str, CurveKind] = {kind.name: kind for kind in (Accuracy(), Flip(), Trace())}
+CURVE_KINDS: dict[str, CurveKind] = {kind.name: kind for kind in (Accuracy(), Flip(), Trace(), Heads())}
 """By name; the first is measured beside any other."""
 
 __all__ = ["CURVE_KINDS", "Contexts", "CurveKind", "quantities_of"]

@@ -54,6 +54,7 @@ class Panel:
     lines: list[Line]
     accuracy: pd.DataFrame
     in_depth: bool
+    threshold: float
 
 
 QUANTITIES = quantities_of(CURVE_KINDS.values())
@@ -98,7 +99,9 @@ def _panels(table: pd.DataFrame, kind: str) -> Iterator[Panel]:
             for (label, curve), color in zip(curves, colors, strict=True)
         ]
         reference = table[(table["kind"] == ACCURACY) & (table["group"] == group)]
-        return Panel(name, unit, lines, reference, in_depth)
+        found = [about.threshold for about in (quantities[name] for name in chosen["quantity"].unique())]
+        threshold = next((each for each in found if each is not None), 0.0)
+        return Panel(name, unit, lines, reference, in_depth, threshold)
 
     has_place, in_nats = rows["place"] != "", rows["quantity"].map(lambda name: quantities[name].unit != "share")
     for group in groups:
@@ -146,9 +149,8 @@ def describe_curves(table: pd.DataFrame, title: str, emergence: Emergence | None
     lines = [
         f"Behaviour and flow through training: {printable(title)}; {len(steps)} steps, {steps[0]} to {steps[-1]}, "
         f"{table['n_sequences'].max()} contexts",
-        "since: the step from which a curve stays at 0.5 or above, and the steps between which that is; —: "
-        "never. A place",
-        "of the trace: since half of the answer comes back by it alone; the margin: since it is clear of zero",
+        "since: the step from which a curve stays at 0.5 or above, between the steps in brackets; —: never. Of the trace:",
+        "since half of the answer comes back there; of margin: since it is clear of zero; of heads: since 5 % are lost",
         "",
         _row("since", groups),
     ]

@@ -19,7 +19,6 @@ ACCURACY_LOOK: dict[str, Any] = {"color": GREY, "linewidth": 3, "alpha": 0.3}
 """Behind the curves."""
 ONSET_LOOK: dict[str, Any] = {"marker": "v", "markersize": 5, "linestyle": "", "markeredgecolor": "w"}
 SHARES = (-0.12, 1.12)
-HALF = 0.5
 
 
 @style.paper_style()
@@ -35,7 +34,7 @@ def plot_curves(table: pd.DataFrame, title: str = "") -> Figure:
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(style.PAGE, 0.5 + 2.1 * lines), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08)  # type: ignore[union-attr]
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr]
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(lines, columns, place + 1)
         _draw(axes, panel)
@@ -57,13 +56,13 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.patch.set_visible(False)
     else:
         axes.set_ylim(*SHARES)
-    axes.axhline(HALF if panel.unit == "share" else 0, color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
+    axes.axhline(panel.threshold, color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
     for number, line in enumerate(panel.lines):
         steps, look = line.rows["step"], {"color": line.color, "linestyle": "--" if line.dashed else "-"}
         axes.fill_between(steps, line.rows["low"], line.rows["high"], color=line.color, alpha=0.18, linewidth=0)
         axes.plot(steps, line.rows["value"], label=_short(line.label) if panel.in_depth else line.label, **look)
         if np.isfinite(line.onset["onset"]):
-            _mark(axes, line.onset, line.color, (HALF if panel.unit == "share" else 0.0), number)
+            _mark(axes, line.onset, line.color, panel.threshold, number)
     axes.set(title=panel.title, xlabel="training step")
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     columns = 5 if panel.in_depth else 2 if max(len(line.label) for line in panel.lines) < 20 else 1

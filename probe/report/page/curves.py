@@ -34,10 +34,10 @@ def curves(view: View, number: int) -> Panel:
         is_share = each.unit == "share"
         y = {"range": [-0.08, 1.08]} if is_share else {"title": {"text": each.unit}}
         panel.plots.append({"title": each.title, "height": HEIGHT, "x": x, "y": y})
-        panel.shapes.append(rule(plot, "y", 0.5 if is_share else 0.0, line={"dash": "dot"}))
+        panel.shapes.append(rule(plot, "y", each.threshold, line={"dash": "dot"}))
         panel.shapes.append(rule(plot, "x", last, name="cursor", line={"width": 1.5}))
         traces += [_accuracy(each.accuracy) | axes_of(plot)] if is_share else []
-        traces += [trace | axes_of(plot) for line in each.lines for trace in _line(line, is_share)]
+        traces += [trace | axes_of(plot) for line in each.lines for trace in _line(line, each.threshold)]
     panel.frames = {int(steps[0]): traces}
     return panel
 
@@ -54,7 +54,7 @@ def _accuracy(rows: pd.DataFrame) -> dict[str, Any]:
     return {"type": "scatter", "x": rows["step"], "y": rows["value"], "hovertext": texts, **look, **HOVER}
 
 
-def _line(line: shown.Line, is_share: bool) -> list[dict[str, Any]]:
+def _line(line: shown.Line, threshold: float) -> list[dict[str, Any]]:
     """A curve with its band and, where it has begun, a triangle on its interval."""
     rows, color = line.rows, line.color
     known = rows[rows["value"].notna()]
@@ -71,7 +71,7 @@ def _line(line: shown.Line, is_share: bool) -> list[dict[str, Any]]:
         x = [line.onset[name] for name in ("onset_low", "onset", "onset_high")]
         text = f"<b>{line.label}</b>: stays above from step {x[1]:.0f} [{x[0]:.0f}, {x[2]:.0f}]"
         marker = {"symbol": "triangle-down", "size": [0, 11, 0], "color": color, "opacity": 1}
-        mark = {"x": x, "y": [0.5 if is_share else 0.0] * 3, "mode": "lines+markers", "marker": marker}
+        mark = {"x": x, "y": [threshold] * 3, "mode": "lines+markers", "marker": marker}
         traces.append(mark | {"line": {"color": color, "width": 1.5}, "hovertext": [text] * 3, **HOVER})
     return [trace | {"type": "scatter", "name": line.label} for trace in traces]
 

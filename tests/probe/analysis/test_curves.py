@@ -74,7 +74,7 @@ def test_a_gap_begins_where_it_is_clear_of_zero():
 
 
 def test_curves_are_told_apart_and_those_without_a_threshold_have_no_onset():
-    early, late = (shares(np.where(STEPS < step, 0.0, 1.0)) for step in (50, 150))
+    early, late = (shares(np.where(step > STEPS, 0.0, 1.0)) for step in (50, 150))
     table = pd.concat(
         [
             curve(*early),
