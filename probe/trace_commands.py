@@ -22,7 +22,7 @@ from probe.runner import check_finite
 from probe.settings import check_resampling
 from probe.trace import DIRECTIONS, Flips, TraceResult, plan
 from probe.trace import trace as run_trace
-from probe.trace.of_tasks import flips_of_task
+from probe.trace.of_tasks import flips_of_task, token_kinds
 
 MOST_LINES = 12
 """Sites of a kind that are printed, the strongest."""
@@ -50,7 +50,8 @@ def trace(options: Namespace) -> None:
     table = found.table(Inference(num_resamples=options.num_resamples, seed=options.seed))
     say(describe(checkpoint, task.task, flips, found, table))
     if options.output is not None:
-        _write(options.output, checkpoint, task.task, found, table)
+        tokens = table["position"].map(token_kinds(task.task, flips, places))
+        _write(options.output, checkpoint, task.task, found, table.assign(token=tokens))
         say(f"\nwritten: {options.output}")
 
 

@@ -8,7 +8,7 @@ RUN/config.yaml, provenance.json, metrics.csv      what it was told, what it was
     probe/                                         tables and summary.json of the probes in training; curves.parquet
     probe/failed.json                              the probes in training that have failed, and why
     probe/final/                                   the same of a probe of the finished model
-    trace/                                         what attnres-probe trace --output RUN/trace writes
+    trace/, heads/                                 what attnres-probe trace --output RUN/trace writes, and heads
     figures/, report.html, report.txt              what attnres-probe report writes: figures, page, long tables;
     claims.json                                    in the folder of results, the claims with the rows they rest on
     wandb/, tensorboard/, probes.csv               what loggers write
@@ -33,6 +33,7 @@ PARTS, SWEEP = "parts", "sweep.json"
 """An unfinished sweep, and what it is of."""
 FAILED = "failed.json"
 TRACE, TRACE_TABLE, TRACE_ABOUT = "trace", "trace.parquet", "trace.json"
+HEADS, HEADS_TABLE, PAIRS_TABLE = "heads", "heads.parquet", "pairs.parquet"
 FIGURES, PAGE, TEXT, CLAIMS = "figures", "report.html", "report.txt", "claims.json"
 WANDB, TENSORBOARD, PROBES = "wandb", "tensorboard", "probes.csv"
 
@@ -45,11 +46,6 @@ def lock_file(folder: Path, role: str) -> Path:
 def table_file(folder: Path, table: str) -> Path:
     """Where one of `TABLES` lies in a folder of results."""
     return folder / f"{table}.parquet"
-
-
-def trace_folder(run: Path) -> Path:
-    """Where `report` looks for the trace of a run: it is made with `--output RUN/trace`."""
-    return run / TRACE
 
 
 def has_results(folder: Path) -> bool:

@@ -28,14 +28,11 @@ from probe.files.layout import (
     PROBE,
     SUMMARY,
     TABLES,
-    TRACE_TABLE,
     TRAIL,
     has_results,
     table_file,
-    trace_folder,
 )
 from probe.files.locks import held
-from probe.trace.result import TRACE_COLUMNS
 
 SCHEMA_VERSION = 4
 """Of tables and summary. Raised when what they hold changes its name or meaning."""
@@ -128,19 +125,19 @@ def read_curves(directory: Path) -> pd.DataFrame | None:
     return read_table(directory, CURVES) if table_file(directory, CURVES).exists() else None
 
 
-def read_trace(run: Path) -> pd.DataFrame | None:
-    """The trace of a run, where it lies as `layout.trace_folder` says; None where there is none.
+def read_sites(run: Path, folder: str, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
+    """What a command about single sites has found of a run, where it lies in a `folder` of it; None where it does not.
 
     Raises:
-        ValueError: it is torn, or lacks columns.
+        ValueError: it is torn, or lacks `columns`.
     """
-    path = trace_folder(run) / TRACE_TABLE
+    path = run / folder / name
     if not path.exists():
         return None
     with _readable(path):
         table = pd.read_parquet(path)
-    if missing := [column for column in TRACE_COLUMNS if column not in table]:
-        raise ValueError(f"{path} is not a trace of this version: it lacks {', '.join(missing)}; trace again")
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}; make it again")
     return table
 
 

@@ -149,7 +149,7 @@ def describe_curves(table: pd.DataFrame, title: str, emergence: Emergence | None
     lines = [
         f"Behaviour and flow through training: {printable(title)}; {len(steps)} steps, {steps[0]} to {steps[-1]}, "
         f"{table['n_sequences'].max()} contexts",
-        "since: the step from which a curve stays at 0.5 or above, between the steps in brackets; —: never. Of the trace:",
+        "since: the step from which a curve stays at 0.5 or above, between those in brackets; —: never. Of the trace:",
         "since half of the answer comes back there; of margin: since it is clear of zero; of heads: since 5 % are lost",
         "",
         _row("since", groups),

@@ -41,7 +41,8 @@ def trace_maps(table: pd.DataFrame, direction: str) -> list[Map]:
     at the query.
 
     Args:
-        table: of `TraceResult.table`, with named positions, "value" and "query" among them.
+        table: of `TraceResult.table`, with named positions, "value" and "query" among them; a column `token` says what
+            stands there.
     """
     rows = table[table["direction"] == direction]
     shown = {TITLES[kind]: (rows[rows["site"] == kind], "position") for kind in TITLES if kind != "source"}
@@ -53,6 +54,11 @@ def trace_maps(table: pd.DataFrame, direction: str) -> list[Map]:
             values = part.pivot_table(index="read", columns=across, values="strength", sort=False, dropna=False)
             values = values.sort_index(axis=1) if across == "source" else values
             lines, places = [_name(part, read) for read in values.index], [_place(name) for name in values.columns]
+            if across == "position" and "token" in part:
+                tokens = part.groupby("position")["token"].first()
+                places = [
+                    f"{place} ({tokens[place]})" if tokens[place] not in ("", place) else place for place in places
+                ]
             found.append(Map(name, values, lines, places, "source, oldest first" if across == "source" else "place"))
     return found
 

@@ -1,23 +1,19 @@
-"""Panels of the page about behaviour and flow: curves through training, and the trace as heat maps."""
+"""The panel of the page that shows curves of behaviour and flow through training."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_hex
 
 from probe.report import curves as shown
-from probe.report.figures.trace import DIRECTION_TITLES, Map, trace_maps
 from probe.report.page.panels import Panel
-from probe.report.page.style import FAINT, GREY, HOVER, axes_of, rule
+from probe.report.page.style import GREY, HOVER, axes_of, rule
 from probe.report.view import View
 
-HEIGHT, LINE = 170, 15
-"""Pixels of a plot of curves, and of a line of a heat map."""
-COLUMNS = 3
+HEIGHT, COLUMNS = 170, 3
+"""Pixels of a plot, and plots in a line."""
 
 
 def curves(view: View, number: int) -> Panel:
@@ -74,37 +70,3 @@ def _line(line: shown.Line, threshold: float) -> list[dict[str, Any]]:
         mark = {"x": x, "y": [threshold] * 3, "mode": "lines+markers", "marker": marker}
         traces.append(mark | {"line": {"color": color, "width": 1.5}, "hovertext": [text] * 3, **HOVER})
     return [trace | {"type": "scatter", "name": line.label} for trace in traces]
-
-
-def traces_of(view: View, number: int) -> list[Panel]:
-    """A panel for each direction of the run's trace, if it has one: heat maps, layer by place in the sequence."""
-    table, found = view.run.trace, []
-    if table is None or table["no_strength"].iloc[0]:
-        return []
-    for direction in dict.fromkeys(table["direction"]):
-        maps = trace_maps(table, direction)
-        panel = Panel(f"trace-{direction}-{number}", view.name, columns=COLUMNS)
-        step = int(table["step"].iloc[0]) if "step" in table else -1
-        at = "" if step < 0 else f", step {step}"
-        panel.titles = {step: f"{DIRECTION_TITLES[direction]}{at}; {table['n_sequences'].iloc[0]} contexts"}
-        for each in maps:
-            y = {"type": "category", "showgrid": False, "autorange": "reversed", "tickfont": {"size": 9}}
-            x = {"type": "category", "showgrid": False, "tickangle": 90, "tickfont": {"size": 9}}
-            panel.plots.append({"title": each.title, "height": 90 + LINE * len(each.lines), "x": x, "y": y})
-        panel.frames = {step: [_map(each) | axes_of(plot) for plot, each in enumerate(maps)]}
-        colors = [[i / 16, to_hex(mpl.colormaps["RdBu_r"](i / 16))] for i in range(17)]
-        bar = {"orientation": "h", "thickness": 9, "len": 0.4, "yref": "container", "yanchor": "bottom", "y": 0}
-        axis = {"colorscale": colors, "cmin": -1, "cmax": 1, "colorbar": bar | {"tickvals": [-1, 0, 1], "tickangle": 0}}
-        panel.options = {"plot_bgcolor": FAINT, "margin": {"l": 64, "b": 130}, "coloraxis": axis}
-        found.append(panel)
-    return found
-
-
-def _map(each: Map) -> dict[str, Any]:
-    values = each.values.to_numpy(float)
-    texts = [
-        [f"<b>{line}, {place}</b><br>share {value:.3f}" for place, value in zip(each.places, row, strict=True)]
-        for line, row in zip(each.lines, values, strict=True)
-    ]
-    drawn = {"type": "heatmap", "z": values, "x": each.places, "y": each.lines, "hovertext": texts, "name": each.title}
-    return drawn | {"coloraxis": "coloraxis", "xgap": 1, "ygap": 1, "hoverongaps": False, **HOVER}
