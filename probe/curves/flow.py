@@ -46,10 +46,10 @@ class Trace(CurveKind):
     title: ClassVar[str] = "trace"
     quantities: ClassVar[Mapping[str, Quantity]] = {
         GAP: Quantity("margin moved by the change", threshold=0.0, unit="nats", by_value=False),
-        "stream_value": Quantity("stream at the value, before"),
-        "stream_query": Quantity("stream at the query, before"),
-        "attention_query": Quantity("attention at the query, of"),
-        "source_query": Quantity("source at the query, of"),
+        "stream_value": Quantity("stream at value, before"),
+        "stream_query": Quantity("stream at query, before"),
+        "attention_query": Quantity("attention at query, of"),
+        "source_query": Quantity("source at query, of"),
     }
 
     def check(self, task: Task) -> None:

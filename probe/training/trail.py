@@ -143,7 +143,9 @@ class TrailProber:
     def _load(self, step: int) -> Checkpoint:
         found = self.trail.load(step)
         if not isinstance(found.model, AttnResForCausalLM):
-            raise ValueError(f"{self.trail.folder} is of a vanilla Qwen3, which has no routing to probe")
+            raise ValueError(
+                f"{self.trail.folder} is of a vanilla Qwen3, which has no routing to probe; attnres-probe curves takes it"
+            )
         found.model.to(self.device)  # type: ignore[arg-type]
         return found
 

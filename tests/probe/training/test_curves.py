@@ -237,7 +237,7 @@ def test_the_command_says_since_when_and_draws_it(run, hops, capsys):
     since = int(lines["accuracy"][0])
     assert since == min(accuracy.index[accuracy.index > expected])
     assert "output follows what is asked for" in lines
-    assert "stream at the value, before" in out
+    assert "stream at value, before" in out
     assert "margin lost without layer" in out
     assert "hops_1              hops_2" in of_hops
 
