@@ -144,7 +144,8 @@ class TrailProber:
         found = self.trail.load(step)
         if not isinstance(found.model, AttnResForCausalLM):
             raise ValueError(
-                f"{self.trail.folder} is of a vanilla Qwen3, which has no routing to probe; attnres-probe curves takes it"
+                f"{self.trail.folder} is of a vanilla Qwen3, which has no routing to probe; attnres-probe curves "
+                "takes it"
             )
         found.model.to(self.device)  # type: ignore[arg-type]
         return found

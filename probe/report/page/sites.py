@@ -14,8 +14,8 @@ from probe.report.page.style import FAINT, HOVER, axes_of
 from probe.report.view import View
 from probe.vocabulary import MARGIN
 
-LINE, LEAST = 15, 90
-"""Pixels of a line of a heat map, and of one without lines."""
+LINE, LEAST, NAMES = 15, 90, 130
+"""Pixels of a line of a heat map, of a map without lines, and of the names of places under it with the next title."""
 COLUMNS = 3
 
 
@@ -67,7 +67,12 @@ def _panel(
     colors = [[i / 16, to_hex(mpl.colormaps["RdBu_r"](i / 16))] for i in range(17)]
     bar = {"orientation": "h", "thickness": 9, "len": 0.4, "yref": "container", "yanchor": "bottom", "y": 0}
     scale = {"colorscale": colors, "cmin": -1, "cmax": 1, "colorbar": bar | {"tickvals": [-1, 0, 1], "tickangle": 0}}
-    panel.options = {"plot_bgcolor": FAINT, "margin": {"l": 64, "b": 130}, "coloraxis": scale}
+    panel.options = {
+        "plot_bgcolor": FAINT,
+        "row_space": NAMES,
+        "margin": {"l": 64, "b": NAMES + 20},
+        "coloraxis": scale,
+    }
     return panel
 
 
