@@ -55,7 +55,7 @@ def curve_onsets(curves: pd.DataFrame, quantities: Mapping[tuple[str, str], Quan
     rows = []
     for key, curve in curves.groupby(CURVE, sort=False):
         assert isinstance(key, tuple)
-        about, curve = quantities[key[:2]], curve.sort_values("step")
+        about, curve = quantities[str(key[0]), str(key[1])], curve.sort_values("step")
         times = (np.nan, np.nan, np.nan) if about.threshold is None else _times(curve, about)
         last = curve.iloc[-1][["value", "low", "high"]].to_dict()
         rows.append(dict(zip([*CURVE, "onset", "onset_low", "onset_high"], [*key, *times], strict=True)) | last)

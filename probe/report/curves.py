@@ -94,7 +94,7 @@ def _panels(table: pd.DataFrame, kind: str) -> Iterator[Panel]:
                 color,
                 quantities[curve["quantity"].iloc[0]].threshold is None,
                 curve,
-                times.loc[tuple(curve[CURVE].iloc[0])].to_dict(),
+                dict(times.loc[tuple(curve[CURVE].iloc[0])].items()),  # type: ignore[arg-type]
             )
             for (label, curve), color in zip(curves, colors, strict=True)
         ]
@@ -103,7 +103,7 @@ def _panels(table: pd.DataFrame, kind: str) -> Iterator[Panel]:
         threshold = next((each for each in found if each is not None), 0.0)
         return Panel(name, unit, lines, reference, in_depth, threshold)
 
-    has_place, in_nats = rows["place"] != "", rows["quantity"].map(lambda name: quantities[name].unit != "share")
+    has_place, in_nats = rows["place"] != "", rows["quantity"].map(lambda name: quantities[str(name)].unit != "share")
     for group in groups:
         if len(chosen := rows[~has_place & ~in_nats & (rows["group"] == group)]):
             yield panel(title if group == ALL else f"{title}: {group}", "share", "quantity", chosen, group)

@@ -58,7 +58,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(*SHARES)
     axes.axhline(panel.threshold, color=GREY, linewidth=0.8, linestyle=":", zorder=0.5)
     for number, line in enumerate(panel.lines):
-        steps, look = line.rows["step"], {"color": line.color, "linestyle": "--" if line.dashed else "-"}
+        steps = line.rows["step"]
+        look: dict[str, Any] = {"color": line.color, "linestyle": "--" if line.dashed else "-"}
         axes.fill_between(steps, line.rows["low"], line.rows["high"], color=line.color, alpha=0.18, linewidth=0)
         axes.plot(steps, line.rows["value"], label=_short(line.label) if panel.in_depth else line.label, **look)
         if np.isfinite(line.onset["onset"]):

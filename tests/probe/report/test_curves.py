@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,9 +101,9 @@ def test_the_figure_draws_curves_and_onsets():
     panels = {axes.get_title(loc="left") or axes.get_title(): axes for axes in figure.axes}
     lines = {line.get_label(): line for line in panels["flip test"].lines}
     expected = table().query("quantity == 'follows' and group == 'all'")
-    assert list(lines["follows, asked for"].get_ydata()) == list(expected["value"])
+    assert np.asarray(lines["follows, asked for"].get_ydata()).tolist() == list(expected["value"])
     marks = [line for line in panels["flip test"].lines if line.get_marker() == "v"]
-    assert sorted(np.ravel([line.get_xdata() for line in marks])) == [40, 80]
+    assert sorted(float(np.asarray(line.get_xdata())[0]) for line in marks) == [40, 80]
     image = figure_image(figure, dpi=50)
     assert image.dtype == np.uint8
     assert image.shape[1:] == (337, 3)
@@ -113,6 +114,7 @@ def test_the_figure_draws_curves_and_onsets():
 def run(tmp_path_factory) -> Path:
     """A run that was probed, with curves, a trace and heads."""
     folder = tmp_path_factory.mktemp("page") / "run"
+    model: Any
     model, task = AutoModelForCausalLM.from_pretrained(POINTER).float().eval(), Pointer(2, 11)
     settings = ProbeSettings(num_sequences=12, num_resamples=20, scopes=("all",), positions=("all",))
     about = {"run": "run", "condition": "cumulative", "seed": 0}

@@ -25,7 +25,7 @@ from probe.files.layout import PROBE
 from probe.files.trail import Trail
 from probe.settings import CurveSettings
 from probe.training.curves import measure_curves
-from probe.training.trail import read_clean
+from probe.training.trail import read_clean, task_of_step
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.filterwarnings("error:::(train|attnres|probe)")
@@ -75,10 +75,13 @@ def curves(run: Path) -> pd.DataFrame:
     return found
 
 
-def rows_at(run: Path, step: int, kind: str) -> pd.DataFrame:
+def rows_at(run: Path, step: int, kind: str) -> dict[tuple[str, str, str], list[float]]:
     table = curves(run)
     rows = table[(table["step"] == step) & (table["kind"] == kind)]
-    return rows.set_index(["quantity", "place", "group"])[["value", "low", "high"]]
+    return {
+        (row["quantity"], row["place"], row["group"]): [row[name] for name in ("value", "low", "high")]
+        for row in rows.to_dict("records")
+    }
 
 
 def export(run: Path, step: int, folder: Path) -> Path:
@@ -98,15 +101,14 @@ def test_accuracy_and_flips_at_a_step_are_those_of_the_exported_step(which, requ
     assert len(found) == 2 * len(shares)
     for share in shares.to_dict("records"):
         for outcome in ("follows", "moves"):
-            own = found.loc[(f"{outcome}{'' if share['asked'] else '_other'}", "", share["group"])]
+            own = found[f"{outcome}{'' if share['asked'] else '_other'}", "", share["group"]]
             expected = [share[f"{outcome}{end}"] for end in ("", "_low", "_high")]
-            assert own.tolist() == pytest.approx(expected)
-    task = Trail(run).load(step).task
-    assert not isinstance(task, type(None))
+            assert own == pytest.approx(expected)
+    task = task_of_step(Trail(run).load(step))
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    expected = recall_accuracy(model, Examples.from_batch(task.batch("probe", range(16))))  # type: ignore[union-attr]
-    assert rows_at(run, step, "accuracy").loc[("accuracy", "", "all"), "value"] == pytest.approx(expected)
-    assert ("accuracy", "", "hops_2") in rows_at(run, step, "accuracy").index or which == "run"
+    expected = recall_accuracy(model, Examples.from_batch(task.batch("probe", range(16))))
+    assert rows_at(run, step, "accuracy")["accuracy", "", "all"][0] == pytest.approx(expected)
+    assert ("accuracy", "", "hops_2") in rows_at(run, step, "accuracy") or which == "run"
 
 
 def test_the_trace_at_a_step_is_that_of_the_exported_step(run, tmp_path):
@@ -115,7 +117,7 @@ def test_the_trace_at_a_step_is_that_of_the_exported_step(run, tmp_path):
     how = ["--device=cpu", "--num_sequences=16", "--num_resamples=50", f"--output={tmp_path / 'trace'}"]
     assert main(["trace", str(folder), *how]) == 0
     table, found = pd.read_parquet(tmp_path / "trace/trace.parquet"), rows_at(run, STEPS[-1], "trace")
-    gap = found.loc[("gap", "", "all"), "value"]
+    gap = found["gap", "", "all"][0]
     assert gap == pytest.approx(float((table["clean"] - table["corrupted"]).iloc[0]), rel=1e-4)
     names = {("stream", at): f"stream_{at}" for at in ("value", "query")}
     names |= {("output", "query"): "attention_query", ("source", "query"): "source_query"}
@@ -131,7 +133,7 @@ def test_the_trace_at_a_step_is_that_of_the_exported_step(run, tmp_path):
             family = row["family"].replace("prev_completed", "prev. completed")
             place = f"{layer}{sublayer}, {family} ({row['source']:.0f})"
         expected = [row["strength"], row["strength_low"], row["strength_high"]]
-        assert found.loc[(name, place, "all")].tolist() == pytest.approx(expected, abs=1e-4, nan_ok=True)
+        assert found[name, place, "all"] == pytest.approx(expected, abs=1e-4, nan_ok=True)
         checked += 1
     assert checked == len(found) - 1
 
@@ -145,7 +147,7 @@ def test_heads_at_a_step_are_those_of_the_exported_step(run, tmp_path):
     found = rows_at(run, STEPS[-1], "heads")
     assert len(found) == len(table)
     for row in table.to_dict("records"):
-        own = found.loc[("head", f"layer {row['layer']}, head {row['head']}", "all")].tolist()
+        own = found["head", f"layer {row['layer']}, head {row['head']}", "all"]
         expected = [row[name] for name in ("strength", "strength_low", "strength_high")]
         assert own == pytest.approx(expected, abs=1e-4, nan_ok=True)
 
@@ -157,8 +159,9 @@ def test_groups_of_a_trace_are_their_own_contexts(hops):
     assert set(rows.index) == {"all", "hops_1", "hops_2"}
     counts = rows["n_sequences"]
     assert counts["hops_1"] + counts["hops_2"] == counts["all"] == 32
-    whole = sum(rows.loc[group, "value"] * counts[group] for group in ("hops_1", "hops_2")) / 32
-    assert whole == pytest.approx(rows.loc["all", "value"], rel=1e-5)
+    values = rows["value"]
+    whole = sum(values[group] * counts[group] for group in ("hops_1", "hops_2")) / 32
+    assert whole == pytest.approx(values["all"], rel=1e-5)
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 9])
@@ -196,7 +199,7 @@ def test_steps_are_placed_as_those_of_probes(which, request):
     for step in done:
         assert next_step(STEPS, readings, 11) == step
         found = Trail(run).load(step)
-        readings[step] = read_clean(found.model, found.task, 64)
+        readings[step] = read_clean(found.model, task_of_step(found), 64)
     assert len(done) == 11
     assert bool(readings[0].masses) == (which == "run")
 

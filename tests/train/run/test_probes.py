@@ -72,10 +72,11 @@ def test_curves_are_measured_on_the_trail_when_training_ends(tmp_path, monkeypat
         cost = json.loads((run / "probe/summary.json").read_text())["probe"]
         assert cost["curves_seconds"] > 0
     name = "probe_flip/moves/all"
-    told = {row["trainer/global_step"]: row[name] for row in synced_history(run) if name in row}
+    history = synced_history(run)
+    told = {row["trainer/global_step"]: row[name] for row in history if name in row}
     moves = curves[(curves["quantity"] == "moves") & (curves["group"] == "all")].set_index("step")["value"]
     assert told == pytest.approx(moves.to_dict())
-    assert any("probe/curves" in row for row in synced_history(run))
+    assert any("probe/curves" in row for row in history)
 
 
 def test_no_curves_where_none_are_named(tmp_path, monkeypatch):
