@@ -158,6 +158,7 @@ def test_the_page_shows_curves_with_the_sliders_step_and_the_maps_of_sites(run):
 def test_report_draws_the_figure_and_a_torn_table_is_one_line(run, capsys):
     assert main(["report", str(run)]) == 0
     assert "figures/curves.png" in capsys.readouterr().out
+    assert "output follows what is asked for" in (run / "report.txt").read_text()
     path = run / "trace/trace.parquet"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(SystemExit):

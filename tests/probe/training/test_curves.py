@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from attnres.tasks import Hops, Pointer
+from attnres.tasks import MQAR, Hops, Pointer
 from probe.analysis.flips import flip_shares
 from probe.analysis.placement import next_step
 from probe.cli import main
@@ -262,7 +262,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     assert "sequences of 7 tokens would take" in refused(str(run), "--num_sequences=1000000000000")
     with Trail(run).held():
         assert "another process probes or prunes" in refused(str(run))
-    (run / "trail/task.json").write_text(json.dumps(Pointer(3, 11).to_dict()))
+    (run / "trail/task.json").write_text(json.dumps(MQAR(num_pairs=2, vocab_size=4).to_dict()))
     (run / "trail/manifest.json").unlink()
     assert "needs a value that is not in the context" in refused(str(run))
     assert not (run / PROBE).exists()
