@@ -163,7 +163,7 @@ def describe_curves(table: pd.DataFrame, title: str, emergence: Emergence | None
         lines += [
             _row(f"{about.title} {place}".strip(), _cells(rows[rows["place"] == place], groups)) for place in places
         ]
-        lines += [] if places else [_row(f"{about.title} any one place", ["—"])]
+        lines += [] if places else [_row(f"{about.title} …", ["—"])]
     if emergence is not None:
         found = emergence.table[emergence.table["status"] == "emerged"].sort_values("onset")
         lines += [_row(f"motif {Route.of(row)}", [_time(row)]) for row in found.to_dict("records")]
