@@ -24,6 +24,8 @@ from probe.runner import check_finite
 from probe.settings import check_resampling
 from probe.vocabulary import LEVEL, MARGIN, MATTERS
 
+LOOKS = 0.25
+"""From this share of its weight on the answer's value, a head is said to look at it."""
 MOST_LINES = 10
 """Heads that are printed, and pairs of each kind: the strongest."""
 
@@ -108,13 +110,18 @@ def answer(table: pd.DataFrame) -> str:
 
 
 def _looks_up(table: pd.DataFrame) -> str:
-    """Which of the heads that matter looks most at the answer's value, if its place is known."""
-    matter = table[(table["strength"] > 0) & (table["p_matters"] <= LEVEL) & table["attention_to_value"].notna()]
-    if matter.empty:
+    """Which of the heads that matter looks most at the answer's value, if its place is known; else, which head does."""
+    known = table[table["attention_to_value"].notna()].sort_values("attention_to_value", kind="stable")
+    if known.empty:
         return ""
-    row = matter.sort_values("attention_to_value", kind="stable").iloc[-1]
-    weight = f"{_percent(row['attention_to_value'])} of its weight where the answer is asked for"
-    return f" Of the heads that matter, {_head(row)} looks most at the answer's value in the context: {weight}."
+    matter = known[(known["strength"] > 0) & (known["p_matters"] <= LEVEL)]
+    if len(matter) and (row := matter.iloc[-1])["attention_to_value"] >= LOOKS:
+        weight = f"{_percent(row['attention_to_value'])} of its weight where the answer is asked for"
+        return f" Of the heads that matter, {_head(row)} looks most at the answer's value in the context: {weight}."
+    row = known.iloc[-1]
+    weight = f"{_percent(row['attention_to_value'])} of its weight"
+    none = " No head that matters looks much at the answer's value in the context"
+    return f"{none}; {_head(row)} does most ({weight}), and costs {_share(row)} ({row['kind']})."
 
 
 def _counts(found: HeadsResult, kind: str, table: pd.DataFrame, pairs: pd.DataFrame) -> str:
@@ -127,7 +134,9 @@ def _counts(found: HeadsResult, kind: str, table: pd.DataFrame, pairs: pd.DataFr
     clear = pairs.loc[pairs["p_matters"] <= LEVEL, "strength"]
     covers, needs = int((clear > 0).sum()), int((clear < 0).sum())
     among = "" if found.tested.all() else " among those that harm most"
-    return f"{text}; of {len(pairs)} pairs{among}: {covers} covering for each other, {needs} needed together"
+    return (
+        f"{text}; of {len(pairs)} pairs{among}: {covers} covering for each other, {needs} worth less without each other"
+    )
 
 
 def _strongest_heads(found: HeadsResult, table: pd.DataFrame) -> list[str]:
@@ -155,7 +164,7 @@ def _strongest_pairs(kind: str, pairs: pd.DataFrame) -> list[str]:
     for _, row in clear.head(MOST_LINES).iterrows():
         pair = f"layer {row['layer_a']} head {row['head_a']} + layer {row['layer_b']} head {row['head_b']}"
         alone = f"{_percent(row['strength_a'])} + {_percent(row['strength_b'])}"
-        what = "cover for each other" if row["strength"] > 0 else "needed together"
+        what = "cover for each other" if row["strength"] > 0 else "worth less without each other"
         lines.append(f"  {pair:<34}{alone:<16}{_percent(row['strength_both']):<8}{_share(row):<22}{what}")
     if clear.empty:
         lines.append(f"  none is shown to be more than {_percent(MATTERS)} of the margin")

@@ -82,9 +82,9 @@ class HeadsResult:
         """The columns `PAIR_COLUMNS`, a row for each kind, pair and metric, on the sequences where pairs were tested.
 
         `interaction` is harm of both - harm of a - harm of b, in nats of margin, with its interval and tests: a linear
-        contrast of each sequence. Above zero the two cover for each other (an OR); below, one is worth less without the
-        other (an AND, a chain). `strength` is the same as a share of the clean margin, `p_matters` of "it is no larger
-        than tau, in its own direction". The pairs of one kind are one grid.
+        contrast of each sequence. Above zero the two cover for each other (an OR); below, they are worth less without
+        each other (an AND, a chain, or one undoes the other). `strength` is the same as a share of the clean margin,
+        `p_matters` of "it is no larger than tau, in its own direction". The pairs of one kind are one grid.
         """
         parts = []
         for metric in MARGINS:

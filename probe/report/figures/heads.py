@@ -98,7 +98,7 @@ def plot_heads(table: pd.DataFrame, pairs: pd.DataFrame, kind: str, metric: str,
     bar.set_ticks(ticks, labels=[scale.tick_text(tick) for tick in ticks])
     bar.minorticks_off()
     bar.set_label(
-        "% of the clean margin. Heads: red is harm. Pairs: red cover for each other, blue are needed together"
+        "% of the clean margin. Heads: red is harm. Pairs: red cover for each other, blue are worth less apart"
     )
     if any(panel.bold.any() for panel in panels):
         figure.legend(handles=_legend(scale), loc="outside lower center")

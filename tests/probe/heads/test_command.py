@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from attnres.tasks import MQAR, Hops, Pointer, TextRecall, task_from_dict
+from attnres.tasks import MQAR, Hops, Pointer, TextRecall
 from probe.analysis.inference import Inference
 from probe.cli import main
 from probe.examples.tasks import TokenTask
@@ -39,7 +39,7 @@ def test_a_trained_pointer_is_measured_and_written(tmp_path, capsys):
     for name in names:
         for suffix in (".png", ".pdf"):
             assert (folder / name).with_suffix(suffix).stat().st_size > 5_000
-    model, task = load_model(str(POINTER)).model, task_from_dict(about["task"])
+    model, task = load_model(str(POINTER)).model, Pointer.from_dict(about["task"])
     expected = measure_heads(model, TokenTask(task).examples(40), pairs=3)
     how = Inference(num_resamples=50)
     for file, table in (("heads", expected.table(how)), ("pairs", expected.pair_table(how))):
@@ -80,13 +80,13 @@ def test_a_task_in_words(make_vanilla, tmp_path, capsys):
     assert ", task text_recall: 8 sequences" in capsys.readouterr().out
 
 
-def rows(**strengths) -> pd.DataFrame:
+def rows(weight: float = 0.6, **strengths) -> pd.DataFrame:
     """A table of two heads by kind, whose strengths are given."""
     found = [
         {"kind": kind, "layer": 0, "head": head, "strength": value, "strength_low": value - 0.1}
-        | {"strength_high": value + 0.1, "p_matters": 0.001 if value > 0.2 else 1.0, "attention_to_value": weight}
+        | {"strength_high": value + 0.1, "p_matters": 0.001 if value > 0.2 else 1.0, "attention_to_value": looks}
         for kind, values in strengths.items()
-        for head, (value, weight) in enumerate(zip(values, (0.1, np.nan), strict=True))
+        for head, (value, looks) in enumerate(zip(values, (weight, np.nan), strict=True))
     ]
     return pd.DataFrame(found)
 
@@ -95,14 +95,20 @@ def test_the_answer_is_a_sentence():
     assert answer(rows(zero=(0.5, 0.3), mean=(0.6, 0.3))) == (
         "Layer 0 head 0 is the head that the model relies on most: without it the margin falls by 50 % [40, 60] "
         "(zero), 60 % [50, 70] (mean). Of the heads that matter, layer 0 head 0 looks most at the answer's value in "
-        "the context: 10 % of its weight where the answer is asked for."
+        "the context: 60 % of its weight where the answer is asked for."
     )
     assert answer(rows(zero=(0.1, 0.5), mean=(0.6, 0.3))).startswith(
         "Which head the model relies on most depends on what stands in for it: layer 0 head 1 (zero: 50 % [40, 60]); "
         "layer 0 head 0 (mean: 60 % [50, 70])."
     )
     assert answer(rows(zero=(0.1, 0.1))) == "No head by itself was shown to be worth more than 5 % of the margin."
-    assert "looks most" not in answer(rows(zero=(0.1, 0.5)))
+    for table, cost in ((rows(zero=(0.1, 0.5)), "10 % [0, 20]"), (rows(0.2, zero=(0.5, 0.1)), "50 % [40, 60]")):
+        weight = f"{100 * table['attention_to_value'][0]:.0f} % of its weight"
+        assert answer(table).endswith(
+            "No head that matters looks much at the answer's value in the context; layer 0 head 0 does most "
+            f"({weight}), and costs {cost} (zero)."
+        )
+    assert "looks" not in answer(rows(np.nan, zero=(0.1, 0.5)))
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(1, 1), (2, 2), (28, 16)])

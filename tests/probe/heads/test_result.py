@@ -54,7 +54,7 @@ def test_heads_that_cover_for_each_other_interact_and_do_no_harm_alone(examples,
         assert heads.loc[[FIRST, SECOND], "strength"].max() < both.strength_both / 2
     else:
         assert heads.loc[[FIRST, SECOND], "strength"].abs().max() < 0.1
-        assert both.strength == pytest.approx(both.strength_both, abs=0.1)
+        assert both.strength == pytest.approx(both.strength_both, abs=0.2)
     for head in (FIRST, SECOND):
         assert heads.loc[head, "attention_to_value"] > 0.9
     assert heads.loc[BIND, "attention_to_value"] < 0.5
