@@ -73,7 +73,11 @@ def _is_view(func: Any) -> bool:
 
 def make_model(name: str, shape: dict[str, int]) -> Any:
     """In the fake mode that is active; `stacked` is a cumulative one whose reads are `stacked_read`."""
-    sizes = {"hidden_size": shape["hidden"], "intermediate_size": shape["mlp"], "num_hidden_layers": shape["layers"]}
+    sizes: dict[str, Any] = {
+        "hidden_size": shape["hidden"],
+        "intermediate_size": shape["mlp"],
+        "num_hidden_layers": shape["layers"],
+    }
     sizes |= {"num_attention_heads": shape["heads"], "num_key_value_heads": shape["kv_heads"]}
     sizes |= {"head_dim": shape["head_dim"], "vocab_size": shape["vocab"], "tie_word_embeddings": True}
     if name == "vanilla":

@@ -119,7 +119,7 @@ def traced(model: Any, task: Hops, hops: int, fact: int) -> dict[str, Any]:
 
 def _records(rows: pd.DataFrame, columns: list[str]) -> list[dict[str, Any]]:
     return [
-        {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items() if value == value}
+        {str(name): round(x, 4) if isinstance(x, float) else x for name, x in row.items() if x == x}
         for row in rows[columns].to_dict("records")
     ]
 

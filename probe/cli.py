@@ -10,6 +10,7 @@
     attnres-probe heads runs/mine --output runs/mine/heads   # which attention heads it relies on
     attnres-probe verify runs/mine                    # whether it holds what was measured
     attnres-probe trail runs/mine --num_probes 40     # steps of the training, where most happens
+    attnres-probe curves runs/mine                    # since when its output follows changes, and by which way
     attnres-probe prune runs/mine
     attnres-probe export runs/mine 120 runs/mine-120
 
@@ -155,6 +156,17 @@ def add_trail(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str | None, help=DEVICE_HELP)
 
 
+def add_curves(parser: ArgumentParser) -> None:
+    about = "A run directory with a trail, of any architecture; its config.yaml says with which seed and batches."
+    parser.add_argument("run", type=Path, help=about)
+    kinds = "What is measured: flip (does the output follow a changed value?), trace (by which sites?), heads."
+    parser.add_argument("--kinds", type=list[Literal["flip", "trace", "heads"]], default=["flip", "trace"], help=kinds)
+    number = "Steps to have been measured in all: those that were probed, and others where most happens."
+    parser.add_argument("--num_steps", type=PositiveInt, default=24, help=number)
+    parser.add_argument("--num_sequences", type=PositiveInt, default=64, help="Contexts; values of each are changed.")
+    parser.add_argument("--device", type=str | None, help=DEVICE_HELP)
+
+
 def add_prune(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="A run directory with a trail whose training has ended.")
 
@@ -187,6 +199,7 @@ OPTIONS = {
     "heads": ("Ablate attention heads, one by one and in pairs: which it relies on, and which cover up.", add_heads),
     "verify": ("Say of every file and result of a run whether it is what was written and measured.", add_verify),
     "trail": ("Probe steps of a run's trail, the weights kept while it trained, where most happens.", add_trail),
+    "curves": ("Measure on a run's trail since when its output follows changes, and by which way.", add_curves),
     "prune": ("Remove the steps of a run's trail that were not probed.", add_prune),
     "export": ("Copy a step of a run's trail into a folder of its own.", add_export),
 }
@@ -196,6 +209,7 @@ MODULES: dict[str, str] = dict.fromkeys(("trail", "prune", "export"), "probe.tra
     "flip": "probe.flip_commands",
     "trace": "probe.trace_commands",
     "heads": "probe.heads_commands",
+    "curves": "probe.curve_commands",
 }
 """Where the function of a command is, if not in `probe.commands`. It may return an exit status."""
 

@@ -16,6 +16,7 @@ from probe.analysis.inference import Inference
 from probe.commands import check_device, check_new_folder, progress, say, task_of
 from probe.examples.tasks import SyntheticTask
 from probe.files.checkpoints import Checkpoint, load_model
+from probe.files.layout import HEADS_TABLE, PAIRS_TABLE
 from probe.heads import Head, HeadsResult, measure_heads, plan
 from probe.report.figures import style
 from probe.report.figures.heads import plot_heads
@@ -199,8 +200,8 @@ def _write(
     content |= {"forward_passes": found.forward_passes, "seconds": found.seconds}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(folder) as part:
-        table.assign(**about).to_parquet(part / "heads.parquet", index=False)
-        pairs.assign(**about).to_parquet(part / "pairs.parquet", index=False)
+        table.assign(**about).to_parquet(part / HEADS_TABLE, index=False)
+        pairs.assign(**about).to_parquet(part / PAIRS_TABLE, index=False)
         (part / "heads.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for kind in () if reason else found.kinds:
             style.save(plot_heads(table, pairs, kind, MARGIN, checkpoint.title), part / f"heads_{kind}")

@@ -6,11 +6,16 @@ This file imports nothing heavy, so that `--help` is quick; names are checked wh
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 MIN_SEQUENCES, MIN_QUERIES = 64, 1024
 MOST_RESAMPLES = 100_000
+FEWEST_CONTEXTS = 8
+"""Of a curve."""
+CURVE_NAMES = ("flip", "trace", "heads")
+"""Kinds of curves that can be asked for."""
 NAMED = ("kinds", "families", "sublayers", "scopes", "positions", "coalitions")
 """The settings that are lists of names."""
 
@@ -123,6 +128,9 @@ class TrainingProbeSettings(ProbeSettings):
             happens. 0 for none after training.
         stop_when_settled: End training when the task is learned and the motifs, at least one, stay the same.
         settled_probes: For how many probes in a row they must stay the same.
+        curves: Kinds of curves that are measured when training has ended, on as many steps of the trail: flip, trace,
+            heads.
+            Vanilla models have them, too.
     """
 
     num_sequences: int | None = None
@@ -136,6 +144,7 @@ class TrainingProbeSettings(ProbeSettings):
     trail_probes: int = 24
     stop_when_settled: bool = False
     settled_probes: int = 5
+    curves: tuple[str, ...] = ("flip",)
 
     def __post_init__(self) -> None:
         from attnres.inputs import LARGEST_INTEGER, check_number
@@ -145,6 +154,7 @@ class TrainingProbeSettings(ProbeSettings):
         except ValueError as error:
             raise ValueError(f"probe: {error}") from error
         object.__setattr__(self, "at_steps", tuple(self.at_steps or ()))
+        object.__setattr__(self, "curves", check_curves("probe.curves", self.curves))
         for name, least in (("every_n_steps", 0), ("trail_probes", 0), ("settled_probes", 1)):
             check_number(f"probe.{name}", getattr(self, name), least, LARGEST_INTEGER)
         check_number("probe.accuracy_jump", self.accuracy_jump, 0, 1)
@@ -159,12 +169,67 @@ class TrainingProbeSettings(ProbeSettings):
             )
 
     @property
+    def of_curves(self) -> CurveSettings:
+        """The curves that are measured on the trail."""
+        how = {name: getattr(self, name) for name in ("batch_size", "num_resamples", "seed")}
+        return CurveSettings(self.curves, max(self.trail_probes, 1), **how)
+
+    @property
     def finds_motifs(self) -> bool:
         """Whether probes with these settings can find motifs."""
         has_regions = self.scopes is None or {"early", "middle", "late"} <= set(self.scopes)
         has_sublayers = not {"self_attn", "mlp"}.isdisjoint(self.sublayers)
         masks = "mask_renormalise" in self.kinds and "all" in self.positions
         return self.exact and masks and has_regions and has_sublayers
+
+
+@dataclass(frozen=True)
+class CurveSettings:
+    """What curves of behaviour and flow are measured through training, and on what.
+
+    Args:
+        kinds: Kinds of curves: flip (whether the output follows a changed value), trace (by which sites it does), heads
+            (what each is worth). Accuracy is measured beside any.
+        num_steps: Steps of the trail to have been measured in all, where most happens.
+        num_sequences: Contexts of the probe split.
+        batch_size: Contexts of a forward pass.
+        num_resamples: Bootstrap resamples.
+        seed: Of changes and resamples.
+
+    Raises:
+        ValueError: a name that does not exist or is there twice, or a number that is out of range.
+    """
+
+    kinds: tuple[str, ...] = ("flip", "trace")
+    num_steps: int = 24
+    num_sequences: int = MIN_SEQUENCES
+    batch_size: int = 64
+    num_resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from attnres.inputs import LARGEST_INTEGER, check_number
+
+        object.__setattr__(self, "kinds", check_curves("kinds", self.kinds))
+        for name, least in (("num_steps", 1), ("num_sequences", FEWEST_CONTEXTS), ("batch_size", 1)):
+            check_number(name, getattr(self, name), least, LARGEST_INTEGER)
+        check_resampling(self.num_resamples, self.seed)
+
+
+def check_curves(name: str, kinds: Iterable[str]) -> tuple[str, ...]:
+    """`kinds` of curves, which the setting `name` holds, as a tuple.
+
+    Raises:
+        ValueError: one does not exist, or is there twice.
+    """
+    from attnres.inputs import first_repeated
+    from probe.vocabulary import check_names
+
+    kinds = tuple(kinds)
+    check_names(f"{name}: the kind of curve", kinds, CURVE_NAMES)
+    if repeated := first_repeated(kinds):
+        raise ValueError(f"{name} names '{repeated}' twice: name it once")
+    return kinds
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from probe.analysis.inference import Inference
 from probe.commands import check_device, check_new_folder, progress, say, task_of
 from probe.examples.tasks import TokenTask
 from probe.files.checkpoints import Checkpoint, load_model
+from probe.files.layout import TRACE_ABOUT, TRACE_TABLE
 from probe.report.figures import style
 from probe.report.figures.trace import plot_trace
 from probe.report.figures.trace_flow import plot_flow
@@ -25,7 +26,7 @@ from probe.settings import check_resampling
 from probe.trace import DIRECTIONS, Flips, TraceResult, plan, trace_sites
 from probe.trace import trace as run_trace
 from probe.trace.flow import FLOW_KINDS, HEAVY, Estimate, Flow, Reading, flow, reading
-from probe.trace.of_tasks import flips_of_task
+from probe.trace.of_tasks import flips_of_task, token_kinds
 from probe.trace.sites import EDGE, SOURCE
 
 MOST_LINES = 12
@@ -66,7 +67,8 @@ def trace(options: Namespace) -> None:
         if each.kind == EDGE and read is not None:
             say(reading_line(read))
     if options.output is not None:
-        _write(options.output, checkpoint, task.task, found, table, flows, read)
+        tokens = table["position"].map(token_kinds(task.task, flips, places))
+        _write(options.output, checkpoint, task.task, found, table.assign(token=tokens), flows, read)
         say(f"\nwritten: {options.output}")
 
 
@@ -183,11 +185,11 @@ def _write(
     numbers = {"forward_passes": found.forward_passes, "seconds": found.seconds}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(folder) as part:
-        table.assign(**about).to_parquet(part / "trace.parquet", index=False)
+        table.assign(**about).to_parquet(part / TRACE_TABLE, index=False)
         content = about | {"task": task.to_dict(), "sites": sorted(set(table["site"])), **numbers}
         content |= {"flow": {WORDS[each.kind][0]: each.to_dict() for each in flows}}
         content |= {"reading": None if read is None else read.to_dict()}
-        (part / "trace.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (part / TRACE_ABOUT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         title = checkpoint.title
         if flows:
             style.save(plot_flow(flows, table, title), part / "trace_flow")

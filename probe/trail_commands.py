@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from jsonargparse import Namespace
 
@@ -18,7 +17,7 @@ from probe.training.trail import conclude, probe_trail, settings_of_run, watch_t
 
 def trail(options: Namespace) -> None:
     settings, planned = settings_of_run(options.run)
-    found, device = _trail(options.run), check_device(options)
+    found, device = Trail.of(options.run), check_device(options)
     if options.num_probes is not None:
         settings = replace(settings, trail_probes=options.num_probes)
     if settings.trail_probes < 1:
@@ -38,7 +37,7 @@ def trail(options: Namespace) -> None:
 
 
 def prune(options: Namespace) -> None:
-    found, probed = _trail(options.run), probed_steps(options.run / PROBE)
+    found, probed = Trail.of(options.run), probed_steps(options.run / PROBE)
     if found.last_step is None:
         raise ValueError(f"training in {options.run} has not ended: which steps will be probed is not known yet")
     if not probed.intersection(found.steps):
@@ -49,15 +48,8 @@ def prune(options: Namespace) -> None:
 
 
 def export(options: Namespace) -> None:
-    _trail(options.run).export(options.step, options.folder)
+    Trail.of(options.run).export(options.step, options.folder)
     _say(f"step {options.step} -> {options.folder}")
-
-
-def _trail(run: Path) -> Trail:
-    found = Trail(run)
-    if not found.folder.is_dir():
-        raise ValueError(f"{run} has no trail: attnres-train fit keeps one with trail.every_n_steps above 0")
-    return found
 
 
 def _report(step: int, probe: Effects) -> None:

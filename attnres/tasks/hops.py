@@ -130,6 +130,9 @@ class Hops(Task):
         """Entities, then the hop tokens from no hop on."""
         return self.num_entities + self.max_hops + 1
 
+    def token_kind(self, token: int) -> str:
+        return "entity" if token < self.num_entities else "hops"
+
     @property
     def size(self) -> int:
         return self.num_facts + self.max_hops - self._first_hops

@@ -189,6 +189,9 @@ class MQAR(Task):
         """The first token id that is a value; ids below are keys."""
         return self.first_noise // 2
 
+    def token_kind(self, token: int) -> str:
+        return "noise" if token >= self.first_noise else "value" if token >= self.first_value else "key"
+
     @property
     def num_values(self) -> int:
         """Token ids that are values."""

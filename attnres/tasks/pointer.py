@@ -104,6 +104,9 @@ class Pointer(Task):
         """Token ids that are values."""
         return self.vocab_size - OTHER_TOKENS
 
+    def token_kind(self, token: int) -> str:
+        return "cell" if token < self.num_values else "bit" if token < self.vocab_size - 1 else "query"
+
     @property
     def size(self) -> int:
         return self.address_bits

@@ -151,6 +151,10 @@ class Task(ABC):
         """Names of the groups of queries whose accuracies are told apart; by default their places in the sequence."""
         return tuple(f"position_{number}" for number in range(self.num_queries))
 
+    def token_kind(self, token: int) -> str:
+        """What a token id is, in a word, for labels; empty where the task does not say."""
+        return ""
+
     @property
     def num_flips(self) -> int:
         """Changes of the flip test, each a forward pass; 0 where there is no new value to change one to."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from probe.analysis import stats
@@ -22,21 +24,28 @@ def flip_shares(outcomes: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns `group`, `asked`, of each outcome its share, `_low` and `_high`, `n_queries`, `n_sequences`.
     """
-    groups = sorted(outcomes["group"].unique(), key=lambda name: (len(name), name))  # position_2 before position_10
+    return shares_of(outcomes, OUTCOMES, by=(True, False))
+
+
+def shares_of(answers: pd.DataFrame, outcomes: Sequence[str], by: Sequence[bool] = ()) -> pd.DataFrame:
+    """As `flip_shares`, of any `outcomes`: columns of true and false, beside `sequence` and `group`.
+
+    Args:
+        by: values of `asked` that have rows of their own; none where there is no such column.
+    """
+    groups = sorted(answers["group"].unique(), key=lambda name: (len(name), name))  # position_2 before position_10
     rows = []
     for group in [ALL, *(groups if len(groups) > 1 else [])]:
-        chosen = outcomes if group == ALL else outcomes[outcomes["group"] == group]
-        for asked in (True, False):
-            part = chosen[chosen["asked"] == asked]
-            if len(part):
-                rows.append({"group": group, "asked": asked, **_shares(part)})
+        chosen = answers if group == ALL else answers[answers["group"] == group]
+        parts = [({"asked": asked}, chosen[chosen["asked"] == asked]) for asked in by] if by else [({}, chosen)]
+        rows += [{"group": group, **about, **_shares(part, outcomes)} for about, part in parts if len(part)]
     return pd.DataFrame(rows)
 
 
-def _shares(part: pd.DataFrame) -> dict[str, float]:
+def _shares(part: pd.DataFrame, outcomes: Sequence[str]) -> dict[str, float]:
     count = part["sequence"].nunique()
     row: dict[str, float] = {}
-    for outcome in OUTCOMES:
+    for outcome in outcomes:
         share = float(part[outcome].mean())
         low, high = stats.wilson_low(share, count), 1 - stats.wilson_low(1 - share, count)
         row |= {outcome: share, f"{outcome}_low": low, f"{outcome}_high": high}

@@ -5,9 +5,10 @@ RUN/config.yaml, provenance.json, metrics.csv      what it was told, what it was
     hf/                                            the final model, with task.json and attnres_run.json beside it
     trail/step_<n>/                                weights kept while training, each folder as hf/
     trail/                                         task.json, attnres_run.json of all of them; finished.json; locks
-    probe/                                         tables and summary.json of the probes in training
+    probe/                                         tables and summary.json of the probes in training; curves.parquet
     probe/failed.json                              the probes in training that have failed, and why
     probe/final/                                   the same of a probe of the finished model
+    trace/, heads/                                 what attnres-probe trace --output RUN/trace writes, and heads
     figures/, report.html, report.txt              what attnres-probe report writes: figures, page, long tables;
     claims.json                                    in the folder of results, the claims with the rows they rest on
     wandb/, tensorboard/, probes.csv               what loggers write
@@ -25,10 +26,14 @@ CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoints", "last.ckpt", 
 EXPORT, TASK_FILE, RUN_FILE = "hf", "task.json", "attnres_run.json"
 TRAIL, TRAIL_STEP, TRAIL_FINISHED = "trail", re.compile(r"step_(\d+)"), "finished.json"
 PROBE, FINAL_PROBE, SUMMARY = "probe", "final", "summary.json"
-TABLES = ("effects", "clusters", "coalitions", "geometry")
+CURVES = "curves"
+"""The table of behaviour and flow through training."""
+TABLES = ("effects", "clusters", "coalitions", "geometry", CURVES)
 PARTS, SWEEP = "parts", "sweep.json"
 """An unfinished sweep, and what it is of."""
 FAILED = "failed.json"
+TRACE, TRACE_TABLE, TRACE_ABOUT = "trace", "trace.parquet", "trace.json"
+HEADS, HEADS_TABLE, PAIRS_TABLE = "heads", "heads.parquet", "pairs.parquet"
 FIGURES, PAGE, TEXT, CLAIMS = "figures", "report.html", "report.txt", "claims.json"
 WANDB, TENSORBOARD, PROBES = "wandb", "tensorboard", "probes.csv"
 

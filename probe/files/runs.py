@@ -25,17 +25,24 @@ from probe.failures import in_words, is_bad_input
 from probe.files.checkpoints import read_json
 from probe.files.layout import (
     EXPORT,
+    HEADS,
+    HEADS_TABLE,
     METRICS,
+    PAIRS_TABLE,
     PROBE,
     SUMMARY,
     SWEEP,
+    TRACE,
+    TRACE_TABLE,
     find_results,
     find_training,
     has_results,
     result_folders,
     table_file,
 )
-from probe.files.tables import read_table
+from probe.files.tables import read_curves, read_sites, read_table
+from probe.heads.result import HEAD_COLUMNS, PAIR_COLUMNS
+from probe.trace.result import TRACE_COLUMNS
 from probe.vocabulary import primary_rows
 
 SUMMARY_KEYS = (
@@ -126,6 +133,27 @@ class ProbedRun:
         regions = regions_of(read_summary(self.training)["model"]["num_hidden_layers"])
         return find_emergence(effects, clusters, sizes, how, regions)
 
+    @cached_property
+    def behaviour(self) -> pd.DataFrame | None:
+        """Curves of behaviour and flow on the steps of its trail (`attnres-probe curves`), where they were measured."""
+        found = map(read_curves, (self.directory / PROBE, self.directory))
+        return next((table for table in found if table is not None), None)
+
+    @cached_property
+    def trace(self) -> pd.DataFrame | None:
+        """What `attnres-probe trace RUN --output RUN/trace` found, where it was made."""
+        return read_sites(self.directory, TRACE, TRACE_TABLE, TRACE_COLUMNS)
+
+    @cached_property
+    def heads(self) -> pd.DataFrame | None:
+        """What `attnres-probe heads RUN --output RUN/heads` found, where it was made."""
+        return read_sites(self.directory, HEADS, HEADS_TABLE, HEAD_COLUMNS)
+
+    @cached_property
+    def head_pairs(self) -> pd.DataFrame | None:
+        """Pairs of heads, beside them."""
+        return read_sites(self.directory, HEADS, PAIRS_TABLE, PAIR_COLUMNS)
+
     @property
     def condition(self) -> str:
         """Printable, as `label` is: it is from a file."""
@@ -165,6 +193,7 @@ def load_run(directory: Path) -> ProbedRun:
         raise ValueError(f"{directory} holds no probe results: {_what_instead(directory)}")
     run = ProbedRun(directory)
     _ = run.effects, read_table(run.results, "clusters", rows=False), run.summary, run.geometry, run.coalitions
+    _ = run.behaviour, run.trace, run.heads, run.head_pairs
     return run
 
 

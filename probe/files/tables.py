@@ -19,9 +19,19 @@ from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype, 
 
 from attnres.files import checked, replacing
 from probe.analysis import stats
+from probe.analysis.curves import CURVE_COLUMNS
 from probe.analysis.effects import CELL_KEYS, CLUSTER_COLUMNS, EFFECT_COLUMNS
 from probe.files.checkpoints import first_line
-from probe.files.layout import CLAIMS, PROBE, SUMMARY, TABLES, TRAIL, has_results, table_file
+from probe.files.layout import (
+    CLAIMS,
+    CURVES,
+    PROBE,
+    SUMMARY,
+    TABLES,
+    TRAIL,
+    has_results,
+    table_file,
+)
 from probe.files.locks import held
 
 SCHEMA_VERSION = 4
@@ -39,10 +49,11 @@ REQUIRED = {
         *("effect", "std_error", "ci_low", "ci_high", "p_value", "p_adjusted", "no_strength", "below_floor"),
         *("strength", "strength_low", "strength_high", "p_matters", "p_equivalent", "detectable"),
     ],
+    CURVES: CURVE_COLUMNS,
 }
 """The columns without which a table is of another version."""
 TEXTS = {"run", "condition", "data_id", "sublayer", "scope", "family", "kind", "positions", "metric", "term"}
-TEXTS |= {"no_strength"}
+TEXTS |= {"no_strength", "quantity", "place", "group"}
 FLAGS = {"with_aliases", "below_floor", "applicable", "task_learned", "few_sequences"}
 INTEGERS = {"step", "seed", "sequence", "read"}
 INTEGERS |= {"n_reads", "n_unaliased_reads", "n_sequences", "n_queries", "n_sources", "n_distinct_sources"}
@@ -90,6 +101,44 @@ def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
             rows = table.to_pandas()
             table = pa.Table.from_pandas(rows.assign(q_value=across_steps(rows)), preserve_index=False)
         _write(table, path)
+
+
+def write_curves(directory: Path, rows: pd.DataFrame) -> None:
+    """Add the curves of one kind at one step to the table in `directory`.
+
+    Rows of that kind and step are replaced, and rows of that kind that were measured on other data are removed: a curve
+    is of the same contexts at all of its steps.
+    """
+    with locked(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        path = table_file(directory, CURVES)
+        if path.exists():
+            before, new = read_table(directory, CURVES), rows.iloc[0]
+            is_same = (before["step"] == new["step"]) | (before["data_id"] != new["data_id"])
+            rows = pd.concat([before[~(is_same & (before["kind"] == new["kind"]))], rows])
+        rows = rows.sort_values(["kind", "step"], kind="stable", ignore_index=True)
+        _write(pa.Table.from_pandas(rows[CURVE_COLUMNS], preserve_index=False), path)
+
+
+def read_curves(directory: Path) -> pd.DataFrame | None:
+    """The curves in `directory`; None where none were measured. Raises ValueError as `read_table` does."""
+    return read_table(directory, CURVES) if table_file(directory, CURVES).exists() else None
+
+
+def read_sites(run: Path, folder: str, name: str, columns: Sequence[str]) -> pd.DataFrame | None:
+    """What a command about single sites has found of a run, where it lies in a `folder` of it; None where it does not.
+
+    Raises:
+        ValueError: it is torn, or lacks `columns`.
+    """
+    path = run / folder / name
+    if not path.exists():
+        return None
+    with _readable(path):
+        table = pd.read_parquet(path)
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"{path} is not a table of this version: it lacks {', '.join(missing)}; make it again")
+    return table
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -40,6 +40,14 @@ class Trail:
         self._syncing: list[Future[None]] = []
         self._pool = ThreadPoolExecutor(max_workers=1)  # its thread starts with the first step that is written
 
+    @classmethod
+    def of(cls, run_dir: Path) -> Trail:
+        """The trail of a run that has one. Raises ValueError if there is none."""
+        found = cls(run_dir)
+        if not found.folder.is_dir():
+            raise ValueError(f"{run_dir} has no trail: attnres-train fit keeps one with trail.every_n_steps above 0")
+        return found
+
     def folder_of(self, step: int) -> Path:
         """The folder of a step, whether it is there or not."""
         return self.folder / f"step_{step}"

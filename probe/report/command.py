@@ -13,6 +13,7 @@ from probe.files.locks import held
 from probe.files.runs import ProbedRun, repeated_seeds
 from probe.files.tables import write_claims
 from probe.report import text
+from probe.report.curves import describe_curves
 from probe.report.figures.write import write_figures
 from probe.report.page.build import write_page
 from probe.report.page.data import NEEDED, load_page_runs
@@ -66,6 +67,7 @@ def _write_tables(runs: Sequence[ProbedRun], path: Path) -> Path:
         text.across_seeds(runs),
         *(text.describe_emergence(run.emergence) for run in runs if run.emergence is not None),
         text.emergence_over_seeds(runs),
+        *(describe_curves(run.behaviour, run.label, run.emergence) for run in runs if run.behaviour is not None),
     ]
     with replacing(path) as part:
         part.write_text("\n".join(filter(None, blocks)) + "\n", encoding="utf-8")

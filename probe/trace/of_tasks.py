@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,6 +55,15 @@ def _changed(task: Task, batch: TaskBatch, seed: int, group: str | None) -> tupl
         number = int((query < 0).nonzero()[0])
         raise ValueError(f"sequence {number}: none of the changes of the task's flips is of what is asked for")
     return (ids, labels), query
+
+
+def token_kinds(task: Task, flips: Flips, places: Mapping[str, Tensor]) -> dict[str, str]:
+    """What the tokens at each place are, such as "bit", or "bit / query" where contexts differ."""
+    rows = torch.arange(len(flips))
+    found = {
+        name: {task.token_kind(token) for token in flips.clean_ids[rows, at].tolist()} for name, at in places.items()
+    }
+    return {name: " / ".join(sorted(filter(None, kinds))) for name, kinds in found.items()}
 
 
 def _places(flips: Flips) -> dict[str, Tensor]:

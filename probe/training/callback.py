@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from probe.files.layout import PARTS, PROBE
 from probe.files.trail import Trail
 from probe.runner import Effects, check_probe
 from probe.settings import MIN_QUERIES, TrainingProbeSettings, fewest_sequences
+from probe.training.curves import measurable, measure_curves
 from probe.training.publish import Publisher
 from probe.training.schedule import Cost, Schedule, Settled
 from probe.training.shared import Team, probe_together, settings_of_probe
@@ -44,10 +46,11 @@ class ProbeCallback(Callback):
     or broken disk ends it, as it would at the next checkpoint.
 
     A probe leaves random state, train/eval mode and gradients as it found them: losses are bit for bit those of a run
-    without it. Vanilla models, which have no routing, are left alone.
+    without it. Vanilla models, which have no routing, are left alone, but for the curves of their trail.
 
     Probes in training have no flip test, nor have those of the trail, which come when training has ended. The probe of
     the last step, which is made at the very end, is exact whatever the mode and of all scopes, and has the flip test.
+    How the flip test comes out through training, the curves say (`probe.training.curves`).
 
     Attributes:
         cost: what probes have cost.
@@ -86,7 +89,7 @@ class ProbeCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.cost.start()
         self._decided_step = trainer.global_step
-        if not self._applies(pl_module):
+        if not self.settings.enabled:
             return
         self._publisher = Publisher(trainer.loggers, _directory(trainer))
         if trainer.is_global_zero:  # a resumed run goes on from its checkpoint: later rows are of steps to come
@@ -96,6 +99,9 @@ class ProbeCallback(Callback):
             if trainer.global_step > 0:
                 with guarded("to tell the loggers of earlier probes"):
                     self._publisher.log_rows_of_disk()
+                    self._publisher.log_curves_of_disk()
+        if not self._applies(pl_module):
+            return
         if trainer.global_step == 0:
             self._probe(trainer, pl_module)
         elif self.settings.stop_when_settled and self.settled.is_settled:  # killed while it was stopping
@@ -122,12 +128,15 @@ class ProbeCallback(Callback):
             self._probe(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._applies(pl_module):
-            return
-        with guarded("to probe the trail"):
-            self._probe_trail(trainer)
-        with self.cost.counted("after_training"):
-            probe = self._run_probe(trainer, pl_module, full=True)
+        probe = None
+        if self._applies(pl_module):
+            with guarded("to probe the trail"):
+                self._probe_trail(trainer)
+            with self.cost.counted("after_training"):
+                probe = self._run_probe(trainer, pl_module, full=True)
+        if self.settings.enabled:
+            with guarded("to measure curves on the trail"):
+                self._measure_curves(trainer)
         if probe is None:
             return
         with guarded("to sum up the probes"):
@@ -189,6 +198,21 @@ class ProbeCallback(Callback):
         self.cost.num_of_trail += len(done)
         if trainer.is_global_zero:
             self._publisher.log_rows_of_disk(told={*self.probed, last})
+
+    def _measure_curves(self, trainer: Trainer) -> None:
+        """On the first process, while the others wait: curves on the trail, if there is one, of any architecture."""
+        run_dir, team = Path(trainer.default_root_dir), _team(trainer)
+        kinds = measurable(self.settings.curves, self._task(trainer))
+
+        def measure() -> None:
+            trail, device = Trail(run_dir), trainer.strategy.root_device
+            if kinds and self.settings.trail_probes and trail.steps:
+                with self.cost.counted("on_curves"), _hold(trail):
+                    done = measure_curves(run_dir, replace(self.settings.of_curves, kinds=kinds), device=device)
+                rank_zero_info(f"curves ({', '.join(kinds)}) at {len(done)} steps of the trail: {run_dir / PROBE}")
+                self._publisher.log_curves_of_disk(is_new=True)
+
+        team.first(measure)
 
     def _run_probe(self, trainer: Trainer, pl_module: LightningModule, full: bool) -> Effects | None:
         """Several processes share the sequences among them; the first one puts the tables together, and has them.

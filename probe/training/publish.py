@@ -18,13 +18,16 @@ from lightning.pytorch.loggers import Logger
 from probe.files import tables as storage
 from probe.files.checkpoints import read_json
 from probe.files.layout import SUMMARY, has_results
+from probe.report.curves import known_curves
+from probe.report.figures.curves import plot_curves
+from probe.report.figures.style import figure_image
 from probe.report.heat_image import heat_image
 from probe.report.view import view_cells
 from probe.runner import Effects
 from probe.training.loggers import RunLogger, run_logger
 from probe.vocabulary import MARGIN, MASK, ROUTE, wide
 
-HEAT_MAPS = "probe/heat_maps"
+HEAT_MAPS, CURVES_FIGURE = "probe/heat_maps", "probe/curves"
 ACCURACY, CLEAN_MARGIN, NLL = "probe/accuracy", "probe/margin", "probe/nll"
 CLEAN = {ACCURACY: "accuracy", CLEAN_MARGIN: MARGIN, NLL: "nll"}
 """Names of the clean model's numbers, and the metric of each."""
@@ -79,6 +82,23 @@ class Publisher:
             loggers = [x for x in self._loggers if x.is_resumable or (told is not None and step not in told)]
             _log(loggers, probe_scalars(effects), effects, int(step))  # type: ignore[arg-type]
 
+    def log_curves_of_disk(self, is_new: bool = False) -> None:
+        """Log the curves of behaviour and flow, in order of steps, and a picture of all of them at the last.
+
+        Args:
+            is_new: whether these were measured since the loggers were made, so that none can have been told of them;
+                else only loggers that know what they were told are.
+        """
+        table = storage.read_curves(self._directory)
+        loggers = [logger for logger in self._loggers if logger.is_resumable or is_new]
+        if table is None or not loggers:
+            return
+        for step, rows in table.groupby("step"):
+            for logger in loggers:
+                logger.log_metrics(curve_scalars(rows), int(step))  # type: ignore[arg-type]
+        for logger in loggers:
+            logger.log_view(CURVES_FIGURE, lambda: figure_image(plot_curves(table)), int(table["step"].max()))
+
     def log_summary(self) -> None:
         """At the end of training, log what `summary.json` says of the last probe, and the tables.
 
@@ -125,6 +145,22 @@ def probe_scalars(effects: pd.DataFrame) -> dict[str, float]:
     return {name: value for name, value in scalars.items() if math.isfinite(value)}
 
 
+def curve_scalars(curves: pd.DataFrame) -> dict[str, float]:
+    """The numbers of curves at one step by metric name, probe_KIND/QUANTITY[/PLACE]/GROUP, with their intervals.
+
+    Left out are values that the model does not have yet.
+    """
+    ends = {"value": "", "low": "_low", "high": "_high"}
+    found = {}
+    for row in known_curves(curves).to_dict("records"):
+        for column, end in ends.items():
+            place = row["place"].replace(",", "").replace(" ", "_")
+            found["/".join(filter(None, (f"probe_{row['kind']}{end}", row["quantity"], place, row["group"])))] = row[
+                column
+            ]
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
 def summary_fields(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Summary fields of a run, by name, from its `summary.json`. Unknown values are left out."""
     clean, cost = summary["clean"], summary["probe"]
@@ -144,4 +180,4 @@ def summary_fields(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if v is not None and (isinstance(v, str) or math.isfinite(v))}
 
 
-__all__ = ["Publisher", "metric_name", "probe_scalars", "summary_fields"]
+__all__ = ["Publisher", "curve_scalars", "metric_name", "probe_scalars", "summary_fields"]

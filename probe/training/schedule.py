@@ -49,6 +49,7 @@ class Cost:
         in_training: seconds of probes at steps of training.
         on_trail: seconds of those of the trail, when training has ended.
         after_training: seconds of the last one.
+        on_curves: seconds of curves of behaviour and flow, on the trail, when training has ended.
         num_probed: probes in training.
         num_of_trail: probes of the trail.
         trained: seconds of all else, up to the last call of `train_until_now`.
@@ -57,6 +58,7 @@ class Cost:
     in_training: float = 0.0
     on_trail: float = 0.0
     after_training: float = 0.0
+    on_curves: float = 0.0
     num_probed: int = 0
     num_of_trail: int = 0
     trained: float = 0.0
@@ -95,6 +97,7 @@ class Cost:
             "in_training_seconds": self.in_training,
             "trail_seconds": self.on_trail,
             "after_training_seconds": self.after_training,
+            "curves_seconds": self.on_curves,
             "training_seconds": self.trained,
             "fraction": self.fraction,
             "n_probed": self.num_probed,
@@ -106,7 +109,7 @@ class Cost:
         return (
             f"probes: {self.num_probed} while training, {self.in_training:.1f} s; {self.num_of_trail} of the trail, "
             f"{self.on_trail:.1f} s; together {percent(self.fraction)} of training time; the last one, "
-            f"{self.after_training:.1f} s"
+            f"{self.after_training:.1f} s; curves, {self.on_curves:.1f} s"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,7 +121,7 @@ class Cost:
             setattr(self, name, state.get(name, getattr(self, name)))
 
 
-COST_STATE = ("in_training", "on_trail", "after_training", "num_probed", "num_of_trail", "trained")
+COST_STATE = ("in_training", "on_trail", "after_training", "on_curves", "num_probed", "num_of_trail", "trained")
 
 
 def percent(fraction: float | None) -> str:

@@ -128,9 +128,9 @@ class TrailProber:
         """Probe a step, and write its rows."""
         found = self.team.attempt(lambda: self._load_and_read(step))
         model: Any = found.model
-        settings = settings_of_probe(self.settings, _task(found), model, self.team.size)
+        settings = settings_of_probe(self.settings, task_of_step(found), model, self.team.size)
         about = {"run": self.run_dir.resolve().name, "condition": found.condition, "seed": found.seed, "step": step}
-        effects = probe_together(self.team, model, _task(found), settings, self.run_dir / PROBE, **about)
+        effects = probe_together(self.team, model, task_of_step(found), settings, self.run_dir / PROBE, **about)
         if effects is not None and self.report is not None:
             self.report(step, effects)
 
@@ -143,32 +143,36 @@ class TrailProber:
     def _load(self, step: int) -> Checkpoint:
         found = self.trail.load(step)
         if not isinstance(found.model, AttnResForCausalLM):
-            raise ValueError(f"{self.trail.folder} is of a vanilla Qwen3, which has no routing to probe")
+            raise ValueError(
+                f"{self.trail.folder} is of a vanilla Qwen3, which has no routing to probe; attnres-probe curves "
+                "takes it"
+            )
         found.model.to(self.device)  # type: ignore[arg-type]
         return found
 
     def _read(self, found: Checkpoint) -> Reading:
         model: Any = found.model
-        return read_clean(model, _task(found), self.settings.batch_size)
+        return read_clean(model, task_of_step(found), self.settings.batch_size)
 
 
-def _task(found: Checkpoint) -> Task:
+def task_of_step(found: Checkpoint) -> Task:
+    """The task beside a step of a trail. Raises ValueError if there is none."""
     if not isinstance(found.task, Task):
         raise ValueError("the trail has no task.json that says on which task it was trained")
     return found.task
 
 
 @torch.no_grad()
-def read_clean(model: AttnResForCausalLM, task: Task, batch_size: int) -> Reading:
-    """What placement goes by, on the first sequences of the split `placement`."""
+def read_clean(model: Any, task: Task, batch_size: int) -> Reading:
+    """What placement goes by, on the first sequences of the split `placement`; a vanilla model has no masses."""
     sums: Counter[str] = Counter()
-    sites, count = model.model.sites, fewest_sequences(task.num_queries)
+    routed = isinstance(model, AttnResForCausalLM)
+    sites, count = model.model.sites if routed else (), fewest_sequences(task.num_queries)
+    routing: dict[str, bool] = {"output_routing_weights": True} if routed else {}
     reads = Counter((site.sublayer, site.region) for site in sites)
     for first in range(0, count, batch_size):
         batch = task.batch("placement", range(first, min(first + batch_size, count))).to(model.device)
-        outputs: Any = model(
-            batch.input_ids, logits_to_keep=batch.query_positions, use_cache=False, output_routing_weights=True
-        )
+        outputs = model(batch.input_ids, logits_to_keep=batch.query_positions, use_cache=False, **routing)
         logits, share = outputs.logits.float(), len(batch) / count
         answers = batch.labels[:, batch.query_positions].unsqueeze(-1)
         rivals = batch.candidates.unsqueeze(1).expand(-1, logits.shape[1], -1)
@@ -179,7 +183,7 @@ def read_clean(model: AttnResForCausalLM, task: Task, batch_size: int) -> Readin
             "margin": answer.squeeze(-1) - strongest,
         }
         means = {name: float(values.double().mean()) for name, values in found.items()}
-        for site, weights in zip(sites, outputs.routing_weights, strict=True):
+        for site, weights in zip(sites, outputs.routing_weights if routed else (), strict=True):
             for family, mass in zip(site.families, weights.double().mean((0, 1)).tolist(), strict=True):
                 cell = f"{site.sublayer}/{site.region}/{family}"
                 means[cell] = means.get(cell, 0.0) + mass / reads[site.sublayer, site.region]

@@ -210,6 +210,7 @@ NAMES = {
     "scopes": ("early", "middle", "late", "all", "layer:0", "final"),
     "positions": ("all", "query"),
     "coalitions": ("all", "early"),
+    "curves": ("flip", "trace", "heads"),
 }
 FREE = ("scopes", "coalitions")
 """Which of them exist depends on the model."""
@@ -253,7 +254,11 @@ def is_probe(given: dict[str, Any]) -> bool:
         value = given.get(name, known[:1])
         if value is None and name == "scopes":
             continue
-        if len(set(value)) < len(value) or not set(value) <= set(known) or not (value or name == "coalitions"):
+        if (
+            len(set(value)) < len(value)
+            or not set(value) <= set(known)
+            or not (value or name in ("coalitions", "curves"))
+        ):
             return False
     matters, equivalent = given.get("matters", 0.05), given.get("equivalent", 0.01)
     if given.get("mode", "exact") == "x" or not 0 < equivalent < matters < 1:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from attnres import AttnResForCausalLM
 from attnres.tasks import Task
+from probe.curves import Contexts
 from probe.runner import plan_probe
-from probe.settings import TrailSettings
+from probe.settings import TrailSettings, TrainingProbeSettings
 from probe.training.callback import ProbeCallback
+from probe.training.curves import kinds_of, measurable
 from probe.training.shared import settings_of_probe
 
 
@@ -24,10 +27,15 @@ class ProbePlan:
     last_forward_passes: float = 0.0
     flops: float = 0.0  # of a probe
     last_flops: float = 0.0
+    curves: int = 0  # steps of the trail at which curves are measured when training has ended
+    curve_forward_passes: float = 0.0  # of each, over `curve_sequences`
+    curve_sequences: int = 0
+    curve_flops: float = 0.0  # of each
 
     @property
     def all_flops(self) -> float:
-        return (self.probes + self.of_trail) * self.flops + self.last_flops
+        of_probes = (self.probes + self.of_trail) * self.flops + self.last_flops
+        return of_probes + self.curves * self.curve_flops
 
 
 def plan_probes(
@@ -40,8 +48,11 @@ def plan_probes(
     forward: Mapping[str, float],
 ) -> ProbePlan:
     """The probes of a run. `forward` holds the FLOPs of one sequence's forward pass, by part."""
-    if not callback.settings.enabled or not isinstance(model, AttnResForCausalLM):
+    if not callback.settings.enabled:
         return ProbePlan()
+    of_curves = _plan_curves(callback.settings, len(trail.steps(max_steps)), model, task, sum(forward.values()))
+    if not isinstance(model, AttnResForCausalLM):
+        return ProbePlan(**of_curves)
     usual, last = (settings_of_probe(callback.settings, task, model, num_devices, full) for full in (False, True))
     sequences = usual.num_sequences  # the last probe has as many
     assert sequences is not None
@@ -58,4 +69,18 @@ def plan_probes(
         last_forward_passes=plans[1].forward_passes,
         flops=flops[0],
         last_flops=flops[1],
+        **of_curves,
     )
+
+
+def _plan_curves(
+    settings: TrainingProbeSettings, num_kept: int, model: object, task: Task, forward: float
+) -> dict[str, Any]:
+    """Fields of the plan that are about curves. `num_kept`: steps of the trail."""
+    how, steps = settings.of_curves, min(settings.trail_probes, num_kept)
+    names = measurable(settings.curves, task)
+    if not steps or not names:
+        return {}
+    passes = sum(kind.forward_passes(model, Contexts.of(task, how)) for kind in kinds_of(names))
+    about = {"curves": steps, "curve_forward_passes": passes, "curve_sequences": how.num_sequences}
+    return about | {"curve_flops": passes * how.num_sequences * forward}

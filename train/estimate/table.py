@@ -71,6 +71,9 @@ def _probing(found: CostEstimate) -> list[str]:
         each = f"each {plan.forward_passes:.1f} forward passes over {plan.sequences} sequences"
         each += f"; the one after training {plan.last_forward_passes:.1f}"
         lines += [_line("scheduled probes, and of the trail", f"{plan.probes} + {plan.of_trail}"), f"  {each}"]
+    if plan.curves:
+        each = f"each {plan.curve_forward_passes:.1f} forward passes over {plan.curve_sequences} sequences"
+        lines += [_line("steps with curves of behaviour and flow", f"{plan.curves}"), f"  {each}"]
     for part in ("probing", "validation"):
         lines.append(_line(f"{part}'s FLOPs, of training's", f"{flops[part] / flops['training']:.1%}"))
     return lines

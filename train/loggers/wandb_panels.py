@@ -8,6 +8,7 @@ from attnres import FAMILIES, REGIONS, SUBLAYERS
 from probe.training.publish import (
     ACCURACY,
     CLEAN_MARGIN,
+    CURVES_FIGURE,
     EFFECTS_TABLE,
     HARM,
     HEAT_MAPS,
@@ -46,6 +47,10 @@ LAYOUT = {
     },
     "Strength of masking a family (share of the margin)": _grid(STRENGTH),
     "Routing mass": _grid(MASS),
+    "Does the output follow a changed value?": {
+        "flip test": tuple(f"probe_flip/{name}/{ALL}" for name in ("follows", "moves", "follows_other", "moves_other")),
+        "behaviour and flow, with onsets": (CURVES_FIGURE,),
+    },
     "Results at the end": {
         "effects with intervals, of every probe": (EFFECTS_TABLE,),
         "motifs: when they emerged": (MOTIFS_TABLE,),
@@ -59,7 +64,7 @@ LAYOUT = {
     "Training": {name: (name,) for name in (*(f"train/{n}" for n in TRAINING), "throughput/tokens_per_second")},
 }
 """Sections from the top: the metrics of each panel by its title. An image or a table has one name."""
-NUM_OPEN = 4
+NUM_OPEN = 5
 """Sections after these are folded."""
 
 
@@ -102,7 +107,7 @@ def build_workspace(entity: str, project: str) -> Any:
 def _panel(title: str, metrics: list[Any]) -> Any:
     from wandb_workspaces.reports import v2 as reports  # type: ignore[import-not-found]
 
-    if metrics == [HEAT_MAPS]:
+    if metrics[0] in (HEAT_MAPS, CURVES_FIGURE):
         return reports.MediaBrowser(title=title, media_keys=metrics)
     if metrics[0] in (EFFECTS_TABLE, MOTIFS_TABLE):
         return reports.WeavePanelSummaryTable(table_name=metrics[0])

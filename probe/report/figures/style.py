@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -44,6 +45,15 @@ def save(figure: Figure, path: Path) -> list[Path]:
             with replacing(file) as part:
                 figure.savefig(part, format=file.suffix.removeprefix("."), metadata=undated)
     return written
+
+
+def figure_image(figure: Figure, dpi: int = 150) -> np.ndarray:
+    """The figure as (height, width, 3) uint8, for loggers."""
+    with paper_style():
+        canvas = FigureCanvasAgg(figure)
+        figure.set_dpi(dpi)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def entry(label: str, **style: Any) -> Line2D:

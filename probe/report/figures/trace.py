@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -24,39 +25,72 @@ SOURCES_AT = ("value", "query")
 SHORT = {"self_attn": "attn", "mlp": "MLP", FINAL: "final"}
 
 
-@style.paper_style()
-def plot_trace(table: pd.DataFrame, direction: str, title: str = "") -> Figure:
-    """A panel for each kind of site, reads in depth on the vertical axis: places in the sequence on the horizontal one;
-    of `source` the sources, at the value and at the query.
+@dataclass(frozen=True)
+class Map:
+    """One heat map: `values` has a row for each of `lines`, reads in depth, and a column for each of `places`."""
+
+    title: str
+    values: pd.DataFrame
+    lines: list[str]
+    places: list[str]
+    across: str
+
+
+def trace_maps(table: pd.DataFrame, direction: str) -> list[Map]:
+    """A map for each kind of site: reads in depth by places in the sequence; of `source`, by sources, at the value and
+    at the query.
 
     Args:
-        table: of `TraceResult.table`, with named positions, "value" and "query" among them.
+        table: of `TraceResult.table`, with named positions, "value" and "query" among them; a column `token` says what
+            stands there.
     """
     rows = table[table["direction"] == direction]
     shown = {TITLES[kind]: (rows[rows["site"] == kind], "position") for kind in TITLES if kind != "source"}
     sources = rows[rows["site"] == "source"]
     shown |= {f"{TITLES['source']},\nat the {at}": (sources[sources["position"] == at], "source") for at in SOURCES_AT}
-    shown = {name: (part, across) for name, (part, across) in shown.items() if len(part)}
-    figure = Figure(figsize=(style.PAGE, 0.9 + 0.13 * rows["read"].nunique()), layout="constrained")
-    panels: Sequence[Axes] = np.atleast_1d(figure.subplots(1, len(shown)))  # type: ignore[assignment]
-    for axes, (name, (part, across)) in zip(panels, shown.items(), strict=True):
-        values = part.pivot_table(index="read", columns=across, values="strength", sort=False, dropna=False)
-        values = values.sort_index(axis=1) if across == "source" else values
-        image = _draw(axes, values, [_name(part, read) for read in values.index], name, across)
+    found = []
+    for name, (part, across) in shown.items():
+        if len(part):
+            values = part.pivot_table(index="read", columns=across, values="strength", sort=False, dropna=False)
+            values = values.sort_index(axis=1) if across == "source" else values
+            lines, places = [_name(part, read) for read in values.index], [_place(name) for name in values.columns]
+            if across == "position" and "token" in part:
+                tokens = part.groupby("position")["token"].first()
+                places = [
+                    f"{place} ({tokens[place]})" if tokens[place] not in ("", place) else place for place in places
+                ]
+            found.append(Map(name, values, lines, places, "source, oldest first" if across == "source" else "place"))
+    return found
+
+
+@style.paper_style()
+def plot_trace(table: pd.DataFrame, direction: str, title: str = "") -> Figure:
+    """The maps of `trace_maps`, of one direction."""
+    maps = trace_maps(table, direction)
+    figure = Figure(figsize=(style.PAGE, 0.9 + 0.13 * max(len(each.lines) for each in maps)), layout="constrained")
+    panels: Sequence[Axes] = np.atleast_1d(figure.subplots(1, len(maps)))  # type: ignore[assignment]
+    for axes, each in zip(panels, maps, strict=True):
+        image = _draw(axes, each)
     figure.colorbar(image, ax=list(panels), label="share", shrink=0.7)
     figure.suptitle(f"{title}{': ' if title else ''}{DIRECTION_TITLES[direction]}", fontsize="medium")
     return figure
 
 
-def _draw(axes: Axes, values: pd.DataFrame, names: Sequence[str], title: str, across: str) -> AxesImage:
-    image = axes.imshow(values.to_numpy(float), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    axes.set_title(title, fontsize="small")
-    axes.set_xticks(range(values.shape[1]), [str(name) for name in values.columns], rotation=90)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("source, oldest first" if across == "source" else "place", fontsize="small")
+def _draw(axes: Axes, each: Map) -> AxesImage:
+    values = each.values.to_numpy(float)
+    image = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    axes.set_title(each.title, fontsize="small")
+    axes.set_xticks(range(len(each.places)), each.places, rotation=90)
+    axes.set_yticks(range(len(each.lines)), each.lines)
+    axes.set_xlabel(each.across, fontsize="small")
     axes.tick_params(labelsize="xx-small")
     axes.grid(False)
     return image
+
+
+def _place(name: object) -> str:
+    """A source's number is read as a float where some reads lack it."""
+    return f"{name:.0f}" if isinstance(name, float) else str(name)
 
 
 def _name(rows: pd.DataFrame, read: int) -> str:

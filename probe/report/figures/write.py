@@ -12,6 +12,7 @@ from probe import vocabulary as words
 from probe.files.runs import ProbedRun
 from probe.report.figures.cells import depth_cells
 from probe.report.figures.comparison import plot_comparison
+from probe.report.figures.curves import plot_curves
 from probe.report.figures.dissociation import plot_dissociation
 from probe.report.figures.emergence import plot_emergence
 from probe.report.figures.heat_maps import plot_heat_maps
@@ -22,9 +23,9 @@ from probe.report.view import IN_TRAINING, View, heat_maps, view_cells
 def write_figures(runs: Sequence[ProbedRun], metric: str = words.PRIMARY_METRIC) -> list[Path]:
     """Figures of each of one or more runs into its `figures/`, those of several into the first's. Returns the files.
 
-    Of each run, `heat_maps`; and where it was probed while it trained, `emergence` and `heat_maps_peak`, of the step of
-    the largest harm. Of all of them, `dissociation` and, of two or more, `comparison`. What was not probed has no
-    figure. Those of another metric than the margin end in its name.
+    Of each run, `heat_maps`; where they were measured on its trail, `curves`; and where it was probed while it trained,
+    `emergence` and `heat_maps_peak`, of the step of the largest harm. Of all of them, `dissociation` and, of two or
+    more, `comparison`. What was not probed has no figure. Those of another metric than the margin end in its name.
 
     Raises:
         ValueError: tables that cannot be read.
@@ -47,6 +48,8 @@ def _figures_of(view: View) -> Iterator[tuple[str, Figure]]:
     if heat_maps(last):
         yield "heat_maps", plot_heat_maps(last, view.scale, view.name)
     curves, title = view.curves, f"{view.run.condition}, seed {view.run.seed}"
+    if view.run.behaviour is not None and view.metric == words.PRIMARY_METRIC:  # it is of no metric
+        yield "curves", plot_curves(view.run.behaviour, title)
     if curves["step"].nunique() < 2:
         return
     yield "emergence", plot_emergence(view, title)

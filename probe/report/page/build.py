@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from attnres.files import replacing
 from probe.files.runs import repeated_seeds
 from probe.report import text
-from probe.report.page import panels, style, tables
+from probe.report.page import curves, panels, sites, style, tables
 from probe.report.page.data import NEEDED, PageRun, metrics_of
 from probe.report.view import View
 from probe.vocabulary import FAMILY_COLORS, FAMILY_TITLES, METRIC_TITLES, PRIMARY_METRIC
@@ -109,6 +109,9 @@ def _panels(runs: Sequence[PageRun], metric: str) -> dict[str, list[panels.Panel
     courses = [(number, view) for number, view in views if view.curves["step"].nunique() > 1]
     return {
         "emergence": [panels.emergence(view, number, "value") for number, view in courses],
+        "curves": [curves.curves(view, number) for number, view in views if view.run.behaviour is not None],
+        "trace": [panel for number, view in views for panel in sites.traces(view, number)],
+        "heads": [panel for number, view in views for panel in sites.heads(view, number)],
         "maps": [panels.maps(view, number) for number, view in views],
         "scatter": [panels.scatter([view for _, view in views])],
         "mass": [panels.emergence(view, number, "mass") for number, view in courses],

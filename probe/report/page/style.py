@@ -88,11 +88,13 @@ def layout(plots: Sequence[dict[str, Any]], columns: int, lead: bool, **options:
     Args:
         plots: each with "title", "height" in pixels, and the properties of its axes, "x" and "y".
         lead: the first plot has a row of its own.
+        options: of plotly's layout; `spacing` of columns, a share, and `row_space`, pixels between rows.
     """
     rest = range(int(lead), len(plots))
     rows = [[0]] * lead + [list(rest[first : first + columns]) for first in range(0, len(rest), columns)]
     heights = [max(plots[plot]["height"] for plot in row) for row in rows]
-    total = sum(heights) + ROW_SPACE * (len(rows) - 1)
+    row_space = options.pop("row_space", ROW_SPACE)
+    total = sum(heights) + row_space * (len(rows) - 1)
     whole = [{"colspan": columns}, *[None] * (columns - 1)]
     specs = [whole if lead and row == [0] else [{}] * len(row) + [None] * (columns - len(row)) for row in rows]
     figure = make_subplots(
@@ -100,7 +102,7 @@ def layout(plots: Sequence[dict[str, Any]], columns: int, lead: bool, **options:
         cols=columns,
         specs=specs,
         row_heights=heights,
-        vertical_spacing=ROW_SPACE / total if len(rows) > 1 else 0,
+        vertical_spacing=row_space / total if len(rows) > 1 else 0,
         horizontal_spacing=options.pop("spacing", 0.06),
         subplot_titles=[plot["title"] for plot in plots],
     )

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from probe.analysis.curves import CURVE_COLUMNS
+from probe.files.tables import write_curves
 from probe.training import publish
 from probe.training.loggers import RunLogger, run_logger
 
@@ -123,3 +125,23 @@ def test_lightnings_own_loggers_have_summary_and_tables_at_the_end(tmp_path, mon
         "probe_table/effects": (1, 4),  # as text, the rows of the last probe
         "probe_table/motifs": (2, 4),
     }
+
+
+def test_curves_are_told_at_their_own_steps_with_a_picture_at_the_last(tmp_path):
+    """To loggers that know what they were told, and to others only if the curves are new."""
+    about = {"run": "run", "condition": "vanilla", "seed": 0, "data_id": "x", "n_queries": 8, "n_sequences": 8}
+    curve = {"kind": "trace", "quantity": "source_query", "place": "layer 1 MLP, current (2)", "group": "all"}
+    for step, value in ((0, math.nan), (5, 0.25), (9, 1.0)):
+        row = about | curve | {"step": step, "value": value, "low": value - 0.1, "high": math.inf}
+        write_curves(tmp_path, pd.DataFrame([row])[CURVE_COLUMNS])
+    name = "source_query/layer_1_MLP_current_(2)/all"
+    expected = {(step, f"probe_trace{end}/{name}"): 1 for step in (5, 9) for end in ("", "_low")}
+    for is_new in (True, False):
+        logger, plain = OnceRecorder(), Recorder()
+        publisher = publish.Publisher([logger, plain], tmp_path)  # type: ignore[list-item]
+        for _ in range(2):
+            publisher.log_curves_of_disk(is_new)
+        assert logger.seen == expected | {(9, "probe/curves"): 1}
+        assert plain.seen == (expected if is_new else {})
+    table = pd.read_parquet(tmp_path / "curves.parquet")
+    assert publish.curve_scalars(table[table["step"] == 5])[f"probe_trace/{name}"] == 0.25

@@ -219,9 +219,26 @@ def test_scheduled_probes_those_of_the_trail_and_the_last_are_counted(options, p
     found = estimated(*TINY, PROBED, PEAK, "--probe.log_spaced=false", "--trainer.max_steps=100", *options)
     probing = found["probing"]
     assert (probing["probes"], probing["of_trail"]) == (probes, of_trail)
+    kept = found["trail"]["steps"]
+    most = next((int(option.split("=")[1]) for option in options if "trail_probes" in option), 24)
+    assert probing["curves"] == min(kept, most)
     for amount, unit in ((found["flops"], 1), (found["hours"][0], PER_HOUR)):
-        each, last = probing["flops"] / unit, probing["last_flops"] / unit
-        assert amount["probing"] == pytest.approx((probes + of_trail) * each + last)
+        each, last, curves = (probing[name] / unit for name in ("flops", "last_flops", "curve_flops"))
+        expected = (probes + of_trail) * each + last + probing["curves"] * curves
+        assert amount["probing"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("architecture", ["attnres", "vanilla"])
+def test_curves_are_counted_for_any_architecture(architecture):
+    options = ["--trail.every_n_steps=10", "--trainer.max_steps=100", f"--model.architecture={architecture}"]
+    found = estimated(*TINY, PROBED, PEAK, *options)
+    probing = found["probing"]
+    assert (probing["curves"], probing["curve_sequences"]) == (11, 64)
+    assert probing["curve_forward_passes"] == 1 + 1 + 4  # accuracy, before and after four changes
+    assert found["flops"]["probing"] >= 11 * probing["curve_flops"] > 0
+    more = estimated(*TINY, PROBED, PEAK, *options, "--probe.curves=[flip,trace,heads]")["probing"]
+    assert more["curve_forward_passes"] > 10
+    assert estimated(*TINY, PROBED, PEAK, *options, "--probe.curves=[]")["probing"]["curves"] == 0
 
 
 def test_the_head_is_part_of_a_probes_cost():

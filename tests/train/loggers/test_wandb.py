@@ -99,7 +99,7 @@ def test_artifacts_need_wandb(tmp_path, monkeypatch, capsys):
 def test_panels_show_what_runs_log(probed, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     options = [*PROBED, "--probe.every_n_steps=0", "--model.attnres_source=block_sum"]
-    steps = ["--trainer.max_steps=24", "--trainer.val_check_interval=24"]
+    steps = ["--trainer.max_steps=24", "--trainer.val_check_interval=24", "--trail.every_n_steps=24"]
     block_sum = fit(tmp_path / "run", *options, *steps, "--model.num_hidden_layers=4")
     logged = set().union(*history(probed[1]), *history(synced_run(block_sum)))
     absent = SHOWN - logged - {"probe_table/motifs"}  # which comes with a probe that has them
@@ -114,11 +114,13 @@ def test_a_workspace_has_the_layout():
     pytest.importorskip("wandb_workspaces")
     workspace = build_workspace("somebody", "attnres")
     assert [section.name for section in workspace.sections] == list(LAYOUT)
-    assert [section.is_open for section in workspace.sections] == [True] * 4 + [False] * 4
+    assert [section.is_open for section in workspace.sections] == [True] * 5 + [False] * 4
     for section in workspace.sections:
         lines = {panel.title: tuple(panel.y) for panel in section.panels if hasattr(panel, "y")}
         others = set(LAYOUT[section.name].values()) - set(lines.values())
-        assert others <= {(name,) for name in ("probe/heat_maps", "probe_table/effects", "probe_table/motifs")}
+        assert others <= {
+            (name,) for name in ("probe/heat_maps", "probe/curves", "probe_table/effects", "probe_table/motifs")
+        }
         assert lines.items() <= LAYOUT[section.name].items()
         assert all(panel.x == STEP for panel in section.panels if hasattr(panel, "y"))
     view = workspace._to_model().model_dump_json()  # what is sent

@@ -57,6 +57,35 @@ def test_a_trail_is_probed_when_training_ends_and_told_in_order(tmp_path, monkey
     assert summary["probe"]["trail_seconds"] > 0
 
 
+@pytest.mark.parametrize("architecture", ["attnres", "vanilla"])
+def test_curves_are_measured_on_the_trail_when_training_ends(tmp_path, monkeypatch, architecture):
+    """At the probed steps; of a vanilla model, which has none, at steps that are placed alike."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = [f"--model.architecture={architecture}", "--trainer.max_steps=6", "--probe.every_n_steps=0"]
+    run = fit(tmp_path / "run", *PROBED, *options, "--trail.every_n_steps=1", "--probe.trail_probes=4")
+    curves = pd.read_parquet(run / "probe/curves.parquet")
+    steps = sorted(set(curves["step"]))
+    assert steps == [0, 2, 4, 6]
+    assert set(curves["kind"]) == {"accuracy", "flip"}
+    if architecture == "attnres":
+        assert set(pd.read_parquet(run / "probe/effects.parquet")["step"]) == set(steps)
+        cost = json.loads((run / "probe/summary.json").read_text())["probe"]
+        assert cost["curves_seconds"] > 0
+    name = "probe_flip/moves/all"
+    history = synced_history(run)
+    told = {row["trainer/global_step"]: row[name] for row in history if name in row}
+    moves = curves[(curves["quantity"] == "moves") & (curves["group"] == "all")].set_index("step")["value"]
+    assert told == pytest.approx(moves.to_dict())
+    assert any("probe/curves" in row for row in history)
+
+
+def test_no_curves_where_none_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    options = ["--model.architecture=vanilla", "--trainer.max_steps=2", "--trail.every_n_steps=1"]
+    run = fit(tmp_path / "run", *PROBED, *options, "--probe.curves=[]")
+    assert not (run / "probe/curves.parquet").exists()
+
+
 def test_accumulated_batches_are_probed_once_a_step(tmp_path, monkeypatch):
     steps, probe_model = [], probe.training.shared.probe_model
 
