@@ -19,7 +19,7 @@ from attnres import AttnResConfig, AttnResForCausalLM
 from attnres.tasks import MQAR
 from tests.support.browser import browser  # noqa: F401 (a fixture)
 
-SOURCES = ("cumulative", "block_sum")
+SOURCES = ("cumulative", "block_sum", "delta_block")
 MODES = ("block", "full")
 BOTH = pytest.mark.parametrize(("source", "mode"), [(source, mode) for source in SOURCES for mode in MODES])
 
