@@ -169,7 +169,10 @@ class AttnResConfig(Qwen3Config):
             ("attnres_gate_type", GATE_TYPES),
         ):
             if getattr(self, key) not in supported:
-                raise ValueError(f"{key} '{getattr(self, key)}' is not supported; choose from {', '.join(supported)}")
+                hint = formats.hint_at_mode(getattr(self, key)) if key == "attnres_mode" else ""
+                raise ValueError(
+                    f"{key} '{getattr(self, key)}' is not supported; choose from {', '.join(supported)}{hint}"
+                )
         if self.attnres_mode == "block" and self.attnres_num_blocks > self.num_hidden_layers:
             raise ValueError(
                 f"attnres_num_blocks ({self.attnres_num_blocks}) exceeds num_hidden_layers "

@@ -99,6 +99,17 @@ def _read_delta(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def hint_at_mode(mode: Any) -> str:
+    """For the message about a mode that our own format has not: what it is called here, if the Delta code has it."""
+    if mode not in DELTA_MODES:
+        return ""
+    source, ours = DELTA_MODES[mode]
+    return (
+        f" (Delta Attention Residuals' '{mode}' is attnres_source '{source}' with attnres_mode '{ours}'; its config.json "
+        "has attnres_use_null_source)"
+    )
+
+
 def _read_num_blocks(fields: Mapping[str, Any]) -> Any:
     """The number in "4 (block_sum)"; see `written_fields`."""
     number = fields.get("attnres_num_blocks", 8)
@@ -202,4 +213,13 @@ def written_state(state: Mapping[str, Tensor], format: str) -> dict[str, Tensor]
     return {name: value for name, value in state.items() if name not in biases}
 
 
-__all__ = ["FORMATS", "check_missing", "check_writable", "read_fields", "writing", "written_fields", "written_state"]
+__all__ = [
+    "FORMATS",
+    "check_missing",
+    "check_writable",
+    "hint_at_mode",
+    "read_fields",
+    "writing",
+    "written_fields",
+    "written_state",
+]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from probe.analysis.emergence import Emergence
-from probe.analysis.roles import NECESSARY, TESTS, Roles, content_is_shared
+from probe.analysis.roles import NECESSARY, TESTS, Roles, content_is_shared, is_additive
 from probe.vocabulary import (
     APPRECIABLE_MASS,
     LEVEL,
@@ -299,7 +299,10 @@ def _mass_without_role(
         )
         if names := " / ".join(by_sublayer):
             details.append(f"{test} by epsilon, or not known better: {names}")
-    details += ["in the increment basis, as sources share content"] if content_is_shared(summary) else []
+    if is_additive(summary):
+        details.append("of routes: the stream that they are added to holds their content, whatever is masked")
+    elif content_is_shared(summary):
+        details.append("in the increment basis, as sources share content")
     return Claim("C4", verdict, statements, details, [key for role in found for key in role.rows])
 
 
