@@ -105,8 +105,8 @@ def hint_at_mode(mode: Any) -> str:
         return ""
     source, ours = DELTA_MODES[mode]
     return (
-        f" (Delta Attention Residuals' '{mode}' is attnres_source '{source}' with attnres_mode '{ours}'; its config.json "
-        "has attnres_use_null_source)"
+        f" (Delta Attention Residuals' '{mode}' is attnres_source '{source}' with attnres_mode '{ours}'; its own "
+        "config.json has attnres_use_null_source)"
     )
 
 
@@ -158,8 +158,8 @@ def written_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What `config.json` holds of a configuration's fields, in the format that is being written.
 
     In our own format the number of blocks is a number only where sources are cumulative. The classes of the other two
-    codes know no `attnres_source` and would read other sources silently wrong; "4 (block_sum)" is no number to them, and
-    they refuse it.
+    codes know no `attnres_source` and would read other sources silently wrong; "4 (block_sum)" is no number to them,
+    and they refuse it.
     """
     fields, format = dict(fields), _writing.get()
     if format == ATTNRES:

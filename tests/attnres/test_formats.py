@@ -288,7 +288,7 @@ def test_a_configuration_of_additive_routing():
     config = small_config(attnres_source="delta_block")
     assert config.is_additive
     assert not small_config().is_additive
-    with pytest.raises(ValueError, match="attnres_recency_bias_init must be 0 with attnres_source 'delta_block', got 3"):
+    with pytest.raises(ValueError, match="recency_bias_init must be 0 with attnres_source 'delta_block', got 3"):
         small_config(attnres_source="delta_block", attnres_recency_bias_init=3)
     names = dict(AttnResForCausalLM(config).named_parameters())
     assert not any(name.endswith("_res_bias") or "final_res" in name for name in names)

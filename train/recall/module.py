@@ -53,8 +53,8 @@ class RetrievalModule(LightningModule):
         head_dim: Width of a head, even.
         tie_word_embeddings: Use the input embeddings as output head.
         attnres_num_blocks: Number of blocks the layers are divided into.
-        attnres_source: What a completed block is: `cumulative` (a snapshot of the stream), `block_sum`, or `delta_block`
-            (the stream less the source before; what is routed is added to the stream).
+        attnres_source: What a completed block is: `cumulative` (a snapshot of the stream), `block_sum`, or
+            `delta_block` (the stream less the source before; what is routed is added to the stream).
         attnres_mode: `block`, or `full`: every sublayer closes a block of its own.
         attnres_routing: `learned`, or `frozen`: routing parameters stay as they are at the start.
         attnres_recency_bias_init: Initial logit added to the current stream at every read.
@@ -141,7 +141,7 @@ class RetrievalModule(LightningModule):
 
     @property
     def condition(self) -> str:
-        """`vanilla`, or its sources (`frozen` and `frozen_block_sum`, … where routing is); with `_full` in full mode."""
+        """`vanilla`, the sources, or `frozen` and `frozen_block_sum`, …; with `_full` in full mode."""
         config = self.model.config
         if not isinstance(config, AttnResConfig):
             return "vanilla"
