@@ -42,6 +42,7 @@ class DepthQuery(nn.Module):
 
 def _recency_bias(config: AttnResConfig) -> nn.Parameter | None:
     """A read's bias on `current`; an additive read, which has no such source, has none."""
+    # CODEPATH: additive in checkpoints of Delta Attention Residuals (delta_block, delta), not in all others.
     return None if config.is_additive else nn.Parameter(torch.tensor(float(config.attnres_recency_bias_init)))
 
 

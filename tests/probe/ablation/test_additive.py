@@ -179,3 +179,16 @@ def test_a_mask_at_one_read_changes_what_is_added_there_by_hand(make_model):
         expected = read.stream + left[..., :1] * read.sources[0] + left[..., 1:] * read.sources[2]
         torch.testing.assert_close(masked.hidden_states, expected)
     assert len(reads) > 1
+
+
+@pytest.mark.parametrize(("layers", "mode"), [(1, "block"), (3, "block"), (1, "full")])
+def test_a_model_with_hardly_anything_routed_is_probed_all_the_same(make_model, layers, mode):
+    """One block: no read has a choice, so that no row of a mask is applicable, and routing can still be silenced."""
+    model = make(make_model, mode, num_hidden_layers=layers, attnres_num_blocks=1)
+    settings = ProbeSettings(kinds=("mask_renormalise", "silence"), coalitions=("all",), num_resamples=20)
+    found = measure(model, INPUTS, settings)
+    rows = primary_rows(found.effects)
+    assert rows["applicable"].any() == (mode == "full")
+    assert primary_rows(found.effects, kind="silence")["applicable"].all()
+    verdicts = find_claims(found.effects, found.clusters, found.coalitions, None, found.summary)
+    assert {claim.claim for claim in verdicts} >= {"C1", "C2", "C3", "C4"}
