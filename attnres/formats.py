@@ -78,7 +78,7 @@ def _read_delta(fields: dict[str, Any]) -> dict[str, Any]:
     null, gate = fields.pop("attnres_use_null_source"), fields.get("attnres_gate_type", "bias")
     mode = fields.get("attnres_mode", "block")
     right = f"choose from {', '.join(DELTA_MODES)}"
-    if mode not in DELTA_MODES:
+    if not isinstance(mode, str) or mode not in DELTA_MODES:
         why = OTHER_DELTA_MODES.get(str(mode), "that code runs an unknown mode as full without its final read")
         raise ValueError(f"attnres_mode '{mode}' of Delta Attention Residuals is not supported ({why}); {right}")
     if null is not False:
@@ -101,7 +101,7 @@ def _read_delta(fields: dict[str, Any]) -> dict[str, Any]:
 
 def hint_at_mode(mode: Any) -> str:
     """For the message about a mode that our own format has not: what it is called here, if the Delta code has it."""
-    if mode not in DELTA_MODES:
+    if not isinstance(mode, str) or mode not in DELTA_MODES:
         return ""
     source, ours = DELTA_MODES[mode]
     return (

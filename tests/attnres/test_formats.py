@@ -228,7 +228,7 @@ def meaning(fields: dict[str, Any]) -> tuple[str, str, bool] | None:
     if fields["attnres_gate_type"] != "bias":
         return None
     if "attnres_use_null_source" in fields:
-        is_delta = fields["attnres_use_null_source"] is False and fields["attnres_mode"] in DELTA_MODES
+        is_delta = fields["attnres_use_null_source"] is False and fields["attnres_mode"] in [*DELTA_MODES]
         if not is_delta or {"attnres_source", "attnres_recency_bias_init"} & fields.keys():
             return None
         return (*DELTA_MODES[fields["attnres_mode"]], False)
@@ -241,7 +241,7 @@ def meaning(fields: dict[str, Any]) -> tuple[str, str, bool] | None:
 @settings(max_examples=100)
 @given(
     tensors=st.sampled_from(list(DELTA_MODES)),
-    mode=st.sampled_from([*DELTA_MODES, *DELTA_MODES, *OTHER_DELTA_MODES, *NAMES, None]),
+    mode=st.sampled_from([*DELTA_MODES, *DELTA_MODES, *OTHER_DELTA_MODES, *NAMES, None, ["block"], {}, 1]),
     gate=st.sampled_from(["bias"] * 5 + [*GATES, "other", None]),
     null=st.sampled_from([False, False, ..., ..., True, None]),
     bias=st.sampled_from([..., ..., 0.0, 3.0]),
