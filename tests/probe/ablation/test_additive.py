@@ -158,7 +158,9 @@ def test_the_claims_are_of_routes(found):
     assert sharing == (found.summary["model"]["attnres_mode"] == "block")  # alternating sums; single outputs
     effects = found.effects.assign(no_strength="")  # as of a model that has a margin
     claims = {c.claim: c for c in find_claims(effects, found.clusters, found.coalitions, None, found.summary)}
-    assert any("of routes: the stream" in text for text in claims["C4"].details)
+    assert "off even weights" in claims["C1"].text
+    for claim in ("C2", "C4"):
+        assert any("of routes: the stream" in text for text in claims[claim].details)
     untested = [text for text in claims["C4"].details if text.startswith("of routes") or "not tested whether" in text]
     assert any("sufficient or interacting" in text for text in untested) <= sharing
     assert ("sources share content" in claims["redundancy"].statements) == sharing
