@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.motif_tables import MOTIF_TABLES, line
+from benchmarks.motif_tables import ADDITIVE_TABLES, MOTIF_TABLES, line
 
 RESULTS = Path(__file__).parent / "results"
 NOISES = {
@@ -213,6 +213,7 @@ TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "emergence.md": (onsets, false_onsets),
     "probes.md": (integrated,),
     "motifs.md": MOTIF_TABLES,
+    "additive.md": ADDITIVE_TABLES,
     "faults.md": (faults, hostile, integrity),
     "trace.md": (traces,),
     "tasks.md": (learned,),
