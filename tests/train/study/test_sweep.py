@@ -32,6 +32,7 @@ def test_the_sweep_file_is_the_studys_grid(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert load_sweep_config("configs/sweep.yaml") == sweep(load_study(Path("configs/study.yaml")))
     assert len(list(load_study(Path("configs/motifs.yaml")).runs(Path("motifs")))) == 4 * 5
+    assert len(list(load_study(Path("configs/additive.yaml")).runs(Path("additive")))) == 2 * 3
 
 
 @pytest.mark.slow
