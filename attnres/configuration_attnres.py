@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from os import PathLike
 from typing import Any
@@ -11,7 +12,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import Qwen3Config
 from transformers.activations import ACT2FN
 
-SOURCES = ("cumulative", "block_sum")
+from attnres import formats
+
+SOURCES = ("cumulative", "block_sum", "delta_block")
 MODES = ("block", "full")
 ROUTINGS = ("learned", "frozen")
 GATE_TYPES = ("bias",)
@@ -41,13 +44,15 @@ class AttnResConfig(Qwen3Config):
             `N`. A block is `ceil(num_hidden_layers / N)` layers; the last one may be shorter. There can be fewer than
             `N` blocks (28 layers, N = 8: 7 blocks of 4). `full` mode does not use it.
         attnres_recency_bias_init (`float`, *optional*, defaults to 0.0):
-            Initial recency bias `b`, the logit added to the `current` source at every read.
+            Initial recency bias `b`, the logit added to the `current` source at every read. 0 with `"delta_block"`,
+            where `current` is no source.
         attnres_mode (`str`, *optional*, defaults to `"block"`):
             `"block"`, or `"full"`: every sublayer closes a block of its own.
         attnres_source (`str`, *optional*, defaults to `"cumulative"`):
             What a completed block is: `"cumulative"`, a snapshot of the running stream (the published
-            open-attention-residuals checkpoints), or `"block_sum"`, the sum of the block's sublayer outputs
-            (arXiv:2603.15031).
+            open-attention-residuals checkpoints); `"block_sum"`, the sum of the block's sublayer outputs
+            (arXiv:2603.15031); or `"delta_block"`, the stream at the block's end less the source before, where what is
+            routed is *added* to the stream (Delta Attention Residuals; in `full` mode its mode `delta`).
         attnres_routing (`str`, *optional*, defaults to `"learned"`):
             `"learned"`, or `"frozen"`: the routing parameters take no gradient.
         attnres_gate_type (`str`, *optional*, defaults to `"bias"`):
@@ -69,6 +74,7 @@ class AttnResConfig(Qwen3Config):
     attnres_gate_type: str = "bias"
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._read_format = formats.ATTNRES  # of the file that it was read from; it is not written
         for key in LEGACY:
             kwargs.pop(key, None)
         known = [key for key in AttnResConfig.__annotations__ if key.startswith("attnres_")]
@@ -94,10 +100,31 @@ class AttnResConfig(Qwen3Config):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but `kwargs` are checked too: transformers sets them after the checks."""
+        """As in transformers, of any format of `attnres.formats`.
+
+        `kwargs` are in our own meaning, and checked too: transformers sets them after the checks.
+        """
         known = FIELDS | cls.__annotations__.keys()
         fields = {key: kwargs.pop(key) for key in list(kwargs) if key in known or key.startswith("attnres_")}
-        return super().from_dict({**config_dict, **fields}, **kwargs)
+        held, read_format = formats.read_fields(config_dict)
+        made = super().from_dict({**held, **fields}, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        config._read_format = read_format
+        if read_format == formats.DELTA and config.attnres_recency_bias_init:
+            raise ValueError(
+                "attnres_recency_bias_init must be 0 for a checkpoint of Delta Attention Residuals, which has no "
+                f"biases, got {config.attnres_recency_bias_init!r}"
+            )
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers."""
+        return {key: value for key, value in super().to_dict().items() if key != "_read_format"}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """As in transformers, in the format that is being written (`attnres.formats.written_fields`)."""
+        fields = formats.written_fields(json.loads(super().to_json_string(use_diff)))
+        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, after a `check`."""
@@ -142,7 +169,10 @@ class AttnResConfig(Qwen3Config):
             ("attnres_gate_type", GATE_TYPES),
         ):
             if getattr(self, key) not in supported:
-                raise ValueError(f"{key} '{getattr(self, key)}' is not supported; choose from {', '.join(supported)}")
+                hint = formats.hint_at_mode(getattr(self, key)) if key == "attnres_mode" else ""
+                raise ValueError(
+                    f"{key} '{getattr(self, key)}' is not supported; choose from {', '.join(supported)}{hint}"
+                )
         if self.attnres_mode == "block" and self.attnres_num_blocks > self.num_hidden_layers:
             raise ValueError(
                 f"attnres_num_blocks ({self.attnres_num_blocks}) exceeds num_hidden_layers "
@@ -151,6 +181,16 @@ class AttnResConfig(Qwen3Config):
         bias = self.attnres_recency_bias_init
         if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not math.isfinite(bias):
             raise ValueError(f"attnres_recency_bias_init must be a finite number, got {bias!r}")
+        if bias and self.is_additive:
+            raise ValueError(
+                f"attnres_recency_bias_init must be 0 with attnres_source '{self.attnres_source}', got {bias!r}: what "
+                "is routed is added to the current stream, which is no source that a bias could favour"
+            )
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether what is routed is added to the running stream, instead of taking its place."""
+        return self.attnres_source == "delta_block"
 
     @property
     def layers_per_block(self) -> int:

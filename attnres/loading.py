@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from attnres import formats
+
 NUM_NAMED = 24  # nobody reads a line that lists 200 tensors
 LOGGER = logging.getLogger("transformers.modeling_utils")
 
@@ -21,10 +23,15 @@ def load_whole(load: Any, *args: Any, ignore_mismatched_sizes: bool = False, **k
 
     Raises:
         ValueError: tensors are missing, unexpected, or (unless `ignore_mismatched_sizes`) of another shape. The
-            message names them in one line and hints at the likely cause.
+            message names them in one line and hints at the likely cause. Biases that the checkpoint's format has not
+            are zero, and not missing.
     """
     with _report_held_back(ignore_mismatched_sizes):
         model, info = load(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    biases = [name for name, _ in model.named_parameters() if name.endswith("_res_bias")]
+    read_format = getattr(model.config, "_read_format", formats.ATTNRES)
+    missing = formats.check_missing(read_format, model.config.name_or_path, list(info["missing_keys"]), biases)
+    info["missing_keys"] = set(missing)
     mismatched = [] if ignore_mismatched_sizes else info["mismatched_keys"]
     _check(model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), sorted(mismatched))
     return model, info

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm, Qwen3RotaryEmbedding
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
-from attnres import routing
+from attnres import formats, routing
 from attnres.configuration_attnres import AttnResConfig
 from attnres.loading import load_whole
 from attnres.outputs import AttnResCausalLMOutputWithPast, AttnResModelOutputWithPast, LayerOutput, Recorder
@@ -40,6 +40,12 @@ class DepthQuery(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, hidden_size))
 
 
+def _recency_bias(config: AttnResConfig) -> nn.Parameter | None:
+    """A read's bias on `current`; an additive read, which has no such source, has none."""
+    # CODEPATH: additive in checkpoints of Delta Attention Residuals (delta_block, delta), not in all others.
+    return None if config.is_additive else nn.Parameter(torch.tensor(float(config.attnres_recency_bias_init)))
+
+
 class AttnResDecoderLayer(GradientCheckpointingLayer):
     """A Qwen3 layer whose two residual additions are replaced by depth-wise reads and writes."""
 
@@ -52,10 +58,10 @@ class AttnResDecoderLayer(GradientCheckpointingLayer):
         # The routing parameters carry the names of the published checkpoints; `AttnResModel.router` reads them.
         self.attn_res_proj = DepthQuery(config.hidden_size)
         self.attn_res_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.attn_res_bias = nn.Parameter(torch.tensor(float(config.attnres_recency_bias_init)))
+        self.attn_res_bias = _recency_bias(config)
         self.mlp_res_proj = DepthQuery(config.hidden_size)
         self.mlp_res_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp_res_bias = nn.Parameter(torch.tensor(float(config.attnres_recency_bias_init)))
+        self.mlp_res_bias = _recency_bias(config)
         self.closes_block = tuple(config.closes_block(layer_idx, name) for name in ("self_attn", "mlp"))
 
     def forward(
@@ -76,14 +82,15 @@ class AttnResDecoderLayer(GradientCheckpointingLayer):
             attn_output, attentions = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
             state = routing.write(state, attn_output)
             if self.closes_block[0]:
-                state = routing.close_block(router, state)
+                state = routing.close_block(router, state, attn_output)
             states.append(state)
             all_weights.append(weights)
         if state.read_index != stop_before:
             hidden_states, weights, state = routing.read(router, state, intervention)
-            state = routing.write(state, self.mlp(self.post_attention_layernorm(hidden_states)))
+            mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
+            state = routing.write(state, mlp_output)
             if self.closes_block[1]:
-                state = routing.close_block(router, state)
+                state = routing.close_block(router, state, mlp_output)
             states.append(state)
             all_weights.append(weights)
         return LayerOutput(tuple(states), tuple(all_weights), attentions)
@@ -111,7 +118,7 @@ class AttnResPreTrainedModel(PreTrainedModel):
         | linear biases (`attention_bias`) | 0 |
         | norm gains, key gains `*_res_norm.weight` | 1 |
         | pseudo-queries `*_res_proj.weight` | 0: a uniform read, but for the recency bias |
-        | recency biases `*_res_bias` | `attnres_recency_bias_init` |
+        | recency biases `*_res_bias` (none with delta_block) | `attnres_recency_bias_init` |
 
         Values loaded from a checkpoint stay as they are: `transformers.initialization` skips them.
         """
@@ -119,8 +126,9 @@ class AttnResPreTrainedModel(PreTrainedModel):
         if isinstance(module, DepthQuery):
             init.zeros_(module.weight)
         elif isinstance(module, AttnResDecoderLayer):
-            init.constant_(module.attn_res_bias, self.config.attnres_recency_bias_init)
-            init.constant_(module.mlp_res_bias, self.config.attnres_recency_bias_init)
+            for bias in (module.attn_res_bias, module.mlp_res_bias):
+                if bias is not None:
+                    init.constant_(bias, self.config.attnres_recency_bias_init)
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -132,6 +140,23 @@ class AttnResPreTrainedModel(PreTrainedModel):
         model, info = load_whole(super().from_pretrained, *args, **kwargs)
         model._apply_frozen_routing()
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, *args: Any, format: str = formats.ATTNRES, **kwargs: Any) -> None:
+        """As in transformers, and:
+
+        Args:
+            format: of the files: "attnres", which holds every model; "delta" (Delta Attention Residuals: block_sum and
+                delta_block without biases) or "open_attnres" (open-attention-residuals: cumulative), for those codes.
+
+        Raises:
+            ValueError: the format cannot hold this model.
+        """
+        formats.check_writable(self.config, format)
+        if format == formats.DELTA:
+            state = kwargs.get("state_dict")
+            kwargs["state_dict"] = formats.written_state(self.state_dict() if state is None else state, format)
+        with formats.writing(format):
+            super().save_pretrained(*args, **kwargs)
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         """Refuse reentrant checkpointing, which finds no tensors in a DepthState. Transformers' switches call this."""
@@ -203,8 +228,8 @@ class AttnResModel(AttnResPreTrainedModel):
         dtype = routing.routing_dtype(self.norm.weight.dtype)
         queries = torch.cat([p.weight for p in projections]).to(dtype)
         gains = torch.stack([n.weight for n in norms]).to(dtype)
-        cumulative = self.config.attnres_source == "cumulative"
-        return Router(queries * gains, tuple(biases), self.config.rms_norm_eps, cumulative, self.sites)
+        about = (self.config.rms_norm_eps, self.config.attnres_source, self.config.attnres_mode == "full", self.sites)
+        return Router(queries * gains, tuple(biases), *about)
 
     def _attention_inputs(
         self,

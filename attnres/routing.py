@@ -1,4 +1,4 @@
-"""The depth-wise read: one pure function, and the one place where an intervention acts.
+"""The depth-wise read: one pure function for each kind of combination, and the one place where an intervention acts.
 
 Legend of shapes: B batch, T sequence, H hidden, n sources of a read, R reads of the model.
 
@@ -7,6 +7,10 @@ At a read with source values `v_n`, pseudo-query `w`, key gain `g` and recency b
     logit_n         = w . (g * v_n) / rms(v_n)      (+ b for current only)
     routing_weights = softmax over n                in float32
     hidden_states   = sum_n routing_weights_n v_n   (values un-normalised)
+
+With delta_block sources the running stream is no source, and the sum is added to it (Delta Attention Residuals):
+
+    hidden_states   = stream + sum_n routing_weights_n v_n
 
 A completed source never changes, so one matrix product gives its logits for *all* later reads as soon as it is
 completed. The gain is folded into the query (`w * g`). Sources are summed one by one, never stacked.
@@ -32,6 +36,14 @@ class Read(NamedTuple):
     routing_weights: Tensor  # (B, T, n), float32
     sources: tuple[Tensor, ...]  # n times (B, T, H)
     logits: Tensor | None = None  # (B, T, n), before the softmax; what an intervention returns here is not used
+    stream: Tensor | None = None  # (B, T, H), what an additive read adds to; what an intervention returns is not used
+
+    @property
+    def hidden_states(self) -> Tensor:
+        """(B, T, H), what the read hands to its sublayer."""
+        if self.stream is None:
+            return mix(self.routing_weights, self.sources)
+        return add(self.stream, self.routing_weights, self.sources)
 
 
 Intervention = Callable[[Read], Read]
@@ -58,16 +70,18 @@ class Router:
 
     Attributes:
         queries: (R, H) pseudo-queries with the key gain folded in, in routing precision.
-        biases: recency bias of each read, a scalar tensor, or `None` for the final read.
+        biases: recency bias of each read, a scalar tensor, or `None` where it has none.
         eps: epsilon of the key norm.
-        cumulative: whether completed blocks are snapshots of the stream; otherwise they are sums of outputs.
+        source: what a completed block is, one of `attnres.configuration_attnres.SOURCES`.
+        full: whether every sublayer closes a block of its own.
         sites: the reads.
     """
 
     queries: Tensor
     biases: tuple[Tensor | None, ...]
     eps: float
-    cumulative: bool
+    source: str
+    full: bool
     sites: tuple[ReadSite, ...]
 
 
@@ -94,20 +108,27 @@ def source_logits(value: Tensor, queries: Tensor, eps: float) -> tuple[Tensor, .
 
 def start(router: Router, embedding: Tensor) -> DepthState:
     """The state before the first read: the embedding is the one completed source."""
-    state = DepthState((), (), embedding, 0)
-    return close_block(router, state)
+    return close_block(router, DepthState((), (), embedding, 0), embedding)
 
 
-def close_block(router: Router, state: DepthState) -> DepthState:
-    """Make the running stream a completed source, and compute its logits for every read still to come."""
-    assert state.current is not None
-    logits = source_logits(state.current, router.queries[state.read_index :], router.eps)
+def close_block(router: Router, state: DepthState, output: Tensor) -> DepthState:
+    """Complete a source, and compute its logits for every read still to come. `output` (B, T, H) was written last."""
+    source = _completed(router, state, output)
+    logits = source_logits(source, router.queries[state.read_index :], router.eps)
     return DepthState(
-        (*state.completed, state.current),
+        (*state.completed, source),
         (*state.completed_logits, logits),
-        state.current if router.cumulative else None,
+        None if router.source == "block_sum" else state.current,
         state.read_index,
     )
+
+
+def _completed(router: Router, state: DepthState, output: Tensor) -> Tensor:
+    """What a block leaves as a source, (B, T, H)."""
+    assert state.current is not None
+    if router.source != "delta_block" or not state.completed:  # the embedding is one with every kind
+        return state.current
+    return output if router.full else state.current - state.completed[-1]
 
 
 def read(
@@ -121,8 +142,8 @@ def read(
     """
     site = router.sites[state.read_index]
     num_left = len(router.sites) - site.index  # logits are kept for the reads after a source: index from the end
-    logits = [source[-num_left] for source in state.completed_logits]
-    sources = state.completed
+    logits = [source[-num_left] for source in state.completed_logits[: site.num_completed]]
+    sources = state.completed[: site.num_completed]
     if site.has_current:
         assert state.current is not None
         if site.current_is_alias:  # `current` is the newest completed source, whose logit is known
@@ -132,13 +153,15 @@ def read(
         bias = router.biases[site.index]
         logits.append(logit if bias is None else logit + bias.to(logit.dtype))
         sources = (*sources, state.current)
-    with _full_precision(sources[0]):
-        stacked = torch.stack(logits, dim=-1)  # (B, T, n)
-        routing_weights = torch.softmax(stacked, dim=-1)
+    stream = state.current if site.is_additive else None
+    with _full_precision(state.stream):
+        # (B, T, n); n is 0 at the first read of an additive model
+        stacked = torch.stack(logits, dim=-1) if logits else state.stream[..., :0].to(router.queries.dtype)
+        done = Read(site, torch.softmax(stacked, dim=-1), sources, stacked, stream)
         if intervention is not None:
-            _, routing_weights, sources, *_ = intervention(Read(site, routing_weights, sources, stacked))
-        hidden_states = mix(routing_weights, sources)
-    return hidden_states, routing_weights, state._replace(read_index=site.index + 1)
+            done = Read(site, *intervention(done)[1:3], stacked, stream)
+        hidden_states = done.hidden_states
+    return hidden_states, done.routing_weights, state._replace(read_index=site.index + 1)
 
 
 def mix(routing_weights: Tensor, sources: tuple[Tensor, ...]) -> Tensor:
@@ -148,6 +171,17 @@ def mix(routing_weights: Tensor, sources: tuple[Tensor, ...]) -> Tensor:
     for weight, source in zip(weights[1:], sources[1:], strict=True):
         mixed = torch.addcmul(mixed, weight, source)
     return mixed.to(sources[0].dtype)
+
+
+def add(stream: Tensor, routing_weights: Tensor, sources: tuple[Tensor, ...]) -> Tensor:
+    """`stream + sum_n routing_weights_n v_n`, accumulated in routing precision: (B, T, H) in the stream's dtype.
+
+    Without a source it is `stream` itself.
+    """
+    added = stream if not sources else stream.to(routing_weights.dtype)
+    for weight, source in zip(routing_weights.unsqueeze(-2).unbind(-1), sources, strict=True):
+        added = torch.addcmul(added, weight, source)
+    return added.to(stream.dtype)
 
 
 def map_state(num_reads: int, state: DepthState, function: Callable[[Tensor], Tensor]) -> DepthState:

@@ -25,10 +25,12 @@ class ReadSite:
         layer_idx: the layer it belongs to, or `None` for the final read of block_sum.
         sublayer: "self_attn", "mlp" or "final".
         num_layers: layers of the model.
-        num_completed: number of completed sources, the embedding included.
+        num_completed: number of completed sources that it sees, the embedding included. With delta_block sources the
+            very first read sees none.
         has_current: whether the running stream is its last source.
         current_is_alias: whether `current` equals the newest completed source, because no sublayer has written since
             that block was closed (cumulative sources only).
+        is_additive: whether what is routed is added to the running stream, which is then no source (delta_block).
     """
 
     index: int
@@ -38,6 +40,7 @@ class ReadSite:
     num_completed: int
     has_current: bool
     current_is_alias: bool
+    is_additive: bool = False
 
     @property
     def num_sources(self) -> int:
@@ -48,7 +51,8 @@ class ReadSite:
         """The family of each source, in source order: embedding, completed blocks, current."""
         num_blocks = self.num_completed - 1
         blocks: tuple[Family, ...] = ("older",) * (num_blocks - 1) + ("prev_completed",) * (num_blocks > 0)
-        return ("embedding", *blocks, *(("current",) if self.has_current else ()))
+        embedding: tuple[Family, ...] = ("embedding",) * (self.num_completed > 0)
+        return (*embedding, *blocks, *(("current",) if self.has_current else ()))
 
     @property
     def aliased_sources(self) -> tuple[int, ...]:
@@ -72,26 +76,29 @@ def regions_of(num_layers: int) -> tuple[str, ...]:
 
 def read_sites(config: AttnResConfig) -> tuple[ReadSite, ...]:
     """All reads of a model of this configuration, in order: layer 0 self_attn, layer 0 mlp, layer 1 …, [final]."""
-    cumulative = config.attnres_source == "cumulative"
+    cumulative, additive = config.attnres_source == "cumulative", config.is_additive
     num_layers = config.num_hidden_layers
     sites: list[ReadSite] = []
     num_completed, at_block_start = 1, True
     for layer_idx in range(num_layers):
         for sublayer in SUBLAYERS:
+            # An additive read that opens a block does not see the block before it; in full mode, the first read alone.
+            hidden = additive and at_block_start and (config.attnres_mode == "block" or not sites)
             sites.append(
                 ReadSite(
                     index=len(sites),
                     layer_idx=layer_idx,
                     sublayer=sublayer,
                     num_layers=num_layers,
-                    num_completed=num_completed,
-                    has_current=cumulative or not at_block_start,
+                    num_completed=num_completed - hidden,
+                    has_current=cumulative or not (additive or at_block_start),
                     current_is_alias=cumulative and at_block_start,
+                    is_additive=additive,
                 )
             )
             at_block_start = config.closes_block(layer_idx, sublayer)
             num_completed += at_block_start
-    if not cumulative:
+    if config.attnres_source == "block_sum":
         sites.append(
             ReadSite(
                 index=len(sites),

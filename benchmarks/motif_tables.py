@@ -1,17 +1,19 @@
-"""The tables of docs/motifs.md, made of the recorded study (`benchmarks.motifs`)."""
+"""The tables of docs/motifs.md and docs/additive.md, made of the recorded studies (`benchmarks.motifs`)."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
 from probe.vocabulary import STUDY_MOTIFS, SUBLAYER_TITLES
 
-RECORD = Path(__file__).parent / "results" / "motifs.json"
+RESULTS = Path(__file__).parent / "results"
+MOTIFS, ADDITIVE = "motifs", "additive"
+"""The studies, by the name of their record."""
 STUDY = [str(route) for route in STUDY_MOTIFS]
 WHEN = (("final", "last step"), ("matched", "matched"))
 UNTESTED = "cannot be tested"
@@ -21,28 +23,31 @@ OFTEN = 2
 
 
 @cache
-def conditions() -> dict[str, Any]:
-    return json.loads(RECORD.read_text(encoding="utf-8"))["motifs"]["results"]
+def conditions(study: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{study}.json").read_text(encoding="utf-8"))["motifs"]["results"]
 
 
 def line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def final_strengths() -> list[str]:
+def final_strengths(study: str = MOTIFS) -> list[str]:
     """By condition and route: the strength in each seed, over seeds, and in how many it is a motif."""
-    return list(_strengths("final"))
+    return list(_strengths(study, "final"))
 
 
-def matched_strengths() -> list[str]:
+def matched_strengths(study: str = MOTIFS) -> list[str]:
     """The same at the step nearest to the study's accuracy."""
-    return list(_strengths("matched"))
+    return list(_strengths(study, "matched"))
 
 
-def _strengths(when: str) -> Iterator[str]:
-    for condition, about in conditions().items():
+def _strengths(study: str, when: str) -> Iterator[str]:
+    for condition, about in conditions(study).items():
         for route in _routes(about):
-            cells = [_strength(seed[when]["routes"].get(route)) for seed in about["seeds"]]
+            rows = [seed[when]["routes"].get(route) for seed in about["seeds"]]
+            if not any(rows):  # it is no route of this condition
+                continue
+            cells = [_strength(row) for row in rows]
             mean, motifs = about["over_seeds"][when].get(route), "—"
             over = "—"
             if mean is not None:
@@ -83,10 +88,10 @@ def _percent(value: float | None) -> str:
     return "—" if value is None else f"{100 * value:.1f}"
 
 
-def accuracies() -> list[str]:
+def accuracies(study: str = MOTIFS) -> list[str]:
     """By condition: steps and accuracies that are compared, and the step at which accuracy has half risen."""
     found = []
-    for condition, about in conditions().items():
+    for condition, about in conditions(study).items():
         for when, title in WHEN:
             cells = [f"{seed[when]['step']}: {_percent(seed[when]['accuracy'])} %" for seed in about["seeds"]]
             found.append(line(condition, title, *cells))
@@ -98,10 +103,10 @@ def accuracies() -> list[str]:
     return found
 
 
-def onsets() -> list[str]:
+def onsets(study: str = MOTIFS) -> list[str]:
     """By condition and route: when it became a motif in each seed, until when it was one, and its peak."""
     found = []
-    for condition, about in conditions().items():
+    for condition, about in conditions(study).items():
         seeds = [seed["emergence"]["routes"] for seed in about["seeds"] if seed.get("emergence")]
         for route in _routes(about) if seeds else ():
             cells = [_onset(seed.get(route)) for seed in seeds]
@@ -124,10 +129,10 @@ def _onset(row: dict[str, Any] | None) -> str:
     return f"none; {peak}"
 
 
-def dissociation() -> list[str]:
+def dissociation(study: str = MOTIFS) -> list[str]:
     """C3, by condition, step and sublayer: which family has most mass and which is most harmful to lose."""
     found = []
-    for condition, about in conditions().items():
+    for condition, about in conditions(study).items():
         for when, title in WHEN:
             for sublayer in about["seeds"][0][when]["dissociation"]:
                 each = [seed[when]["dissociation"][sublayer] for seed in about["seeds"]]
@@ -142,10 +147,10 @@ def _counted(names: Any) -> str:
     return ", ".join(f"{name} {count}" for name, count in Counter(names).most_common())
 
 
-def mass_without_role() -> list[str]:
+def mass_without_role(study: str = MOTIFS) -> list[str]:
     """C4, by condition and step: families of appreciable mass, without role, and what the three tests say of them."""
     found = []
-    for condition, about in conditions().items():
+    for condition, about in conditions(study).items():
         for when, title in WHEN:
             roles = [role for seed in about["seeds"] for role in seed[when]["mass_without_role"]]
             without = sum(role["has_none"] is True for role in roles)
@@ -158,10 +163,10 @@ def mass_without_role() -> list[str]:
     return found
 
 
-def verdicts() -> list[str]:
+def verdicts(study: str = MOTIFS) -> list[str]:
     """By condition and step: in how many seeds each claim holds."""
     found = []
-    for condition, about in conditions().items():
+    for condition, about in conditions(study).items():
         for when, title in WHEN:
             cells = [
                 _counted(seed[when]["verdicts"].get(claim, UNTESTED) for seed in about["seeds"])
@@ -171,4 +176,50 @@ def verdicts() -> list[str]:
     return found
 
 
+def silenced(study: str = ADDITIVE) -> list[str]:
+    """Where routes are added: what it costs to take all of them away, by sublayer and scope, at the end and before."""
+    found = []
+    for condition, about in conditions(study).items():
+        for when, title in WHEN:
+            for place in about["seeds"][0][when]["silence"]:
+                rows = [seed[when]["silence"][place] for seed in about["seeds"]]
+                found.append(line(condition, title, place, *(_strength(row | {"motif": False}) for row in rows)))
+    return found
+
+
+def zeroed(study: str = ADDITIVE) -> list[str]:
+    """Where routes are added: what it costs to leave one out, its weight given to no other, at the end and before."""
+    found = []
+    for condition, about in conditions(study).items():
+        for when, title in WHEN:
+            for route in (name for name in _routes(about) if name in about["seeds"][0][when]["zero"]):
+                rows = [seed[when]["zero"][route] for seed in about["seeds"]]
+                found.append(
+                    line(condition, title, _title(route), *(_strength(row | {"motif": False}) for row in rows))
+                )
+    return found
+
+
+def without_routing(study: str = ADDITIVE) -> list[str]:
+    """Where routes are added: what it costs to add nothing at any read, and the accuracy that is left."""
+    found = []
+    for condition, about in conditions(study).items():
+        rows = [seed["without_routing"] for seed in about["seeds"] if "without_routing" in seed]
+        if rows:
+            cells = [f"{_strength(row | {'motif': False})}; accuracy {_percent(row['accuracy'])} %" for row in rows]
+            found.append(line(condition, *cells))
+    return found
+
+
+def _of_additive(table: Callable[[str], list[str]]) -> Callable[[], list[str]]:
+    @wraps(table)
+    def made() -> list[str]:
+        return table(ADDITIVE)
+
+    return made
+
+
 MOTIF_TABLES = (accuracies, verdicts, final_strengths, onsets, matched_strengths, dissociation, mass_without_role)
+ADDITIVE_TABLES = tuple(
+    map(_of_additive, (accuracies, final_strengths, without_routing, silenced, matched_strengths, zeroed, verdicts))
+)

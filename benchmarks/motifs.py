@@ -9,7 +9,8 @@
    increments. Called again, it goes on where it was.
 3. Record each route's strength at both, when motifs emerged, and the claims; over seeds, means with 95 % intervals.
 
-docs/motifs.md has the tables (`python -m benchmarks.tables`).
+docs/motifs.md has the tables (`python -m benchmarks.tables`). With `--config configs/additive.yaml` and
+`--output benchmarks/results/additive.json` it is the study of docs/additive.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import numpy as np
 
 from attnres.tasks import MQAR
 from benchmarks.record import add
+from probe.ablation.necessity import Zero
+from probe.ablation.sufficiency import Silence
 from probe.analysis import stats
 from probe.analysis.roles import Roles
 from probe.cli import main as attnres_probe
@@ -36,7 +39,9 @@ from probe.files.checkpoints import load_model
 from probe.files.layout import FINAL_PROBE, PROBE, SUMMARY, TRAIL
 from probe.files.runs import ProbedRun, load_run
 from probe.files.trail import Trail
-from probe.vocabulary import Route, by_region, primary_rows, routes_of
+from probe.runner import measure
+from probe.settings import ProbeSettings
+from probe.vocabulary import ALL, BOTH, MARGIN, MASK, SUBLAYER_TITLES, Route, by_region, primary_rows, routes_of
 from train.study.description import StudyRun, load_study
 
 CONFIG = Path("configs/motifs.yaml")
@@ -45,6 +50,9 @@ MATCHED_ACCURACY = 0.54
 """Of the study's model (arXiv:2606.13168)."""
 NUM_SEQUENCES = 64
 KINDS = ("mask_renormalise", "matched_mass", "keep_only", "keep_random")
+OTHER_KINDS = {"cumulative": ("increment",), "delta_block": ("silence", "zero")}
+"""By `attnres_source`. Where routes are added to the stream, `silence` takes all of them away and `zero` one, without
+giving its weight to the others."""
 OPTIONS = ["--coalitions", "[all]", "--sublayers", "[self_attn,mlp]", "--scopes", "[early,middle,late,all]"]
 OPTIONS += ["--num_sequences", str(NUM_SEQUENCES)]
 NUM_BLOCKS = "4"
@@ -85,8 +93,7 @@ class Model:
             attnres_probe(["baseline", str(checkpoint), "--num_blocks", NUM_BLOCKS, *_options(output, KINDS)])
             return
         source = load_model(str(checkpoint)).model.config.attnres_source
-        kinds = (*KINDS, "increment") if source == "cumulative" else KINDS
-        attnres_probe(["run", str(checkpoint), *_options(output, kinds)])
+        attnres_probe(["run", str(checkpoint), *_options(output, (*KINDS, *OTHER_KINDS.get(source, ())))])
 
 
 def _options(output: Path, kinds: Iterable[str]) -> list[str]:
@@ -101,22 +108,46 @@ def accuracy_of(trail: Trail, step: int) -> float:
     return recall_accuracy(found.model, examples, NUM_SEQUENCES)
 
 
+def without_routing(run: StudyRun) -> dict[str, Any]:
+    """What is left of an additive model at its last step when nothing is added at any read; {} of other models."""
+    found = load_model(str(run.directory))
+    model: Any = found.model
+    assert isinstance(found.task, MQAR)
+    if not model.config.is_additive:
+        return {}
+    examples = Examples.from_batch(found.task.batch("probe", range(NUM_SEQUENCES)))
+    settings = ProbeSettings(kinds=(Silence.kind,), sublayers=(BOTH,), scopes=(ALL,), positions=("all",))
+    rows = measure(model, examples, settings).effects.set_index("metric")
+    margin, accuracy = rows.loc[MARGIN], rows.loc["accuracy"]
+    strength = {name: margin[name] for name in ("strength", "strength_low", "strength_high")}
+    return {"without_routing": strength | {"accuracy": accuracy["clean"] + accuracy["effect"]}}
+
+
 def describe(probed: ProbedRun) -> dict[str, Any]:
     """What the probe of one step found."""
     clean, motifs = probed.summary["clean"], {Route.of(motif) for motif in probed.summary["motifs"]}
-    rows = by_region(primary_rows(probed.effects))
     columns = ["strength", "strength_low", "strength_high", "mass", "p_adjusted", "p_matters"]
-    routes = {
-        str(route): {name: row[name] for name in columns} | {"motif": route in motifs}
-        for route, row in zip(routes_of(rows), rows.to_dict("records"), strict=True)
-        if row["applicable"]
-    }
+
+    def by_route(kind: str) -> dict[str, dict[str, Any]]:
+        rows = by_region(primary_rows(probed.effects, kind=kind))
+        return {
+            str(route): {name: row[name] for name in columns}
+            for route, row in zip(routes_of(rows), rows.to_dict("records"), strict=True)
+            if row["applicable"]
+        }
+
+    silenced = primary_rows(probed.effects, kind=Silence.kind)
     roles = Roles(probed.effects, probed.clusters, probed.coalitions, probed.summary).families()
     return {
         "step": probed.summary["step"],
         "accuracy": clean["accuracy"],
         "margin": clean["logit_diff"],
-        "routes": routes,
+        "routes": {name: row | {"motif": name in map(str, motifs)} for name, row in by_route(MASK).items()},
+        "zero": by_route(Zero.kind),
+        "silence": {
+            f"{row['scope']} {SUBLAYER_TITLES[row['sublayer']]}": {name: row[name] for name in columns}
+            for row in silenced.to_dict("records")
+        },
         "dissociation": {
             sublayer: {
                 **{name: about[name] for name in ("heaviest", "most_harmful", "dissociated")},
@@ -173,7 +204,9 @@ def collect(models: list[Model]) -> dict[str, Any]:
         found = {"seed": model.run.seed, "final": describe(final), "matched": describe(matched)}
         name = "wrapped" if model.run.is_vanilla else model.run.condition
         seeds = conditions.setdefault(name, {"seeds": []})["seeds"]
-        seeds.append(found if model.run.is_vanilla else found | {"emergence": describe_emergence(final)})
+        if not model.run.is_vanilla:
+            found |= {"emergence": describe_emergence(final), **without_routing(model.run)}
+        seeds.append(found)
     for about in conditions.values():
         about["over_seeds"] = {when: over_seeds(about["seeds"], when) for when in ("final", "matched")}
     return conditions

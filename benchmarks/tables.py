@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.hops_tables import HOPS_TABLES
 from benchmarks.memory_tables import MEMORY_TABLES
-from benchmarks.motif_tables import MOTIF_TABLES, line
+from benchmarks.motif_tables import ADDITIVE_TABLES, MOTIF_TABLES, line
 
 RESULTS = Path(__file__).parent / "results"
 NOISES = {
@@ -232,6 +232,7 @@ TABLES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "probes.md": (integrated,),
     "motifs.md": MOTIF_TABLES,
     "memory.md": MEMORY_TABLES,
+    "additive.md": ADDITIVE_TABLES,
     "faults.md": (faults, hostile, integrity),
     "trace.md": (traces,),
     "tasks.md": (learned,),

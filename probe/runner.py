@@ -325,9 +325,9 @@ def _store(
 
 
 def mean_bias(model: AttnResForCausalLM) -> float:
-    """Mean recency bias of the model's reads."""
+    """Mean recency bias of the model's reads; 0 where they have none."""
     biases = [value for name, value in model.routing_parameters().items() if name.endswith("_res_bias")]
-    return float(torch.stack([bias.detach().float() for bias in biases]).mean())
+    return float(torch.stack([bias.detach().float() for bias in biases]).mean()) if biases else 0.0
 
 
 def describe_model(model: AttnResForCausalLM) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; one that asks for it should fail at once
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job; commands would leave it so
@@ -19,7 +20,7 @@ from attnres import AttnResConfig, AttnResForCausalLM
 from attnres.tasks import MQAR
 from tests.support.browser import browser  # noqa: F401 (a fixture)
 
-SOURCES = ("cumulative", "block_sum")
+SOURCES = ("cumulative", "block_sum", "delta_block")
 MODES = ("block", "full")
 BOTH = pytest.mark.parametrize(("source", "mode"), [(source, mode) for source in SOURCES for mode in MODES])
 
@@ -47,6 +48,11 @@ SMALL_SHAPE = {
 
 def small_config(**fields) -> AttnResConfig:
     return AttnResConfig(**(SMALL_SHAPE | {"attnres_num_blocks": 2} | fields))
+
+
+def with_bias(source: str, bias: float) -> dict[str, Any]:
+    """Fields of a model with an initial recency bias, if these sources can have one."""
+    return {"attnres_source": source, "attnres_recency_bias_init": 0.0 if source == "delta_block" else bias}
 
 
 def randomize_(model: torch.nn.Module) -> None:

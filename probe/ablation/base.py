@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnres import FAMILIES, Read, ReadSite
+from attnres.configuration_attnres import SOURCES
 from probe.vocabulary import LABELS, check_names
 
 NEEDS = (None, "partner", "mean", "priorities")
@@ -70,7 +71,7 @@ class Ablation(ABC):
 
     kind: ClassVar[str]
     needs: ClassVar[str | None] = None  # which of `NEEDS` the context must hold
-    attnres_sources: ClassVar[tuple[str, ...]] = ("cumulative", "block_sum")
+    attnres_sources: ClassVar[tuple[str, ...]] = SOURCES
     is_signed: ClassVar[bool] = False  # whether it may return weights below zero
     labels: ClassVar[tuple[str, ...]] = FAMILIES  # the sets of families that a grid of this kind is made of
     is_game: ClassVar[bool] = False  # whether its cells are values of a game over the families, not rows of a table
@@ -124,7 +125,7 @@ class Ablation(ABC):
         if _layout(acts) != _layout(everywhere(read)):
             expected = f"bool {tuple(read.routing_weights.shape[:-1])} on {read.routing_weights.device}"
             raise self.error(read.site, f"returned where it is possible as {_kind_of(acts)}", expected)
-        return new._replace(site=read.site), acts
+        return new._replace(site=read.site, stream=read.stream), acts
 
     def check_values(self, read: Read, new: Read, acts: Tensor) -> None:
         """Raise a ValueError if weights or sources, where `acts`, are not finite, or weights are negative."""
@@ -162,7 +163,7 @@ class Ablation(ABC):
 
     def members(self, read: Read) -> Tensor:
         """(n,) bool: the read's sources that are acted on."""
-        return torch.tensor(self.chosen(read.site), device=read.routing_weights.device)
+        return torch.tensor(self.chosen(read.site), dtype=torch.bool, device=read.routing_weights.device)
 
     def reference(self, read: Read) -> Read:
         """The same read of the reference run that the kind needs."""
@@ -181,7 +182,8 @@ class Ablation(ABC):
         if sources is not read.sources:
             pairs = zip(sources, read.sources, strict=True)
             sources = tuple(old if value is old else torch.where(acts, value, old) for value, old in pairs)
-        return Read(read.site, torch.where(acts, new.routing_weights, read.routing_weights), sources)
+        weights = torch.where(acts, new.routing_weights, read.routing_weights)
+        return Read(read.site, weights, sources, stream=read.stream)
 
 
 def place(cls: type) -> str:
@@ -220,9 +222,9 @@ class Together:
             return read
         count = len(self.interventions)
         weights = read.routing_weights.chunk(count)
-        logits = [None] * count if read.logits is None else read.logits.chunk(count)
-        sources = zip(*(source.chunk(count) for source in read.sources), strict=True)
-        parts = [Read(read.site, *part) for part in zip(weights, sources, logits, strict=True)]
+        sources = zip(*(source.chunk(count) for source in read.sources), strict=True) if read.sources else [()] * count
+        others = [[None] * count if value is None else value.chunk(count) for value in (read.logits, read.stream)]
+        parts = [Read(read.site, *part) for part in zip(weights, sources, *others, strict=True)]
         new = [each(part) for each, part in zip(self.interventions, parts, strict=True)]
         joined = tuple(
             old

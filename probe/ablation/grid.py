@@ -98,9 +98,9 @@ def wide_scopes(sites: Sequence[ReadSite]) -> tuple[str, ...]:
 
 
 def reads_of(sites: Sequence[ReadSite], sublayer: str, scope: str) -> tuple[int, ...]:
-    """Indices of the reads of a sublayer (or of both) in a scope."""
+    """Indices of the reads of a sublayer (or of both) in a scope; without those that have no sources."""
     wanted = SUBLAYERS if sublayer == BOTH else (sublayer,)
-    return tuple(site.index for site in sites if site.sublayer in wanted and _is_in(site, scope))
+    return tuple(site.index for site in sites if site.num_sources and site.sublayer in wanted and _is_in(site, scope))
 
 
 def _is_in(site: ReadSite, scope: str) -> bool:

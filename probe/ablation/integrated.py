@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from attnres import AttnResForCausalLM, Read, ReadSite
-from attnres.routing import mix
 from probe.ablation.grid import Cell
 from probe.ablation.interventions import Ablation, Context
 from probe.ablation.metrics import CleanRun
@@ -99,7 +98,7 @@ class Integrated:
             index = read.site.index
             if not ablation.acts_at(read.site):
                 return read
-            moves[index] = _output(ablation(read)) - _output(read)
+            moves[index] = ablation(read).hidden_states - read.hidden_states
             probes[index] = torch.zeros_like(read.sources[0], requires_grad=True)
             weights = torch.cat([read.routing_weights, _constant(read, share), _constant(read, 1.0)], -1)
             return Read(read.site, weights, (*read.sources, moves[index], probes[index]))
@@ -117,10 +116,6 @@ class Integrated:
                 part = (gradient * moves[index].detach()).sum(-1, dtype=torch.float32)
                 found[index][metric] = part.cpu().double().sum(-1).numpy()
         return found
-
-
-def _output(read: Read) -> Tensor:
-    return mix(read.routing_weights, read.sources)
 
 
 def _constant(read: Read, value: float) -> Tensor:

@@ -20,7 +20,8 @@ class MaskRenormalise(Ablation):
     Not possible at a position where less than `MIN_REMAINING` would be left.
 
     It misleads where another source holds the same content: with cumulative sources every source contains the ones
-    before it, so that masking `embedding` re-weights the embedding's content and never removes it. Two families that
+    before it, so that masking `embedding` re-weights the embedding's content and never removes it. In an additive model
+    what is masked is a route: the running stream, which is no source, holds the content still. Two families that
     stand in for each other both look idle.
     """
 
@@ -34,7 +35,8 @@ class MaskRenormalise(Ablation):
 
 
 class Coalition(Ablation):
-    """As `MaskRenormalise`, but where nothing would be left the read is zero: the value of every subset is defined.
+    """As `MaskRenormalise`, but where nothing would be left the read is zero (an additive one: the running stream), so
+    that the value of every subset is defined.
 
     For games over the families (`probe.analysis.coalitions`), not for the grid. It misleads with aliased families: they
     are redundant by construction.
@@ -131,7 +133,8 @@ class Increment(Ablation):
 
     kind = "increment"
     is_signed = True  # what is taken out of `v_n` may be more than its weight
-    attnres_sources = ("cumulative",)  # those of block_sum are increments already: `Zero` takes them out
+    # Those of block_sum are increments already: `Zero` takes them out. An additive model's are in its stream, too.
+    attnres_sources = ("cumulative",)
 
     def _members(self, site: ReadSite) -> tuple[bool, ...]:
         mask = source_mask(site, self.families)

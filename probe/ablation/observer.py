@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from attnres import FAMILIES, Read
-from attnres.routing import mix
 from probe.ablation.interventions import Ablation, source_mask
 
 FAMILY_PAIRS = tuple(combinations(FAMILIES, 2))
@@ -82,7 +81,7 @@ class Observer:
 
     def __call__(self, read: Read) -> Read:
         weights = read.routing_weights
-        hidden = mix(weights, read.sources)
+        hidden = read.hidden_states
         families = torch.tensor([source_mask(read.site, [f]) for f in FAMILIES], device=weights.device)
         mass = weights @ families.T.to(weights.dtype)  # (B, T, families)
         self._geometry.append(_mean_over(geometry(read), self.real))
@@ -117,8 +116,7 @@ def _measure(read: Read, hidden: Tensor, ablation: Ablation) -> tuple[Tensor, Te
         return torch.zeros_like(left, dtype=torch.bool), torch.zeros_like(left), left
     new, acts = ablation.outcome(read)
     ablation.check_values(read, new, acts)
-    moved = mix(new.routing_weights, new.sources)
-    return acts, ((moved - hidden).norm(dim=-1) / hidden.norm(dim=-1)).to(left.dtype), left
+    return acts, ((new.hidden_states - hidden).norm(dim=-1) / hidden.norm(dim=-1)).to(left.dtype), left
 
 
 def geometry(read: Read) -> Tensor:
@@ -126,9 +124,12 @@ def geometry(read: Read) -> Tensor:
 
     `entropy` of the routing weights (nats); `effective_sources`, its exponential; `effective_distinct_sources`,
     1 / sum_ij w_i w_j cos^2_ij, in which sources of one direction count as one (the similarity-sensitive diversity of
-    order 2 of Leinster and Cobbold, Ecology 93, 2012); and the mean cosine between the sources of two families.
+    order 2 of Leinster and Cobbold, Ecology 93, 2012); and the mean cosine between the sources of two families. All NaN
+    of a read without sources.
     """
     weights = read.routing_weights
+    if not read.sources:
+        return weights.new_full((*weights.shape[:-1], len(GEOMETRY)), torch.nan)
     values = torch.stack(read.sources, -2).to(weights.dtype)  # (B, T, n, H)
     products = values @ values.mT  # (B, T, n, n)
     norms = products.diagonal(dim1=-2, dim2=-1).sqrt().clamp_min(torch.finfo(values.dtype).tiny)

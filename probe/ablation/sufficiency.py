@@ -33,7 +33,7 @@ def keep(read: Read, kept: Tensor) -> Read:
 
 
 def silent(read: Read) -> Read:
-    """A read of nothing: zero, for its sublayer."""
+    """A read of no source: zero, for its sublayer; of an additive read, the running stream alone."""
     return read._replace(routing_weights=torch.zeros_like(read.routing_weights))
 
 
@@ -43,6 +43,7 @@ class KeepOnly(Ablation):
     It misleads where another source holds the same content. With cumulative sources every source contains the ones
     before it (content shared): keeping `current` is almost the vanilla model, and says nothing of routing. A light
     family is shown to its sublayer at a weight that it never had: that it would suffice does not say that it is used.
+    In an additive model what is kept is added to the running stream, which stays, and holds all content once.
     `KeepRandom` shows what any sources do.
     """
 
@@ -88,6 +89,8 @@ class KeepRandom(KeepOnly):
 class Silence(Ablation):
     """Make reads zero: what the sublayer is worth there. The baseline of `Rescue`.
 
+    Additive reads become the running stream: what *routing* is worth there. Those that add nothing are not applicable.
+
     It misleads where the rest of the model has never seen the sublayer silent: all that fails then is put down to it.
     Silencing several layers at once says less and less of each.
     """
@@ -97,7 +100,7 @@ class Silence(Ablation):
     can_be_estimated = False
 
     def exists_at(self, site: ReadSite) -> bool:
-        return True
+        return site.num_sources > 0
 
     def ablated(self, read: Read) -> tuple[Read, Tensor]:
         return silent(read), everywhere(read)
@@ -111,7 +114,8 @@ class Rescue(Ablation):
     which leaves reads without the family as they are; in the final read, which is one read, it is.
 
     It misleads as a lower bound: a route that needs another depth of the same sublayer before it rescues nothing here,
-    and is needed all the same. As with `KeepOnly`, cumulative sources share their content.
+    and is needed all the same. As with `KeepOnly`, cumulative sources share their content. In an additive model the
+    sublayer is not silent: it reads the running stream, and what is given back is a family's part of what is added.
     """
 
     kind = "rescue"
@@ -127,7 +131,7 @@ class Rescue(Ablation):
         return any(self.chosen(site))
 
     def acts_at(self, site: ReadSite) -> bool:
-        return site.index in self.reads
+        return site.index in self.reads and site.num_sources > 0
 
     def ablated(self, read: Read) -> tuple[Read, Tensor]:
         kept = self.members(read)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from probe.analysis.emergence import Emergence
-from probe.analysis.roles import NECESSARY, TESTS, Roles, content_is_shared
+from probe.analysis.roles import NECESSARY, TESTS, Roles, content_is_shared, is_additive
 from probe.vocabulary import (
     APPRECIABLE_MASS,
     LEVEL,
@@ -41,6 +41,8 @@ TITLES = {
     "redundancy": "redundancy",
     "coverage": "coverage",
 }
+OF_ROUTES = "of routes: the stream that they are added to holds their content, whatever is masked"
+"""What masks mean in an additive model."""
 NOT_WHOLE, NO_REGION = "effects over the whole depth were not probed", "effects in regions were not probed"
 SAME_WEIGHTS = 1e-4
 """Masses that differ by less are equal: routing weights are float32, means of many."""
@@ -100,7 +102,7 @@ def find_claims(
         emergence: of the run while it trained.
         summary: its `summary.json`.
     """
-    found = [_content_independence(effects, clusters)]
+    found = [_content_independence(effects, clusters, summary)]
     if not (effects.loc[effects["metric"] == MARGIN, "no_strength"] == "").any():
         why = "the clean margin is not clear of zero, so that no effect has a strength"
         return found + [Claim(claim, UNTESTED, [why]) for claim in ("C2", "C3", "C4")]
@@ -138,7 +140,7 @@ def _some(names: Sequence[str], most: int = 2) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _content_independence(effects: pd.DataFrame, clusters: pd.DataFrame) -> Claim:
+def _content_independence(effects: pd.DataFrame, clusters: pd.DataFrame, summary: dict[str, Any]) -> Claim:
     """C1: whether routing weights vary with the input, and whether they are the schedule's."""
     rows = whole_depth(primary_rows(effects))
     if rows.empty:
@@ -151,8 +153,10 @@ def _content_independence(effects: pd.DataFrame, clusters: pd.DataFrame) -> Clai
     current = rows[rows["family"] == "current"].set_index("sublayer")["mass"]
     on_current = ", ".join(f"{SUBLAYER_TITLES[str(name)]} {mass:.3f}" for name, mass in current.items())
     verdict = HOLDS if apart < SAME_WEIGHTS and spread < SAME_WEIGHTS else FAILS
-    statements = [f"mass s.d. over inputs up to {spread:.2g}", f"mass up to {apart:.2g} off the recency bias's"]
-    return Claim("C1", verdict, statements, [f"mass on current: {on_current or 'none'}"], _keys(rows))
+    schedule = "even weights" if is_additive(summary) else "the recency bias's"
+    statements = [f"mass s.d. over inputs up to {spread:.2g}", f"mass up to {apart:.2g} off {schedule}"]
+    details = [] if is_additive(summary) else [f"mass on current: {on_current or 'none'}"]
+    return Claim("C1", verdict, statements, details, _keys(rows))
 
 
 def _motifs(effects: pd.DataFrame, emergence: Emergence | None, summary: dict[str, Any]) -> Claim:
@@ -181,6 +185,7 @@ def _motifs(effects: pd.DataFrame, emergence: Emergence | None, summary: dict[st
     details.append(
         f"motifs: {len(now) + half} at half of tau = {100 * tau:g} %, {len(now)} at tau, {twice} at twice tau"
     )
+    details += [OF_ROUTES] if is_additive(summary) else []
     keys = _keys(pd.DataFrame([rows[route] for route in (*present, *before, *other)], columns=regions.columns))
     earlier = [{"step": peak["step"], **dict(zip(ROUTE, route.key, strict=True))} for route, peak in past.items()]
     keys += [{"table": IN_TRAINING, **place, "kind": MASK, "metric": MARGIN} for place in earlier]
@@ -299,7 +304,10 @@ def _mass_without_role(
         )
         if names := " / ".join(by_sublayer):
             details.append(f"{test} by epsilon, or not known better: {names}")
-    details += ["in the increment basis, as sources share content"] if content_is_shared(summary) else []
+    if is_additive(summary):
+        details.append(OF_ROUTES)
+    elif content_is_shared(summary):
+        details.append("in the increment basis, as sources share content")
     return Claim("C4", verdict, statements, details, [key for role in found for key in role.rows])
 
 

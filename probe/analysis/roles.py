@@ -11,6 +11,8 @@ merely stirs noise look harmless, and can hide a harm (docs/statistics.md).
 
 With cumulative sources every source contains the ones before it. There the first test is made in the increment basis,
 where a family's contribution is really gone, and the other two cannot be made: kept sources and pairs share content.
+With delta_block sources every second one shares content, so that they cannot be made either; the first says of the
+*route* that it is not necessary, as the stream that it is added to holds the content still.
 """
 
 from __future__ import annotations
@@ -45,8 +47,15 @@ TESTS = (NECESSARY, SUFFICIENT, INTERACTS)
 
 
 def content_is_shared(summary: dict[str, Any]) -> bool:
-    """Whether a source of the model contains the ones before it."""
-    return summary["model"]["attnres_source"] == "cumulative"
+    """Whether a source of the model contains others before it: all of them (cumulative), or every second one
+    (delta_block; not in full mode, where each is one sublayer's output)."""
+    model = summary["model"]
+    return model["attnres_source"] == "cumulative" or (is_additive(summary) and model["attnres_mode"] == "block")
+
+
+def is_additive(summary: dict[str, Any]) -> bool:
+    """Whether what is routed is added to the running stream."""
+    return summary["model"]["attnres_source"] == "delta_block"
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ class Roles:
     @property
     def basis(self) -> str:
         """The kind of intervention that takes a family away."""
-        return Increment.kind if content_is_shared(self.summary) else MASK
+        return Increment.kind if self.summary["model"]["attnres_source"] in Increment.attnres_sources else MASK
 
     def _row(self, route: Route, kind: str, metric: str = MARGIN) -> pd.Series | None:
         rows = primary_rows(self.effects, metric, kind)

@@ -216,37 +216,36 @@ class RoutedStack(Stack):
         return hidden, state
 
     def write(self, state: DepthState, output: Tensor) -> DepthState:
-        return self._closed(routing.write(state, output))
+        return self._closed(routing.write(state, output), output)
 
-    def _closed(self, state: DepthState) -> DepthState:
-        """The state with its stream closed as a block, if the sublayer before the next read closes one."""
-        return routing.close_block(self.router, state) if self._opens_block(state.read_index) else state
+    def _closed(self, state: DepthState, output: Tensor) -> DepthState:
+        """The state with its block closed, if the sublayer before the next read, which wrote `output`, closes one."""
+        return routing.close_block(self.router, state, output) if self._opens_block(state.read_index) else state
 
     def _opens_block(self, read: int) -> bool:
         layer, odd = divmod(read - 1, 2)
         return read == 0 or self.layers[layer].closes_block[odd]
 
     def adds_to_stream(self, sublayer: int) -> bool:
-        return self.sites[sublayer].has_current
+        return self.sites[sublayer].has_current or self.sites[sublayer].is_additive
 
     def _sources(self, run: Run, read: int, take: Callable[[Tensor], Tensor], count: int) -> tuple[tuple, tuple]:
         values = tuple(take(value) for value in run.completed[:count])
         return values, tuple(take(logits).unbind(-1) for logits in run.completed_logits[:count])
 
     def _num_completed(self, read: int) -> int:
-        """Completed sources before a read, the embedding included."""
-        if read < len(self.sites):
-            return self.sites[read].num_completed
-        return self.sites[-1].num_completed + self._opens_block(read)
+        """Completed sources before a read, the embedding included, whether it sees them or not."""
+        return sum(map(self._opens_block, range(read + 1)))
 
     def resume(self, run: Run, read: int, take: Callable[[Tensor], Tensor], stream: Tensor | None = None) -> DepthState:
         count, opens = self._num_completed(read), self._opens_block(read)
-        cumulative = self.router.cumulative
         if stream is None:
-            current = take(run.streams[read]) if cumulative or not opens else None
+            current = None if opens and self.router.source == "block_sum" else take(run.streams[read])
             return DepthState(*self._sources(run, read, take, count), current, read)
-        # A stream that has just been closed is the newest source, too.
-        return self._closed(DepthState(*self._sources(run, read, take, count - opens), stream, read))
+        # A block that has just been closed is the newest source, too.
+        state = DepthState(*self._sources(run, read, take, count - opens), stream, read)
+        written = stream - take(run.streams[read - 1]) if read and self.sites[0].is_additive else stream
+        return self._closed(state, written)
 
     def read_mixed(self, read: int, ours: Run, sources: frozenset[int], take: Any, take_other: Any) -> Tensor:
         site = self.sites[read]
@@ -257,7 +256,8 @@ class RoutedStack(Stack):
         completed = tuple(of(i)(value) for i, value in enumerate(ours.completed[: site.num_completed]))
         held = enumerate(ours.completed_logits[: site.num_completed])
         logits = tuple(of(i)(value).unbind(-1) for i, value in held)
-        current = of(site.num_completed)(ours.streams[read]) if site.has_current else None
+        has_stream = site.has_current or site.is_additive
+        current = of(site.num_completed)(ours.streams[read]) if has_stream else None
         return routing.read(self.router_apart, DepthState(completed, logits, current, read))[0]
 
     def masses(self, run: Run, read: int) -> Tensor:

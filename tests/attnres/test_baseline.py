@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from attnres import AttnResForCausalLM, recency_schedule, wrap_qwen3
-from tests.conftest import BOTH, SMALL_SHAPE
+from tests.conftest import BOTH, SMALL_SHAPE, with_bias
 
 # Shape of Qwen3-0.6B in depth; the width plays no part in the schedule.
 DEEP = {"num_hidden_layers": 28, "hidden_size": 8, "intermediate_size": 8, "head_dim": 4}
@@ -31,7 +31,7 @@ def measure(model: AttnResForCausalLM, input_ids: torch.Tensor) -> tuple[torch.T
 def assert_as_scheduled(model: AttnResForCausalLM, input_ids: torch.Tensor, schedule) -> None:
     for weights, expected in zip(measure(model, input_ids), schedule, strict=True):
         assert weights.shape == (*input_ids.shape, len(expected))
-        assert (weights - expected).abs().max() <= 1e-6
+        torch.testing.assert_close(weights.double(), expected.expand_as(weights), atol=1e-6, rtol=0)
 
 
 @settings(max_examples=15)
@@ -61,8 +61,8 @@ def test_measured_weights_equal_the_schedule(
 @BOTH
 @pytest.mark.parametrize("routing", ["learned", "frozen"])
 def test_schedule_of_any_model_with_zero_queries(make_model, make_tokens, source, mode, routing):
-    shape = {"num_hidden_layers": 5, "attnres_source": source, "attnres_mode": mode, "attnres_routing": routing}
-    model = make_model(randomize=False, attnres_recency_bias_init=1.25, **shape)
+    shape = {"num_hidden_layers": 5, "attnres_mode": mode, "attnres_routing": routing}
+    model = make_model(randomize=False, **with_bias(source, 1.25), **shape)
     input_ids = make_tokens(model)
     assert_as_scheduled(model, input_ids, recency_schedule(model))
     assert_as_scheduled(model, input_ids, recency_schedule(model.config))

@@ -16,7 +16,7 @@ from tests.conftest import SMALL_SHAPE, SOURCES, small_config
 from tests.support.paths import FIXTURES
 
 CHOICES = {
-    "attnres_source": ["cumulative", "block_sum"],
+    "attnres_source": list(SOURCES),
     "attnres_mode": ["block", "full"],
     "attnres_routing": ["learned", "frozen"],
     "attnres_gate_type": ["bias"],
@@ -102,6 +102,7 @@ def test_blocks_partition_the_layers(num_layers, data, source):
     bias=st.floats(-10, 10) | st.integers(-10, 10),
 )
 def test_dict_and_json_round_trip(choices, num_blocks, bias):
+    bias = 0 if choices["attnres_source"] == "delta_block" else bias  # it has none
     fields = {"attnres_num_blocks": num_blocks, "attnres_recency_bias_init": bias, **choices}
     config = small_config(**fields)
     for again in (AttnResConfig(**config.to_dict()), AttnResConfig.from_dict(json.loads(config.to_json_string()))):

@@ -152,7 +152,7 @@ def test_hidden_states_and_attentions_of_every_step(make_model, make_tokens):
 
 
 def even(read: Read) -> Read:
-    return read._replace(routing_weights=torch.full_like(read.routing_weights, 1 / read.site.num_sources))
+    return read._replace(routing_weights=torch.full_like(read.routing_weights, 1 / max(1, read.site.num_sources)))
 
 
 @BOTH

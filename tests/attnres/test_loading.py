@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from attnres import AttnResConfig, AttnResForCausalLM, AttnResModel
 from tests.attnres.test_modeling import check_initial_routing
-from tests.conftest import BOTH, MODES, SOURCES, small_config
+from tests.conftest import BOTH, MODES, SOURCES, small_config, with_bias
 from tests.support import oracle
 from tests.support.paths import FIXTURES
 
@@ -89,7 +89,7 @@ def test_published_format_with_uneven_blocks(make_model, make_tokens, tmp_path, 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_initial_values_survive_a_checkpoint(make_model, tmp_path, source):
-    make_model(randomize=False, attnres_source=source, attnres_recency_bias_init=3).save_pretrained(tmp_path)
+    make_model(randomize=False, **with_bias(source, 3)).save_pretrained(tmp_path)
     check_initial_routing(AttnResForCausalLM.from_pretrained(tmp_path))
 
 
@@ -200,16 +200,16 @@ def test_a_line_of_very_many_names_is_cut(make_vanilla, tmp_path):
 
 def test_a_final_read_without_a_source_is_refused(make_model, tmp_path):
     make_model(attnres_source="block_sum").save_pretrained(tmp_path)
-    edit_config(tmp_path, attnres_source=...)
+    edit_config(tmp_path, attnres_source=..., attnres_num_blocks=2)
     refuse(tmp_path, r"model\.final_res_norm\.weight, model\.final_res_proj.*'block_sum'")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "supported"),
     [
-        ("attnres_mode", "delta_block", "block, full"),
+        ("attnres_mode", "blocks", "block, full"),
         ("attnres_gate_type", None, "bias"),
-        ("attnres_source", "delta", "cumulative, block_sum"),
+        ("attnres_source", "delta", "cumulative, block_sum, delta_block"),
     ],
 )
 def test_an_unsupported_variant_is_refused_by_name(tmp_path, key, value, supported):

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from attnres import AttnResForCausalLM, AttnResModel, read_sites
-from tests.conftest import BOTH, SOURCES, small_config
+from tests.conftest import BOTH, SOURCES, small_config, with_bias
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -19,6 +19,7 @@ def test_names_in_the_state_dict(make_model, source):
         for i in range(3)
         for sublayer in ("attn", "mlp")
         for name, shape in (("proj.weight", (1, hidden)), ("norm.weight", (hidden,)), ("bias", ()))
+        if name != "bias" or source != "delta_block"
     }
     if source == "block_sum":
         expected |= {"model.final_res_proj.weight": (1, hidden), "model.final_res_norm.weight": (hidden,)}
@@ -29,7 +30,7 @@ def test_names_in_the_state_dict(make_model, source):
 
 def check_initial_routing(model: AttnResForCausalLM | AttnResModel) -> None:
     routing = model.routing_parameters()
-    assert len(routing) >= 6 * model.config.num_hidden_layers
+    assert len(routing) >= (4 if model.config.is_additive else 6) * model.config.num_hidden_layers
     for name, parameter in routing.items():
         value = 0.0 if "_proj" in name else 1.0 if "_norm" in name else model.config.attnres_recency_bias_init
         assert torch.equal(parameter, torch.full_like(parameter, value)), name
@@ -38,7 +39,7 @@ def check_initial_routing(model: AttnResForCausalLM | AttnResModel) -> None:
 @BOTH
 @pytest.mark.parametrize("bias", [0.0, 3, -1.5])
 def test_initial_values(source, mode, bias):
-    config = small_config(attnres_source=source, attnres_mode=mode, attnres_recency_bias_init=bias)
+    config = small_config(attnres_mode=mode, **with_bias(source, bias))
     for model in (AttnResForCausalLM(config), AttnResModel(config), AutoModelForCausalLM.from_config(config)):
         check_initial_routing(model)
     weights = model.model.layers[0].mlp.up_proj.weight
@@ -48,7 +49,7 @@ def test_initial_values(source, mode, bias):
 
 @BOTH
 def test_no_parameter_is_left_as_uninitialised_memory(source, mode):
-    config = small_config(attnres_source=source, attnres_mode=mode, attnres_recency_bias_init=2, attention_bias=True)
+    config = small_config(attnres_mode=mode, attention_bias=True, **with_bias(source, 2))
     with torch.device("meta"):
         model = AttnResForCausalLM(config)
     model.to_empty(device="cpu")

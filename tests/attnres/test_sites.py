@@ -33,10 +33,10 @@ def test_sites_are_the_reads_in_order_and_families_partition_their_sources(sourc
         families = list(site.families)
         assert len(families) == site.num_sources == site.num_completed + site.has_current
         assert set(families) <= set(FAMILIES)
-        assert families[0] == "embedding"
-        assert families.count("embedding") == 1
+        assert bool(families) == (site.index > 0 or source != "delta_block")  # there the first read has no sources
+        assert families.count("embedding") == bool(families)
         assert families.count("current") == site.has_current
-        assert families.count("prev_completed") == min(1, site.num_completed - 1)
+        assert families.count("prev_completed") == (site.num_completed > 1)
         assert families.count("older") == max(0, site.num_completed - 2)
         assert families == sorted(families, key=["embedding", "older", "prev_completed", "current"].index)
 
@@ -106,3 +106,15 @@ def test_block_sum_8_layers_in_4_blocks():
     final = sites[-1]
     assert (final.sublayer, final.region, final.layer_idx) == ("final", "final", None)
     assert final.families == ("embedding", "older", "older", "older", "prev_completed")
+
+
+def test_delta_block_8_layers_in_4_blocks():
+    sites = read_sites(small_config(num_hidden_layers=8, attnres_num_blocks=4, attnres_source="delta_block"))
+    # The attention that opens a block does not see the block before it; the stream is no source; no read is the last.
+    assert [site.num_sources for site in sites] == [0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4]
+    assert all(site.is_additive and not site.has_current for site in sites)
+    assert sites[0].families == ()
+    assert sites[-1].families == ("embedding", "older", "older", "prev_completed")
+    fields = {"num_hidden_layers": 3, "attnres_num_blocks": 1, "attnres_source": "delta_block", "attnres_mode": "full"}
+    full = read_sites(small_config(**fields))
+    assert [site.num_sources for site in full] == [0, 2, 3, 4, 5, 6]  # the embedding and all outputs so far

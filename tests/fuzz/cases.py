@@ -344,6 +344,13 @@ DAMAGED = [
         parts=HF,
     ),
     run(f"run RUN {NEW}", "a model of another kind", with_json("hf/config.json", model_type="gpt2"), parts=HF),
+    run(f"run RUN {NEW}", "a mode of another code", with_json("hf/config.json", attnres_mode="delta"), parts=HF),
+    run(
+        f"run RUN {NEW}",
+        "fields of two codes",
+        with_json("hf/config.json", attnres_use_null_source=True),
+        parts=HF,
+    ),
     run(f"run RUN {NEW}", "no `task.json`", without("hf/task.json"), parts=HF),
     run(f"run RUN {NEW}", "`seed` is text", with_json("hf/attnres_run.json", seed="x"), parts=HF),
     run(

@@ -44,11 +44,16 @@ class NaiveProbe:
             chosen[-1] = chosen[-2] = True
         return chosen
 
-    def logits_under(self, kind, families, reads, positions: Tensor, with_aliases: bool = False) -> Tensor:
-        """Logits (B, T, vocabulary) of a full forward with the ablation at `positions` (B, T) of a route's `reads`."""
+    def logits_under(
+        self, kind, families, reads, positions: Tensor, with_aliases: bool = False, sublayer: str = "both"
+    ) -> Tensor:
+        """Logits (B, T, vocabulary) of a full forward with the ablation at `positions` (B, T) of a route's `reads`.
+
+        `sublayer` is the route's, which `rescue` silences at all depths.
+        """
         keeps = kind in ("keep_only", "keep_random", "rescue")
         twins = keeps or (with_aliases and kind != "increment")  # to keep is to keep both; no increment has a twin
-        sublayers = {self.sites[index].sublayer for index in reads}
+        sublayers = ("self_attn", "mlp") if sublayer == "both" else (sublayer,)
         changed = [s.index for s in self.sites if s.sublayer in sublayers] if kind == "rescue" else reads
 
         def replacement(index: int):

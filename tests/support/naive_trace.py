@@ -68,7 +68,7 @@ class NaiveTrace:
 
     def _begins_a_sum(self, index: int) -> bool:
         config = self.model.config
-        if not isinstance(self.model, AttnResForCausalLM) or config.attnres_source == "cumulative":
+        if not isinstance(self.model, AttnResForCausalLM) or config.attnres_source != "block_sum":
             return False
         if config.attnres_mode == "full":
             return True

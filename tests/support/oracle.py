@@ -1,7 +1,7 @@
 """Depth-wise reads and writes as naively as they can be written: lists of sources, stack, softmax, einsum.
 
 Of the model under test only the weights and transformers' own modules (attention, MLP, norms, rotary embedding) are
-used. Which sources a read has is spelled out four times, once for each source and mode.
+used. Which sources a read has is spelled out six times, once for each source and mode.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ class _Reader:
         weights, v = self.replace.get(len(self.routing_weights), lambda *same: same)(weights, v)
         self.routing_weights.append(weights)
         return torch.einsum("btn,nbth->bth", weights, v).to(completed[0].dtype)
+
+    def added(self, name: str, stream: Tensor, sources: list[Tensor]) -> Tensor:
+        """A read that is added to the stream: the stream itself where it has no sources."""
+        if sources:
+            return stream + self(name, sources, None)
+        self.routing_weights.append(stream[..., :0])
+        self.values.append(stream.new_empty(0, *stream.shape))
+        return stream
 
 
 def forward(
@@ -114,6 +122,25 @@ def run(
                 completed.append(attend(layer, read(f"layers.{i}.attn", completed, None)))
                 completed.append(feed(layer, read(f"layers.{i}.mlp", completed, None)))
             output = read("final", completed, None)
+        case "delta_block", "block":
+            stream, completed = embedding, []
+            for block in blocks:
+                for i in block:
+                    layer = body.layers[i]
+                    hidden = read.added(f"layers.{i}.attn", stream, completed)
+                    if i == block[0]:  # after the block's first read, of the stream that this read has found
+                        completed = [*completed, stream - completed[-1] if completed else stream]
+                    stream = stream + attend(layer, hidden)
+                    stream = stream + feed(layer, read.added(f"layers.{i}.mlp", stream, completed))
+            output = stream
+        case "delta_block", "full":
+            stream, completed = embedding, []
+            for i, layer in enumerate(body.layers):
+                attended = attend(layer, read.added(f"layers.{i}.attn", stream, completed))
+                stream, completed = stream + attended, [*(completed or [embedding]), attended]
+                fed = feed(layer, read.added(f"layers.{i}.mlp", stream, completed))
+                stream, completed = stream + fed, [*completed, fed]
+            output = stream
         case other:
             raise NotImplementedError(other)
     return model.lm_head(body.norm(output)), tuple(read.routing_weights), tuple(read.values)

@@ -7,6 +7,8 @@ sums, and with gradient checkpointing it books attention under the MLP. A formul
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from transformers import PreTrainedModel
 
 from attnres import AttnResConfig, read_sites
@@ -36,8 +38,10 @@ def forward_flops(config, seq: int, queries: int) -> dict[str, float]:
     }
     if isinstance(config, AttnResConfig):
         sites = read_sites(config)
-        # A logit for each completed source, and one for `current` unless it is the newest of those.
-        logits = sum(site.num_completed + (site.has_current and not site.current_is_alias) for site in sites)
+        # A logit for each source that is completed before, and one for `current` unless it is the newest of those.
+        closed = [config.closes_block(site.layer_idx, site.sublayer) for site in sites if site.layer_idx is not None]
+        before = accumulate(closed, initial=1)  # the embedding
+        logits = sum(n + (s.has_current and not s.current_is_alias) for n, s in zip(before, sites, strict=False))
         flops["routing_logits"] = 2 * seq * hidden * logits
         flops["routing_sums"] = 2 * seq * hidden * sum(site.num_sources for site in sites)
     return {part: float(value) for part, value in flops.items()}

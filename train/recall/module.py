@@ -53,7 +53,8 @@ class RetrievalModule(LightningModule):
         head_dim: Width of a head, even.
         tie_word_embeddings: Use the input embeddings as output head.
         attnres_num_blocks: Number of blocks the layers are divided into.
-        attnres_source: What a completed block is: `cumulative` (a snapshot of the stream) or `block_sum`.
+        attnres_source: What a completed block is: `cumulative` (a snapshot of the stream), `block_sum`, or
+            `delta_block` (the stream less the source before; what is routed is added to the stream).
         attnres_mode: `block`, or `full`: every sublayer closes a block of its own.
         attnres_routing: `learned`, or `frozen`: routing parameters stay as they are at the start.
         attnres_recency_bias_init: Initial logit added to the current stream at every read.
@@ -83,7 +84,7 @@ class RetrievalModule(LightningModule):
         head_dim: int = 16,
         tie_word_embeddings: bool = False,
         attnres_num_blocks: int = 4,
-        attnres_source: Literal["cumulative", "block_sum"] = "cumulative",
+        attnres_source: Literal["cumulative", "block_sum", "delta_block"] = "cumulative",
         attnres_mode: Literal["block", "full"] = "block",
         attnres_routing: Literal["learned", "frozen"] = "learned",
         attnres_recency_bias_init: float = 0.0,
@@ -140,7 +141,7 @@ class RetrievalModule(LightningModule):
 
     @property
     def condition(self) -> str:
-        """`vanilla`, `cumulative`, `block_sum`, `frozen` or `frozen_block_sum`; with `_full` in full mode."""
+        """`vanilla`, the sources, or `frozen` and `frozen_block_sum`, …; with `_full` in full mode."""
         config = self.model.config
         if not isinstance(config, AttnResConfig):
             return "vanilla"
@@ -275,7 +276,7 @@ def _build_model(options: Mapping[str, Any]) -> PreTrainedModel:
     model = AttnResForCausalLM(config)
     # The recency bias of a read without `current` takes no gradient, which DistributedDataParallel refuses.
     for site in read_sites(config):
-        if site.layer_idx is not None and not site.has_current:
+        if site.layer_idx is not None and not site.has_current and not site.is_additive:
             name = "attn_res_bias" if site.sublayer == "self_attn" else "mlp_res_bias"
             getattr(model.model.layers[site.layer_idx], name).requires_grad_(False)
     return model

@@ -18,11 +18,12 @@ from probe.analysis.coalitions import coalition_cells
 from probe.examples.examples import Examples
 from probe.runner import measure
 from probe.vocabulary import METRICS
+from tests.conftest import MODES, SOURCES
 from tests.support.naive_probe import NaiveProbe, metrics
 
 TASK = MQAR(num_pairs=4, vocab_size=40)
 INPUTS = Examples.from_batch(TASK.batch("probe", range(6)))
-CONDITIONS = [(s, m) for s in ("cumulative", "block_sum") for m in ("block", "full")]
+CONDITIONS = [(s, m) for s in SOURCES for m in MODES]
 SEED = 3
 
 
@@ -67,7 +68,8 @@ def assert_equals_naive(model, cells, inputs=INPUTS, atol=1e-5, positions=("all"
     for (index, where), effects in result.effects.items():
         cell = result.cells[index]
         mask = torch.ones_like(labels, dtype=torch.bool) if where == "all" else labels != IGNORE_INDEX
-        logits = naive.logits_under(cell.intervention.kind, cell.families, cell.reads, mask, cell.with_aliases)
+        about = (cell.families, cell.reads, mask, cell.with_aliases, cell.route.sublayer)
+        logits = naive.logits_under(cell.intervention.kind, *about)
         ablated, _ = metrics(logits, labels, values, distractors)
         for name in names:
             change = mean_by_sequence(ablated[name]) - mean_by_sequence(clean[name])
@@ -82,13 +84,14 @@ def assert_equals_naive(model, cells, inputs=INPUTS, atol=1e-5, positions=("all"
 @pytest.mark.parametrize(("source", "mode"), CONDITIONS)
 def test_masking_equals_a_naive_full_forward_at_every_scope(make_model, source, mode):
     model = make_model(attnres_source=source, attnres_mode=mode, num_hidden_layers=3, attnres_num_blocks=2)
-    assert assert_equals_naive(model, grid(model)) > 50
+    few = (source, mode) == ("delta_block", "block")  # two blocks have at most two sources
+    assert assert_equals_naive(model, grid(model)) >= (20 if few else 50)
 
 
 @pytest.mark.parametrize("kind", [*grid_kinds(), "coalition"])
-@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_every_kind_equals_a_naive_full_forward(make_model, source, kind):
-    if (source, kind) == ("block_sum", "increment"):
+    if source != "cumulative" and kind == "increment":
         return  # refused, see below
     model = make_model(attnres_source=source, num_hidden_layers=4, attnres_num_blocks=2)
     scopes = ("late", "all", "layer:0", "layer:2", *(("final",) if source == "block_sum" else ()))
@@ -110,7 +113,7 @@ def test_keeping_equals_a_naive_full_forward_where_each_write_is_a_source(make_m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_trained_models_too(trained_model, source):
     """All kinds and all scopes on a model that has learned something."""
     model = trained_model(source)
@@ -135,7 +138,7 @@ def many_token_inputs(num_sequences: int = 5) -> Examples:
     return Examples.collate(rows)
 
 
-@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_answers_of_several_tokens(make_model, source):
     model = make_model(attnres_source=source)
     cells = grid(

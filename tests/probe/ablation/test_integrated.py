@@ -86,10 +86,11 @@ def test_it_is_the_mean_derivative_along_the_path(make_model, kind):
         assert compared > 5
 
 
-def test_all_parts_add_up_to_the_exact_effect_of_the_path(make_model, monkeypatch):
+@pytest.mark.parametrize("source", ["cumulative", "delta_block"])
+def test_all_parts_add_up_to_the_exact_effect_of_the_path(make_model, monkeypatch, source):
     """Completeness: with many points, the cell of all layers and both sublayers is the exact one."""
     monkeypatch.setattr(integrated, "POINTS", 32)
-    model = make_model().double().requires_grad_(False)
+    model = make_model(attnres_source=source, attnres_num_blocks=4).double().requires_grad_(False)
     kinds = [Kind(MaskRenormalise, estimated) for estimated in (False, True)]
     cells = [c for kind in kinds for c in build_grid(model.model.sites, kind, FAMILIES, ["both"], ["all"])]
     found = Engine(model, cells, ("all",)).run(INPUTS).effects

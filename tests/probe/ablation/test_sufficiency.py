@@ -17,11 +17,11 @@ from probe.ablation.interventions import Ablation, Coalition, Context, KeepOnly,
 from probe.examples.examples import Examples
 from probe.runner import grid, measure
 from probe.settings import ProbeSettings
-from tests.conftest import randomize_
+from tests.conftest import MODES, SOURCES, randomize_
 from tests.support import planted
 
 INPUTS = Examples.from_batch(MQAR(num_pairs=4, vocab_size=40).batch("probe", range(6)))
-SHAPES = [("cumulative", "block"), ("cumulative", "full"), ("block_sum", "block"), ("block_sum", "full")]
+SHAPES = [(source, mode) for source in SOURCES for mode in MODES]
 KINDS = (KeepOnly, KeepRandom, Silence, Rescue)
 
 

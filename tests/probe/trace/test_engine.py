@@ -14,7 +14,8 @@ from probe.trace import DIRECTIONS, Flips, TraceResult, engine, plan, stack, tra
 from probe.trace import passes as passes_module
 from tests.support.naive_trace import NaiveTrace
 
-MODELS = ("vanilla", "wrapped", "cumulative", "block_sum", "cumulative full", "block_sum full")
+MODELS = ("vanilla", "wrapped", "cumulative", "block_sum", "delta_block", "cumulative full", "block_sum full")
+MODELS += ("delta_block full",)
 LAYERS, SEQ = 3, 7
 
 
@@ -75,7 +76,7 @@ def test_every_site_equals_a_naive_full_forward(model):
     kinds = {site.kind for site in result.sites}
     assert kinds == {"stream", "output", "input"} | ({"source"} if hasattr(model, "sites") else set())
     moved = np.abs(result.margins[0] - result.corrupted) > 1e-4  # (sites, positions, sequences)
-    assert moved.any((1, 2)).mean() > 0.9
+    assert moved.any((1, 2)).mean() > 0.85  # the embedding of a late read hardly ever
 
 
 @each_model
@@ -159,10 +160,14 @@ def test_the_kept_runs_are_the_models_own_bit_for_bit(model):
 
 @each_model
 def test_all_sources_of_a_read_are_its_input(model):
-    """Where a read has one source, as the first of block sums does, patching it is patching what the read hands on."""
+    """Where a read has one source, as the first of block sums does, patching it is patching what the read hands on.
+
+    An additive read hands on the stream, too.
+    """
     result = trace(model, flips())
     for index, site in enumerate(result.sites):
-        if site.kind == "source" and model.sites[site.read].num_sources == 1:
+        read = model.sites[site.read] if site.kind == "source" else None
+        if read is not None and read.num_sources == 1 and not read.is_additive:
             (same,) = [i for i, s in enumerate(result.sites) if s.kind == "input" and s.read == site.read]
             np.testing.assert_allclose(result.logits[:, index], result.logits[:, same], atol=1e-5)
 

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("quiet_wandb")
 FOLDER = ROOT / "configs"
 STUDIES = [
     *FOLDER.glob("*study.yaml"),
+    FOLDER / "additive.yaml",
     FOLDER / "motifs.yaml",
     FOLDER / "sweep.yaml",
 ]  # of many runs: tests/train/study

@@ -22,6 +22,7 @@ from probe.runner import grid, plan_probe
 from probe.settings import TrainingProbeSettings
 from probe.training import shared
 from probe.training.shared import settings_of_probe
+from tests.conftest import SOURCES
 from tests.support.paths import CONFIGS
 from tests.train.cli.test_fit import TINY, refused
 from train.cli import main
@@ -106,6 +107,7 @@ def without_sums(flops: dict[str, float]) -> float:
 
 
 OPTIONS = ({}, {"architecture": "vanilla"}, {"attnres_source": "block_sum"}, {"attnres_mode": "full"})
+OPTIONS += ({"attnres_source": "delta_block"}, {"attnres_source": "delta_block", "attnres_mode": "full"})
 OPTIONS += ({"attnres_routing": "frozen"}, {"gradient_checkpointing": True})
 
 
@@ -168,7 +170,7 @@ def test_a_large_model_is_not_allocated():
 SHIPPED = [kind for kind in interventions.Ablation.known.values() if kind.__module__.startswith("probe.ablation.")]
 
 
-@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("positions", [("all",), ("query",), ("all", "query")])
 def test_a_sweep_takes_the_passes_that_were_planned(source, positions, make_model):
     model = make_model(attnres_source=source, num_hidden_layers=2)

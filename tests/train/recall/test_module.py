@@ -8,6 +8,7 @@ import torch
 
 from attnres import AttnResConfig, AttnResForCausalLM
 from attnres.tasks import MQAR
+from tests.conftest import MODES, SOURCES
 from train.recall.metrics import GroupAccuracy, RoutingEntropy
 from train.recall.module import RetrievalModule
 from train.recall.optim import RoutingLearningRates, routing_gradient_norms
@@ -36,6 +37,8 @@ def make(**changes) -> RetrievalModule:
         ({"attnres_source": "block_sum"}, "block_sum"),
         ({"attnres_routing": "frozen"}, "frozen"),
         ({"attnres_routing": "frozen", "attnres_source": "block_sum"}, "frozen_block_sum"),
+        ({"attnres_source": "delta_block"}, "delta_block"),
+        ({"attnres_source": "delta_block", "attnres_mode": "full"}, "delta_block_full"),
         ({"attnres_mode": "full"}, "cumulative_full"),
         ({"attnres_routing": "frozen", "attnres_mode": "full"}, "frozen_full"),
     ],
@@ -122,8 +125,8 @@ def test_gradient_norms_of_routing_parameters():
     assert routing_gradient_norms(make(architecture="vanilla").model) == {}
 
 
-@pytest.mark.parametrize("mode", ["block", "full"])
-@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("source", SOURCES)
 def test_every_trained_parameter_takes_a_gradient(source, mode):
     module = make(attnres_source=source, attnres_mode=mode)
     module(MQAR(4, 32).batch("train", range(2))).logits.sum().backward()
@@ -158,15 +161,17 @@ def test_accuracy_of_groups():
     assert found == pytest.approx({"accuracy": 5 / 9, "accuracy_one": 4 / 6, "accuracy_two": 1 / 3})
 
 
-@pytest.mark.parametrize("source", ["cumulative", "block_sum"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_routing_entropy(source):
-    model = make(attnres_source=source).model
+    model = make(attnres_source=source, num_hidden_layers=3, attnres_num_blocks=3).model  # all choose somewhere
     even = model(torch.arange(6).view(2, 3), output_routing_weights=True).routing_weights  # queries are zero
     metric = RoutingEntropy(model.sites)
     metric.update(even)
     assert metric.compute() == pytest.approx(dict.fromkeys(dict.fromkeys(s.sublayer for s in model.sites), 1.0))
     metric.reset()
-    one_hot = [torch.nn.functional.one_hot(weights.argmax(-1), weights.shape[-1]).float() for weights in even]
+    one_hot = [torch.zeros_like(weights) for weights in even]
+    for weights in one_hot:
+        weights[..., -1:] = 1
     metric.update(one_hot)
     assert all(share == 0 for share in metric.compute().values())
     metric.update(even)

@@ -33,6 +33,7 @@ def test_the_sweep_file_is_the_studys_grid(monkeypatch):
     assert load_sweep_config("configs/sweep.yaml") == sweep(load_study(Path("configs/study.yaml")))
     assert len(list(load_study(Path("configs/motifs.yaml")).runs(Path("motifs")))) == 4 * 5
     assert len(list(load_study(Path("configs/memory_study.yaml")).runs(Path("memory")))) == 3 * 3 * 3
+    assert len(list(load_study(Path("configs/additive.yaml")).runs(Path("additive")))) == 2 * 3
 
 
 @pytest.mark.slow
