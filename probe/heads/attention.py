@@ -57,7 +57,7 @@ def _weights(stack: Stack, run: Run, layer: int, places: Tensor) -> Tensor:
     heads = stack.model.config.num_attention_heads
     _, _, length, size = run.keys[layer].shape
     found = [places.new_zeros((0, heads), dtype=torch.float32)]
-    for part in places.split(max(1, KEYS_AT_ONCE // (heads * length * size))):
+    for part in places.split(max(1, KEYS_AT_ONCE // (heads * length * size))) if len(places) else ():
         sequence, asked, value = part.unbind(1)
         weights = Asking.of(stack, run, layer, sequence, asked).weights()  # (K, heads, T)
         found.append(weights.gather(2, value.view(-1, 1, 1).expand(-1, heads, 1)).squeeze(2))
