@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -174,6 +175,8 @@ def _run(request: Request) -> int:
     os.chdir(request.folder)
     program, *arguments = request.command
     sys.argv = [program, *arguments]
+    if os.environ["WANDB_MODE"] != "disabled":  # it removes a folder for images at its end, which all would share
+        sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")
     for inject in request.injections:
         inject()
     main: Any = pkgutil.resolve_name(PROGRAMS[program])
