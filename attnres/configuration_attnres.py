@@ -110,6 +110,13 @@ class AttnResConfig(Qwen3Config):
         made = super().from_dict({**held, **fields}, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
         config._read_format = read_format
+        theirs = config_dict.get("attnres_mode", "block")
+        for key in ("attnres_source", "attnres_mode"):
+            if read_format == formats.DELTA and getattr(config, key) != held[key]:
+                raise ValueError(
+                    f"{key} '{getattr(config, key)}' is not what a checkpoint of Delta Attention Residuals with "
+                    f"attnres_mode '{theirs}' was trained with, which is '{held[key]}'"
+                )
         if read_format == formats.DELTA and config.attnres_recency_bias_init:
             raise ValueError(
                 "attnres_recency_bias_init must be 0 for a checkpoint of Delta Attention Residuals, which has no "

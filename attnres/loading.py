@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from attnres import formats
 
@@ -34,6 +34,8 @@ def load_whole(load: Any, *args: Any, ignore_mismatched_sizes: bool = False, **k
     info["missing_keys"] = set(missing)
     mismatched = [] if ignore_mismatched_sizes else info["mismatched_keys"]
     _check(model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), sorted(mismatched))
+    if hasattr(model.config, "_read_format"):
+        model.config._read_format = formats.ATTNRES  # the model that is there now has all that our own format has
     return model, info
 
 
@@ -44,7 +46,7 @@ def _check(model: PreTrainedModel, missing: list[str], unexpected: list[str], mi
     if wrong:
         config = model.config
         raise ValueError(
-            f"{config.name_or_path or 'checkpoint'}: {'; '.join(wrong)}{_hint(config, missing, unexpected)}"
+            f"{config.name_or_path or 'checkpoint'}: {'; '.join(wrong)}{_hint(model, missing, unexpected)}"
         )
 
 
@@ -53,15 +55,21 @@ def _named(kind: str, names: list[str]) -> str:
     return f"{len(names)} {kind} tensor{'s' * (len(names) > 1)}: {', '.join(names[:NUM_NAMED])}{more}"
 
 
-def _hint(config: PreTrainedConfig, missing: list[str], unexpected: list[str]) -> str:
-    source = getattr(config, "attnres_source", None)
+def _hint(model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> str:
+    routing = {name for name, _ in model.named_parameters() if "layers." in name and "_res_" in name}
+    biases = {name for name in routing if name.endswith("_res_bias")}
+    if biases and routing.intersection(missing) == biases:
+        return (
+            ". A checkpoint of Delta Attention Residuals has no recency biases: its config.json says so by "
+            "attnres_use_null_source, with attnres_mode in that code's meaning"
+        )
+    source = getattr(model.config, "attnres_source", None)
     if source == "cumulative" and any("final_res_" in name for name in unexpected):
         return (
             ". A final read over cumulative sources is a variant that is not supported: attnres_source 'cumulative' "
             "has none, and a checkpoint with 'block_sum' sources must say so in its config.json"
         )
-    num_routing = sum("layers." in name and "_res_" in name for name in missing)
-    if num_routing and num_routing == 6 * config.num_hidden_layers:
+    if routing and routing - biases <= set(missing):
         return ". It has no routing at all; attnres.wrap_qwen3 makes an AttnRes model from a vanilla Qwen3"
     return ""
 
