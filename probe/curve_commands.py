@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from probe.commands import check_device, say
 from probe.curves import CURVE_KINDS
+from probe.failures import in_words
 from probe.files.layout import FIGURES, PROBE
 from probe.files.locks import held
 from probe.files.runs import load_emergence
@@ -18,6 +19,7 @@ from probe.report.curves import ACCURACY, describe_curves, known_curves
 from probe.report.figures import style
 from probe.report.figures.curves import plot_curves
 from probe.settings import CurveSettings
+from probe.training.callback import MOST_FAILURES
 from probe.training.curves import measure_curves
 from probe.training.trail import settings_of_run
 
@@ -30,9 +32,10 @@ def curves(options: Namespace) -> None:
     if found.last_step is None:
         say(f"training in {options.run} has not ended: these are the steps so far", sys.stderr)
     with found.held():
-        done = measure_curves(options.run, settings, device=device, report=_report)
+        done = measure_curves(options.run, settings, device=device, report=_report, on_failure=_LeftOut())
     table = read_curves(options.run / PROBE)
-    assert table is not None
+    if table is None:
+        raise ValueError(f"no step of {found.folder} could be measured")
     say(f"{len(done)} steps were measured now -> {options.run / PROBE}", sys.stderr)
     about = table.iloc[-1]
     title = f"{about['run']} ({about['condition']}, seed {about['seed']})"
@@ -40,6 +43,19 @@ def curves(options: Namespace) -> None:
     with held(options.run, "report"):
         written = style.save(plot_curves(table, title), options.run / FIGURES / "curves")
     say("\nwritten:\n" + "\n".join(f"  {path}" for path in written))
+
+
+class _LeftOut:
+    """Says which steps cannot be measured, and gives up with the third: the others would fail as well."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, step: int, error: Exception) -> None:
+        say(f"step {step} is left out: {in_words(error)}", sys.stderr)
+        self._count += 1
+        if self._count == MOST_FAILURES:
+            raise error
 
 
 def _report(step: int, rows: pd.DataFrame) -> None:

@@ -131,6 +131,8 @@ def _counts(found: HeadsResult, kind: str, table: pd.DataFrame, pairs: pd.DataFr
     text = f"{matter} of {len(heads)} heads matter (more than {_percent(MATTERS)} of the margin)"
     if pairs.empty:
         return text
+    if reason := pairs["no_strength"].iloc[0]:
+        return f"{text}; no shares of pairs, tested on {pairs['n_sequences'].iloc[0]:,} sequences: {reason}"
     clear = pairs.loc[pairs["p_matters"] <= LEVEL, "strength"]
     covers, needs = int((clear > 0).sum()), int((clear < 0).sum())
     among = "" if found.tested.all() else " among those that harm most"
@@ -156,7 +158,7 @@ def _strongest_heads(found: HeadsResult, table: pd.DataFrame) -> list[str]:
 
 def _strongest_pairs(kind: str, pairs: pd.DataFrame) -> list[str]:
     """A line for each pair of a kind whose interaction is clear."""
-    if pairs.empty:
+    if pairs.empty or pairs["no_strength"].iloc[0]:
         return []
     clear = pairs[pairs["p_matters"] <= LEVEL]
     clear = clear.sort_values("strength", key=abs, ascending=False, kind="stable")

@@ -31,6 +31,9 @@ from probe.files.layout import (
     CONFIG,
     EXPORT,
     FINAL_PROBE,
+    HEADS,
+    HEADS_TABLE,
+    PAIRS_TABLE,
     PARTS,
     PROBE,
     PROVENANCE,
@@ -38,6 +41,9 @@ from probe.files.layout import (
     SUMMARY,
     TABLES,
     TASK_FILE,
+    TRACE,
+    TRACE_ABOUT,
+    TRACE_TABLE,
     TRAIL,
     TRAIL_FINISHED,
     has_results,
@@ -59,6 +65,7 @@ ARTEFACTS = {
     RUN_FILE,
     TRAIL_FINISHED,
     "config.json",
+    *(TRACE_TABLE, TRACE_ABOUT, HEADS_TABLE, PAIRS_TABLE),
     *(table_file(Path(), name).name for name in TABLES),
 }
 """Files that later steps read; besides, those that end in `WEIGHTS`."""
@@ -96,6 +103,7 @@ def findings(run: Path, num_cells: int) -> Iterator[Line]:
     """The lines about a run directory, or a folder of results or a model."""
     steps = sorted((run / TRAIL).glob("step_*"))
     folders = (run, run / CHECKPOINTS, run / EXPORT, run / TRAIL, *steps, run / PROBE, run / PROBE / FINAL_PROBE)
+    folders += (run / TRACE, run / HEADS)
     for folder in folders:
         yield from _files(folder)
     results = [folder for folder in dict.fromkeys(result_folders(run)) if has_results(folder)]

@@ -106,23 +106,23 @@ def write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
 def write_curves(directory: Path, rows: pd.DataFrame) -> None:
     """Add the curves of one kind at one step to the table in `directory`.
 
-    Rows of that kind and step are replaced, and rows of that kind that were measured on other data are removed: a curve
-    is of the same contexts at all of its steps.
+    Rows of that kind and step are replaced.
     """
     with locked(directory):
         directory.mkdir(parents=True, exist_ok=True)
         path = table_file(directory, CURVES)
         if path.exists():
             before, new = read_table(directory, CURVES), rows.iloc[0]
-            is_same = (before["step"] == new["step"]) | (before["data_id"] != new["data_id"])
-            rows = pd.concat([before[~(is_same & (before["kind"] == new["kind"]))], rows])
+            is_same = (before["step"] == new["step"]) & (before["kind"] == new["kind"])
+            rows = pd.concat([before[~is_same], rows])
         rows = rows.sort_values(["kind", "step"], kind="stable", ignore_index=True)
         _write(pa.Table.from_pandas(rows[CURVE_COLUMNS], preserve_index=False), path)
 
 
 def read_curves(directory: Path) -> pd.DataFrame | None:
     """The curves in `directory`; None where none were measured. Raises ValueError as `read_table` does."""
-    return read_table(directory, CURVES) if table_file(directory, CURVES).exists() else None
+    found = read_table(directory, CURVES) if table_file(directory, CURVES).exists() else None
+    return None if found is None or found.empty else found
 
 
 def read_sites(run: Path, folder: str, name: str, columns: Sequence[str]) -> pd.DataFrame | None:

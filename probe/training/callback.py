@@ -200,19 +200,19 @@ class ProbeCallback(Callback):
             self._publisher.log_rows_of_disk(told={*self.probed, last})
 
     def _measure_curves(self, trainer: Trainer) -> None:
-        """On the first process, while the others wait: curves on the trail, if there is one, of any architecture."""
+        """By the first process, step by step: curves on the trail, if there is one, of any architecture."""
         run_dir, team = Path(trainer.default_root_dir), _team(trainer)
         kinds = measurable(self.settings.curves, self._task(trainer))
-
-        def measure() -> None:
-            trail, device = Trail(run_dir), trainer.strategy.root_device
-            if kinds and self.settings.trail_probes and trail.steps:
-                with self.cost.counted("on_curves"), _hold(trail):
-                    done = measure_curves(run_dir, replace(self.settings.of_curves, kinds=kinds), device=device)
-                rank_zero_info(f"curves ({', '.join(kinds)}) at {len(done)} steps of the trail: {run_dir / PROBE}")
+        if not team.broadcast(bool(kinds and self.settings.trail_probes and Trail(run_dir).steps)):
+            return
+        how: dict[str, Any] = {"device": trainer.strategy.root_device, "team": team, "on_failure": _OnTrail(trainer)}
+        try:
+            with self.cost.counted("on_curves"), _hold(Trail(run_dir)) if team.is_first else nullcontext():
+                done = measure_curves(run_dir, replace(self.settings.of_curves, kinds=kinds), **how)
+            rank_zero_info(f"curves ({', '.join(kinds)}) at {len(done)} steps of the trail: {run_dir / PROBE}")
+        finally:
+            if trainer.is_global_zero:
                 self._publisher.log_curves_of_disk(is_new=True)
-
-        team.first(measure)
 
     def _run_probe(self, trainer: Trainer, pl_module: LightningModule, full: bool) -> Effects | None:
         """Several processes share the sequences among them; the first one puts the tables together, and has them.

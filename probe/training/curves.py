@@ -27,6 +27,7 @@ from probe.files.layout import CURVES, PROBE
 from probe.files.trail import Trail
 from probe.runner import check_finite
 from probe.settings import CurveSettings
+from probe.training.shared import Team
 from probe.training.trail import read_clean, task_of_step
 
 Report = Callable[[int, pd.DataFrame], None]
@@ -37,12 +38,17 @@ def measure_curves(
     settings: CurveSettings,
     *,
     device: torch.device | str = "cpu",
+    team: Team | None = None,
     report: Report | None = None,
+    on_failure: Callable[[int, Exception], None] | None = None,
 ) -> list[int]:
     """Measure curves on the trail of `run_dir`, of any architecture, until they have `settings.num_steps` steps.
 
     Args:
+        team: processes of which the first measures; the others hear of each step, so that none waits for all of them.
         report: called with each step at which something was measured, and all rows of the asked kinds at this step.
+        on_failure: called by the first process with a step that cannot be measured, and why; another is taken in its
+            place. By default the failure is raised.
 
     Returns:
         The steps that were measured now, in order.
@@ -52,12 +58,27 @@ def measure_curves(
             not finite.
     """
     measurer, done = CurveMeasurer(run_dir, settings, torch.device(device)), []
-    measurer.check()
-    while (step := measurer.choose()) is not None:
-        rows = measurer.measure(step)
+    team = Team() if team is None else team
+    team.first(measurer.check)
+
+    def measure_one() -> bool:
+        if (step := measurer.choose()) is None:
+            return False
+        try:
+            rows = measurer.measure(step)
+        except Exception as error:
+            if on_failure is None:
+                raise
+            on_failure(step, error)
+            measurer.failed.add(step)
+            return True
         done.append(step)
         if report is not None:
             report(step, rows)
+        return True
+
+    while team.first(measure_one):
+        pass
     return done
 
 
@@ -69,6 +90,7 @@ class CurveMeasurer:
     settings: CurveSettings
     device: torch.device
     readings: dict[int, Reading] = field(default_factory=dict)
+    failed: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.trail = Trail.of(self.run_dir)
@@ -82,7 +104,8 @@ class CurveMeasurer:
         """Of what can be known before work starts.
 
         Raises:
-            ValueError: the contexts do not fit into memory, or a kind cannot be measured on the task.
+            ValueError: the contexts do not fit into memory, a kind cannot be measured on the task, or there are curves
+                of other contexts, which cannot stand beside these.
         """
         if not self.trail.steps:
             raise ValueError(f"{self.trail.folder} holds no whole step yet")
@@ -92,10 +115,18 @@ class CurveMeasurer:
         task.check_count(self.settings.num_sequences)
         for kind in self.kinds:
             kind.check(task.task)
+        curves = storage.read_curves(self.run_dir / PROBE)
+        if curves is not None and set(curves["data_id"]) != {self.contexts.data_id}:
+            path = storage.table_file(self.run_dir / PROBE, CURVES)
+            raise ValueError(
+                f"{path} has curves of other contexts than num_sequences {self.settings.num_sequences}, seed "
+                f"{self.settings.seed} and num_resamples {self.settings.num_resamples}: give those that it was made "
+                "with, or move it away"
+            )
 
     def choose(self) -> int | None:
         """The step to measure next, None when there is none."""
-        steps, most = self.trail.steps, self.settings.num_steps
+        steps, most = [step for step in self.trail.steps if step not in self.failed], self.settings.num_steps
         known = known_steps(self.run_dir).intersection(steps)
         done = self.measured(self.kinds[0]).intersection(*map(self.measured, self.kinds[1:]), steps)
         if len(done) >= most:

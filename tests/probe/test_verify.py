@@ -66,6 +66,16 @@ def test_a_run_that_nobody_touched_holds(run, capsys):
         assert {f"{folder}/{name}" for name in ("effects.parquet", "clusters.parquet", "summary.json")} < names
 
 
+@pytest.mark.parametrize("name", ["heads.parquet", "heads.json", "pairs.parquet"])
+def test_what_stands_beside_the_probes_is_looked_at(run, name):
+    assert main(["heads", str(run), f"--output={run / 'heads'}", "--num_sequences=8", "--num_resamples=20"]) == 0
+    assert {verdict for verdict, _ in findings(run, 0)} == {HOLDS}
+    content = bytearray((run / "heads" / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (run / "heads" / name).write_bytes(content)
+    assert [what for verdict, what in findings(run, 0) if verdict == FAILED and name in what]
+
+
 def alter(path: Path, chance: random.Random) -> str:
     """Change a byte, or a value where the file holds values that can be told apart; returns what was done."""
     if path.suffix == ".parquet" and chance.random() < 0.5:

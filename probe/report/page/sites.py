@@ -28,6 +28,8 @@ def traces(view: View, number: int) -> list[Panel]:
         maps = [(each.title, each.values.set_axis(each.places, axis=1)) for each in trace_maps(table, direction)]
         lines = [each.lines for each in trace_maps(table, direction)]
         maps = [(title, values.set_axis(names)) for (title, values), names in zip(maps, lines, strict=True)]
+        if not maps:  # of edges alone
+            continue
         found.append(_panel(f"trace-{direction}-{number}", view, DIRECTION_TITLES[direction], table, maps, "share"))
     return found
 

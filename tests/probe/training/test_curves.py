@@ -207,21 +207,22 @@ def test_steps_are_placed_as_those_of_probes(which, request):
 def test_steps_that_were_probed_are_taken_and_the_most_telling_of_many(run, monkeypatch):
     probed = {2, 10, 14, 32}
     monkeypatch.setattr("probe.training.curves.storage.probed_steps", lambda _: probed)
-    assert sorted(measure_curves(run, CurveSettings(("flip",), 4, 16))) == sorted(probed)
+    assert sorted(measure_curves(run, CurveSettings(("flip",), 4, 16, num_resamples=20))) == sorted(probed)
     assert set(curves(run)["step"]) == probed
-    more = measure_curves(run, CurveSettings(("flip",), 7, 16))
+    more = measure_curves(run, CurveSettings(("flip",), 7, 16, num_resamples=20))
     assert len(more) == 3  # placed, where most happens
     few = measure_curves(run, CurveSettings(("heads",), 3, 16, num_resamples=20))
     assert len(few) == 3
     assert set(few) <= set(curves(run)["step"])
 
 
-def test_another_kind_goes_on_with_the_same_steps_and_other_contexts_begin_anew(run):
+def test_another_kind_goes_on_with_the_same_steps_and_other_contexts_are_refused(run):
     first = measure_curves(run, CurveSettings(("flip",), 4, 16, num_resamples=20))
     assert sorted(measure_curves(run, CurveSettings(("flip", "heads"), 4, 16, num_resamples=20))) == sorted(first)
-    assert sorted(measure_curves(run, CurveSettings(("flip",), 4, 24, num_resamples=20))) == sorted(first)
-    table = curves(run)
-    assert table.groupby("kind")["n_sequences"].agg(set).to_dict() == {"accuracy": {24}, "flip": {24}, "heads": {16}}
+    before = curves(run)
+    with pytest.raises(ValueError, match=r"curves\.parquet has curves of other contexts than num_sequences 24"):
+        measure_curves(run, CurveSettings(("flip",), 4, 24, num_resamples=20))
+    pd.testing.assert_frame_equal(curves(run), before)
     storage.drop_steps_after(run / PROBE, first[0])
     assert curves(run)["step"].max() == first[0]
 
@@ -266,3 +267,27 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     (run / "trail/manifest.json").unlink()
     assert "needs a value that is not in the context" in refused(str(run))
     assert not (run / PROBE).exists()
+
+
+def test_a_step_that_cannot_be_measured_is_left_out(run, monkeypatch):
+    """Another takes its place; in training its failure is recorded, and training ends as it would."""
+    failed, load = [], Trail.load
+
+    def broken(trail, step):
+        if step == trail.steps[-1]:
+            raise ValueError("its weights are not finite")
+        return load(trail, step)
+
+    monkeypatch.setattr(Trail, "load", broken)
+    last = Trail(run).steps[-1]
+    with pytest.raises(ValueError, match="not finite"):
+        measure_curves(run, CurveSettings(("flip",), 4, 16, num_resamples=20))
+    done = measure_curves(
+        run,
+        CurveSettings(("flip",), 4, 16, num_resamples=20),
+        on_failure=lambda step, error: failed.append((step, str(error))),
+    )
+    assert failed == [(last, "its weights are not finite")]
+    assert last not in set(curves(run)["step"])
+    assert curves(run)["step"].nunique() == 4
+    assert done
