@@ -108,8 +108,8 @@ def reads_of(name: str) -> Iterator[None]:
         yield
         return
 
-    def close_block(router: Any, state: Any) -> Any:
-        completed, current = (*state.completed, state.current), state.current if router.cumulative else None
+    def close_block(router: Any, state: Any, output: Tensor) -> Any:
+        completed, current = (*state.completed, state.current), state.current if router.source == "cumulative" else None
         return routing.DepthState(completed, (), current, state.read_index)
 
     with mock.patch.object(routing, "read", stacked_read), mock.patch.object(routing, "close_block", close_block):

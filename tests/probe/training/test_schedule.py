@@ -68,6 +68,7 @@ class TestCost:
             "in_training_seconds": 6,
             "trail_seconds": 5,
             "after_training_seconds": 7,
+            "curves_seconds": 0,
             "training_seconds": 10,
             "fraction": 1.1,
             "n_probed": 2,
