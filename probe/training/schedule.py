@@ -106,10 +106,11 @@ class Cost:
 
     def __str__(self) -> str:
         """What probes have cost, in a line."""
+        curves = f"; curves, {self.on_curves:.1f} s" if self.on_curves else ""
         return (
             f"probes: {self.num_probed} while training, {self.in_training:.1f} s; {self.num_of_trail} of the trail, "
             f"{self.on_trail:.1f} s; together {percent(self.fraction)} of training time; the last one, "
-            f"{self.after_training:.1f} s; curves, {self.on_curves:.1f} s"
+            f"{self.after_training:.1f} s{curves}"
         )
 
     def state_dict(self) -> dict[str, Any]:
