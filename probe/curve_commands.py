@@ -19,8 +19,8 @@ from probe.report.curves import ACCURACY, describe_curves, known_curves
 from probe.report.figures import style
 from probe.report.figures.curves import plot_curves
 from probe.settings import CurveSettings
-from probe.training.callback import MOST_FAILURES
 from probe.training.curves import measure_curves
+from probe.training.shared import FewFailures
 from probe.training.trail import settings_of_run
 
 
@@ -32,7 +32,7 @@ def curves(options: Namespace) -> None:
     if found.last_step is None:
         say(f"training in {options.run} has not ended: these are the steps so far", sys.stderr)
     with found.held():
-        done = measure_curves(options.run, settings, device=device, report=_report, on_failure=_LeftOut())
+        done = measure_curves(options.run, settings, device=device, report=_report, on_failure=FewFailures(_leave_out))
     table = read_curves(options.run / PROBE)
     if table is None:
         raise ValueError(f"no step of {found.folder} could be measured")
@@ -45,17 +45,8 @@ def curves(options: Namespace) -> None:
     say("\nwritten:\n" + "\n".join(f"  {path}" for path in written))
 
 
-class _LeftOut:
-    """Says which steps cannot be measured, and gives up with the third: the others would fail as well."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def __call__(self, step: int, error: Exception) -> None:
-        say(f"step {step} is left out: {in_words(error)}", sys.stderr)
-        self._count += 1
-        if self._count == MOST_FAILURES:
-            raise error
+def _leave_out(step: int, error: Exception) -> None:
+    say(f"step {step} is left out: {in_words(error)}", sys.stderr)
 
 
 def _report(step: int, rows: pd.DataFrame) -> None:

@@ -20,6 +20,7 @@ from probe.files.layout import HEADS_TABLE, PAIRS_TABLE
 from probe.heads import Head, HeadsResult, measure_heads, plan
 from probe.report.figures import style
 from probe.report.figures.heads import plot_heads
+from probe.report.text import share_with_interval
 from probe.runner import check_finite
 from probe.settings import check_resampling
 from probe.vocabulary import LEVEL, MARGIN, MATTERS
@@ -102,9 +103,9 @@ def answer(table: pd.DataFrame) -> str:
         return f"No head by itself was shown to be worth more than {_percent(MATTERS)} of the margin."
     looks = _looks_up(table)
     if len({_head(row) for row in strongest}) > 1:
-        named = "; ".join(f"{_head(row)} ({row['kind']}: {_share(row)})" for row in strongest)
+        named = "; ".join(f"{_head(row)} ({row['kind']}: {share_with_interval(row)})" for row in strongest)
         return f"Which head the model relies on most depends on what stands in for it: {named}.{looks}"
-    shares = ", ".join(f"{_share(row)} ({row['kind']})" for row in strongest)
+    shares = ", ".join(f"{share_with_interval(row)} ({row['kind']})" for row in strongest)
     most = f"{_head(strongest[0]).capitalize()} is the head that the model relies on most"
     return f"{most}: without it the margin falls by {shares}.{looks}"
 
@@ -121,7 +122,7 @@ def _looks_up(table: pd.DataFrame) -> str:
     row = known.iloc[-1]
     weight = f"{_percent(row['attention_to_value'])} of its weight"
     none = " No head that matters looks much at the answer's value in the context"
-    return f"{none}; {_head(row)} does most ({weight}), and costs {_share(row)} ({row['kind']})."
+    return f"{none}; {_head(row)} does most ({weight}), and costs {share_with_interval(row)} ({row['kind']})."
 
 
 def _counts(found: HeadsResult, kind: str, table: pd.DataFrame, pairs: pd.DataFrame) -> str:
@@ -150,7 +151,9 @@ def _strongest_heads(found: HeadsResult, table: pd.DataFrame) -> list[str]:
     for head in largest.sort_values(ascending=False, kind="stable").index[:MOST_LINES]:
         of_kinds = table[(table["layer"] == head[0]) & (table["head"] == head[1])]
         rows = [row for _, row in of_kinds.iterrows()]  # in the order of kinds
-        shares = "".join(f"{_share(row) + (' *' if row['p_matters'] <= LEVEL else ''):<26}" for row in rows)
+        shares = "".join(
+            f"{share_with_interval(row) + (' *' if row['p_matters'] <= LEVEL else ''):<26}" for row in rows
+        )
         weight = f"{rows[0]['attention_to_value']:.2f}" if has_weights else ""
         lines.append(f"  {_head(rows[0]):<18}{shares}{weight}".rstrip())
     return [*lines, f"  * more than {_percent(MATTERS)}, adjusted p ≤ {LEVEL}"]
@@ -167,7 +170,7 @@ def _strongest_pairs(kind: str, pairs: pd.DataFrame) -> list[str]:
         pair = f"layer {row['layer_a']} head {row['head_a']} + layer {row['layer_b']} head {row['head_b']}"
         alone = f"{_percent(row['strength_a'])} + {_percent(row['strength_b'])}"
         what = "cover for each other" if row["strength"] > 0 else "worth less without each other"
-        lines.append(f"  {pair:<34}{alone:<16}{_percent(row['strength_both']):<8}{_share(row):<22}{what}")
+        lines.append(f"  {pair:<34}{alone:<16}{_percent(row['strength_both']):<8}{share_with_interval(row):<22}{what}")
     if clear.empty:
         lines.append(f"  none is shown to be more than {_percent(MATTERS)} of the margin")
     return lines
@@ -179,11 +182,6 @@ def _head(row: pd.Series) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:z.0f} %"
-
-
-def _share(row: pd.Series) -> str:
-    numbers = (100 * row[name] for name in ("strength", "strength_low", "strength_high"))
-    return "{:z.0f} % [{:z.0f}, {:z.0f}]".format(*numbers)
 
 
 def _write(

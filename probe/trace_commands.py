@@ -21,6 +21,7 @@ from probe.files.layout import TRACE_ABOUT, TRACE_TABLE
 from probe.report.figures import style
 from probe.report.figures.trace import plot_trace
 from probe.report.figures.trace_flow import plot_flow
+from probe.report.text import share_with_interval
 from probe.runner import check_finite
 from probe.settings import check_resampling
 from probe.trace import DIRECTIONS, Flips, TraceResult, plan, trace_sites
@@ -98,7 +99,7 @@ def describe(checkpoint: Checkpoint, task: Task, flips: Flips, found: TraceResul
         lines += ["", f"{head}{'weight' if weighs else ''}".rstrip()]
         for key, row in shown.iterrows():
             assert isinstance(key, tuple)
-            back, lost = (_share(each) for each in (row, noise.loc[key]))
+            back, lost = (share_with_interval(each) for each in (row, noise.loc[key]))
             weight = f"{row['weight']:.2f}" if weighs else ""
             site = _site(dict(zip(keys, key, strict=True)))
             lines.append(f"  {site:<36}{key[-1]:<12}{back:<28}{lost:<28}{weight}".rstrip())
@@ -165,11 +166,6 @@ def _interval(estimate: Estimate, percent: bool = False) -> str:
     if percent:
         return "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * number for number in numbers))
     return "{:.2f} [{:.2f}, {:.2f}]".format(*numbers)
-
-
-def _share(row: pd.Series) -> str:
-    numbers = (100 * row[name] for name in ("strength", "strength_low", "strength_high"))
-    return "{:.0f} % [{:.0f}, {:.0f}]".format(*numbers)
 
 
 def _write(

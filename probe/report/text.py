@@ -69,6 +69,12 @@ IDLE = (
 ESTIMATED = "  estimated against exact ({grid}, {positions} positions): Spearman {spearman:.2f} over {n_cells} cells"
 
 
+def share_with_interval(row: pd.Series) -> str:
+    """The strength of a row, as in "83 % [79, 86]"."""
+    numbers = (100 * row[name] for name in ("strength", "strength_low", "strength_high"))
+    return "{:z.0f} % [{:z.0f}, {:z.0f}]".format(*numbers)
+
+
 def claims(run: ProbedRun) -> list[str]:
     """What is known of a model, in at most seven lines: one for the model and what was tested, and the claims."""
     coverage = [statement for claim in run.claims if claim.claim == "coverage" for statement in claim.statements]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,10 @@ from probe.settings import MIN_QUERIES, TrainingProbeSettings, fewest_sequences
 from probe.training.curves import measurable, measure_curves
 from probe.training.publish import Publisher
 from probe.training.schedule import Cost, Schedule, Settled
-from probe.training.shared import Team, probe_together, settings_of_probe
+from probe.training.shared import FewFailures, Team, probe_together, settings_of_probe
 from probe.training.trail import conclude, probe_trail
 from probe.vocabulary import Route
 
-MOST_FAILURES = 3
-"""Probes of a trail that may fail before the others are left out."""
 STATE = ("probed", "last_accuracy", "validation_accuracy", "stopped_at")
 """Attributes of the callback that a checkpoint keeps."""
 
@@ -194,7 +193,7 @@ class ProbeCallback(Callback):
         with self.cost.counted("on_trail"), _hold(Trail(run_dir)) if team.is_first else nullcontext():
             last = trainer.global_step  # is probed next
             how = {"device": trainer.strategy.root_device, "taken": {last}, "team": team, "report": self._report}
-            done = probe_trail(run_dir, self.settings, **how, on_failure=_OnTrail(trainer))
+            done = probe_trail(run_dir, self.settings, **how, on_failure=FewFailures(partial(record_failure, trainer)))
         self.cost.num_of_trail += len(done)
         if trainer.is_global_zero:
             self._publisher.log_rows_of_disk(told={*self.probed, last})
@@ -205,7 +204,11 @@ class ProbeCallback(Callback):
         kinds = measurable(self.settings.curves, self._task(trainer))
         if not team.broadcast(bool(kinds and self.settings.trail_probes and Trail(run_dir).steps)):
             return
-        how: dict[str, Any] = {"device": trainer.strategy.root_device, "team": team, "on_failure": _OnTrail(trainer)}
+        how: dict[str, Any] = {
+            "device": trainer.strategy.root_device,
+            "team": team,
+            "on_failure": FewFailures(partial(record_failure, trainer)),
+        }
         try:
             with self.cost.counted("on_curves"), _hold(Trail(run_dir)) if team.is_first else nullcontext():
                 done = measure_curves(run_dir, replace(self.settings.of_curves, kinds=kinds), **how)
@@ -280,19 +283,6 @@ def record_failure(trainer: Trainer, step: int, error: Exception) -> None:
         shutil.rmtree(_directory(trainer) / PARTS, ignore_errors=True)  # would be taken for those of the next probe
         with guarded("to record it"):
             FailedProbes(_directory(trainer)).add(step, error)
-
-
-class _OnTrail:
-    """Records probes of the trail that fail, and gives up with the third: the others would fail as well."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer, self._count = trainer, 0
-
-    def __call__(self, step: int, error: Exception) -> None:
-        record_failure(self._trainer, step, error)
-        self._count += 1
-        if self._count == MOST_FAILURES:
-            raise error
 
 
 @contextmanager

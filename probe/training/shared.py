@@ -18,6 +18,22 @@ from probe.settings import ProbeSettings, TrainingProbeSettings, fewest_sequence
 Found = TypeVar("Found")
 
 
+MOST_FAILURES = 3
+
+
+class FewFailures:
+    """Tells of steps that fail, and gives up with the third: the others would fail as well."""
+
+    def __init__(self, tell: Callable[[int, Exception], object]) -> None:
+        self._tell, self._count = tell, 0
+
+    def __call__(self, step: int, error: Exception) -> None:
+        self._tell(step, error)
+        self._count += 1
+        if self._count == MOST_FAILURES:
+            raise error
+
+
 class FailedElsewhere(Exception):
     """Another process of the team has failed, and says why."""
 
